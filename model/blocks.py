@@ -1,0 +1,122 @@
+"""The building blocks of every network here, under the key names of the published weights.
+
+Shapes: images and features are `[B, C, H, W]`; convolutions have 'same' padding and no bias.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+ACTIVATIONS = {"relu6": nn.ReLU6, "hswish": nn.Hardswish}
+
+
+def activation_layer(name: str) -> nn.Module:
+    """An in-place activation; UserError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation: {name!r} is unknown; allowed are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name](inplace=True)
+
+
+def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+
+
+class ConvBN(nn.Module):
+    """Convolution, batch norm and, when given, an activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, activation=None):
+        super().__init__()
+        self.conv = conv(in_channels, out_channels, kernel, stride)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.act = activation_layer(activation) if activation else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class MixedDepthwise(nn.Module):
+    """One depthwise convolution per sub-block over its own `channels`, then one batch norm and activation for all."""
+
+    def __init__(self, channels: int, kernels: Sequence[int], stride: int, activation: str):
+        super().__init__()
+        self.channels = channels
+        self.blocks = nn.ModuleList(conv(channels, channels, k, stride, groups=channels) for k in kernels)
+        self.bn = nn.BatchNorm2d(channels * len(kernels))
+        self.act = activation_layer(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [block(part) for block, part in zip(self.blocks, x.split(self.channels, dim=1), strict=True)]
+        return self.act(self.bn(torch.cat(parts, dim=1)))
+
+
+def squeezed_channels(channels: int) -> int:
+    """Width inside a squeeze-excite over `channels`."""
+    return channels // 4
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention over the middle channels (Hu et al., CVPR 2018), gated by a hard sigmoid."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.squeeze_conv = nn.Conv2d(channels, squeezed_channels(channels), 1)
+        self.excite_conv = nn.Conv2d(squeezed_channels(channels), channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = self.squeeze_conv(x.mean(dim=(2, 3), keepdim=True)).relu()
+        return x * nn.functional.hardsigmoid(self.excite_conv(squeezed))
+
+
+class InvertedBottleneck(nn.Module):
+    """MBConv (Sandler et al., CVPR 2018) whose depthwise part mixes kernel sizes, one per sub-block.
+
+    The expansion ratio is the number of kernels; with one there is no expand convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernels: Sequence[int],
+        stride: int = 1,
+        residual: bool = False,
+        se: bool = False,
+        activation: str = "relu6",
+    ):
+        super().__init__()
+        middle = in_channels * len(kernels)
+        self.point_wise = ConvBN(in_channels, middle, activation=activation) if len(kernels) > 1 else None
+        self.depthwise = MixedDepthwise(in_channels, kernels, stride, activation)
+        self.se = SqueezeExcite(middle) if se else None
+        self.point_wise_1 = ConvBN(middle, out_channels)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.point_wise(x) if self.point_wise is not None else x
+        y = self.depthwise(y)
+        if self.se is not None:
+            y = self.se(y)
+        y = self.point_wise_1(y)
+        return x + y if self.residual else y
+
+
+def head_stage(in_channels: int, out_channels: int, activation: str) -> nn.Sequential:
+    """1x1 convolution, batch norm, activation before the global average pool."""
+    bn = nn.BatchNorm2d(out_channels)
+    return nn.Sequential(conv(in_channels, out_channels), bn, activation_layer(activation))
+
+
+def initialise(module: nn.Module, rng: torch.Generator) -> None:
+    """Published initialisation: convolutions N(0, sqrt(2 / (k k C_out))), linear N(0, 0.01), biases 0, BN 1 and 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            k = part.kernel_size[0]
+            part.weight.data.normal_(0, math.sqrt(2 / (k * k * part.out_channels)), generator=rng)
+        elif isinstance(part, nn.Linear):
+            part.weight.data.normal_(0, 0.01, generator=rng)
+        if isinstance(part, (nn.Conv2d, nn.Linear)) and part.bias is not None:
+            part.bias.data.zero_()

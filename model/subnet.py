@@ -1,0 +1,70 @@
+"""The stand-alone network of an architecture: an ordinary CNN that knows nothing of search."""
+
+import thop
+import torch
+from torch import Tensor, nn
+
+from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise
+from model.space import Architecture, UnifiedSpace
+
+
+class SubNet(nn.Module):
+    """`network(images [B, 3, H, W]) -> logits [B, classes]`.
+
+    Per layer the expansion ratio is the number of active sub-blocks; a layer without any is left out. `se` puts
+    squeeze-excite into every block, also into layers whose spec has none; `activation` is "relu6" or "hswish".
+    State-dict keys are those of the published weights. UserError when the architecture is none of the space.
+    """
+
+    def __init__(
+        self,
+        space: UnifiedSpace,
+        architecture: Architecture,
+        *,
+        se: bool = False,
+        activation: str = "relu6",
+        dropout: float = 0.2,
+        bn_momentum: float = 0.1,
+        rng: torch.Generator | None = None,
+    ):
+        super().__init__()
+        space.check(architecture)
+        stem, first = space.stem_channels, space.first_channels
+        self.first = ConvBN(3, stem, kernel=3, stride=space.stem_stride, activation=activation)
+        self.first_mb = InvertedBottleneck(stem, first, kernels=(3,), se=se, activation=activation)
+        self.stages = nn.Sequential(
+            *(
+                InvertedBottleneck(
+                    spec.in_channels, spec.out_channels, kernels, spec.stride, spec.residual, se or spec.se, activation
+                )
+                for spec, kernels in zip(space.layers, architecture.kernels, strict=True)
+                if kernels
+            )
+        )
+        self.last_stage = head_stage(space.layers[-1].out_channels, space.head_channels, activation)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(space.head_channels, space.classes))
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = bn_momentum
+        initialise(self, rng or torch.Generator().manual_seed(0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.last_stage(self.stages(self.first_mb(self.first(images))))
+        return self.classifier(x.mean(dim=(2, 3)))
+
+
+def count_macs(network: nn.Module, image_size: int) -> float:
+    """Millions of multiply-adds of the convolutions of `network` on one square image, counted by thop."""
+    others = {type(m) for m in network.modules() if not (isinstance(m, nn.Conv2d) or list(m.children()))}
+    image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    macs, _ = thop.profile(network, inputs=(image,), custom_ops=dict.fromkeys(others, _free), verbose=False)
+    return macs / 1e6
+
+
+def _free(module, inputs, output) -> None:
+    """What thop counts for a module that is no convolution: the cost table knows of convolutions only."""
+
+
+def count_parameters(network: nn.Module) -> float:
+    """Millions of trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad) / 1e6

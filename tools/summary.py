@@ -1,0 +1,42 @@
+"""The table of a finished example: what was asked for, what it costs, what the trained network reaches.
+
+python3 -m tools.summary --architectures FILE.json --cfg CFG --result RUN/result.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from model.build import build_space, read_generated
+from model.subnet import SubNet, count_macs, count_parameters
+from utils.config import load_config
+from utils.errors import UserError
+from utils.runtime import command
+from utils.table import format_table
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, help="config file (YAML)")
+    parser.add_argument("--architectures", required=True, type=Path, help="a list that tools.generate wrote")
+    parser.add_argument("--result", required=True, type=Path, help="result.json of the trained network")
+    args = parser.parse_args(argv)
+    space = build_space(load_config(args.cfg))
+    try:
+        result = json.loads(args.result.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--result {args.result}: cannot be read ({error})") from None
+    rows = []
+    for found in read_generated(args.architectures):
+        network = SubNet(space, found.architecture)
+        counted = count_macs(network, space.image_size)
+        top1 = f"{result['top1']:.2f}" if found.target == result["target"] else None
+        parameters = f"{count_parameters(network):.3f}"
+        rows.append([f"{found.target:g}", f"{found.macs_m:.3f}", f"{counted:.3f}", parameters, top1])
+    print(format_table(["target M", "cost by table M", "cost counted M", "params M", "test top-1 %"], rows))
+    print(f"architectures {args.architectures}; trained network {result['checkpoint']}")
+
+
+if __name__ == "__main__":
+    main()

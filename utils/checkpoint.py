@@ -1,0 +1,85 @@
+"""Checkpoints: written whole or not at all, read without running code."""
+
+import argparse
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+# Where the state dict of a checkpoint may lie, ours and other people's.
+WEIGHT_KEYS = ("model", "state_dict", "state_dict_ema")
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in the place of `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def save(path: str | Path, payload: dict) -> None:
+    """Save tensors and plain values."""
+    write_atomically(path, lambda temporary: torch.save(payload, temporary))
+
+
+def copy(source: str | Path, target: str | Path) -> None:
+    """Copy a file, whole or not at all."""
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def load(path: str | Path) -> dict:
+    """The payload of a checkpoint, on the CPU; UserError when the file is missing, truncated or no such thing."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps its arguments in checkpoints
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path}: not a readable checkpoint of tensors and plain values ({reason})") from None
+    if not isinstance(payload, dict):
+        raise UserError(f"{path}: a checkpoint must be a dictionary, this is a {type(payload).__name__}")
+    return payload
+
+
+def weights(payload: dict, path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a payload, itself or under one of `WEIGHT_KEYS`, without "module." before its keys."""
+    for key in WEIGHT_KEYS:
+        if isinstance(payload.get(key), dict):
+            payload = payload[key]
+            break
+    if not payload or not all(isinstance(value, Tensor) for value in payload.values()):
+        raise UserError(f"{path}: it holds no weights, neither itself nor under {', '.join(WEIGHT_KEYS)}")
+    return {key.removeprefix("module."): value for key, value in payload.items()}
+
+
+def load_into(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Load `state` strictly; UserError naming the first keys that are missing, unknown or of another shape."""
+    own = module.state_dict()
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    expected = {key for key in own if not key.endswith("num_batches_tracked")}
+    missing, unknown = sorted(expected - state.keys()), sorted(state.keys() - expected)
+    if missing or unknown:
+        raise UserError(f"{path}: keys do not fit: missing {missing[:3]}, unknown {unknown[:3]}")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise UserError(f"{path}: {key} is {tuple(value.shape)}; this network has {tuple(own[key].shape)}")
+    module.load_state_dict(state, strict=False)

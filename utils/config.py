@@ -1,0 +1,317 @@
+"""YAML -> `Config`, a frozen record of checked values. An unknown or wrong key is a UserError that names it.
+
+The published YAMLs load unchanged. A `Config` lives in a stage's `main()`; what lies below takes named values.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class OptimState:
+    """An optimiser: "sgd" uses momentum, "adam" beta (its first; the second is 0.999)."""
+
+    optimizer: str = "sgd"
+    lr: float = 0.064
+    momentum: float = 0.9
+    weight_decay: float = 4e-4
+    beta: float = 0.5
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A row of `l_cfgs`: [max expansion, output channels, kernels, stride, number of choices, squeeze-excite].
+
+    The last two may be left out; a row overrides the global `expansion`, `split_blocks` and `kernels_nums`.
+    """
+
+    expansion: int
+    out_channels: int
+    kernels: tuple[int, ...]
+    skip: bool
+    stride: int
+    se: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """All keys of a config file. Costs are in millions of multiply-adds (M). A path of None is not used."""
+
+    # data
+    dataset: str
+    classes: int
+    input_size: int
+    dataset_dir: str = "./data/"
+    train_portion: float = 0.8
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    crop_padding: int = 4  # pixels of zero padding before the random crop of small images
+    horizontal_flip: bool = True
+    num_workers: int = 0
+    # search space
+    l_cfgs: tuple[LayerRow, ...] = ()
+    static_layers: tuple[int, ...] = ()
+    min_expansion: int = 2
+    expansion: int = 6
+    split_blocks: int = 6
+    kernels_nums: int = 4
+    stem_stride: int | None = None  # None: 1 below input size 64, else 2
+    stem_channels: int = 32
+    first_channels: int = 16
+    head_channels: int = 1280
+    # supernet warm-up, and training from scratch
+    warmup_epochs: int = 50
+    epochs: int = 200  # of training from scratch, and the period of the cosine
+    batch_size: int = 512
+    paths_per_step: int = 4
+    validation_paths: int = 8  # random paths whose accuracy is averaged after each epoch of the warm-up
+    label_smoothing: float = 0.1
+    dropout: float = 0.2
+    optim_state: OptimState = field(default_factory=OptimState)
+    lr_scheduler: str = "cosine"
+    step_size: int = 80  # epochs between two decays of the "step" scheduler
+    decay_ratio: float = 0.1
+    # generator training
+    search_epochs: int = 50
+    generator: str = "singan"
+    hc_dim: int = 10
+    g_optim_state: OptimState = field(default_factory=lambda: OptimState("adam", 0.001, 0.9, 0.0, 0.5))
+    low_flops: float = 0.0
+    high_flops: float = 0.0
+    pool_size: int = 1
+    tau: float = 5.0
+    tau_decay: float = 0.95  # per epoch
+    alpha: float = 0.0003
+    loss_penalty: float = 1.2
+    noise_weight: float = 0.0  # never read, as in the published release
+    target_step: float = 5.0  # M between two training targets
+    target_jitter: float = 0.5  # M
+    cost_tolerance: float = 0.1  # M; no hardware loss within
+    cost_unit: float = 1.0  # M; the hardware loss is in squares of it
+    eval_step: float = 10.0  # M between two evaluated targets
+    hardware_loss_limit: float = 0.4  # total over the evaluated targets, for the most accurate generator to be kept
+    # run
+    cuda: bool = True
+    ngpu: int = 1
+    amp: bool = False
+    channels_last: bool = True
+    seed: int = 0
+    print_freq: int = 100  # steps between two lines of a log
+    log_dir: str = "./logs/"
+    write_dir: str | None = None  # TensorBoard events; None: in the run folder
+    # files read
+    model_pretrained: str | None = None
+    generator_pretrained: str | None = None
+    # files written, beside the run folder
+    path_to_save_model: str | None = None
+    path_to_save_generator: str | None = None
+    path_to_best_avg_generator: str | None = None
+    path_to_final_generator: str | None = None  # "path_to_fianl_generator" is accepted too
+    path_to_save_scratch: str | None = None
+    path_to_save_architecture: str | None = None
+    path_to_save_evaluate_architecture: str | None = None
+    path_to_prior_pool: str | None = None
+    path_to_generator_eval: str | None = None
+    path_to_generator_eval_avg: str | None = None
+    path_to_supernet_eval: str | None = None
+
+    def to_dict(self) -> dict:
+        """Plain values, as YAML and JSON hold them; `from_dict` reads them back."""
+        values = dataclasses.asdict(self)
+        values["l_cfgs"] = [
+            [r.expansion, r.out_channels, [*r.kernels, *["skip"] * r.skip], r.stride, len(r.kernels) + r.skip, r.se]
+            for r in self.l_cfgs
+        ]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict, where: str = "config") -> "Config":
+        """Check and convert plain values; UserError naming `where`, the key, the value and what is allowed."""
+        values = {_SPELLINGS.get(key, key): value for key, value in values.items()}
+        config = _record(cls, values, where, "")
+        _check_values(config, where)
+        return config
+
+
+_SPELLINGS = {"path_to_fianl_generator": "path_to_final_generator"}
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML file; `overrides` are `key=value`, with dots for keys inside `optim_state` and `g_optim_state`."""
+    path = Path(path)
+    values = _read_yaml(path, path.resolve().parent)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: it holds no keys")
+    for override in overrides:
+        _override(values, override)
+    return Config.from_dict(values, str(path))
+
+
+def _read_yaml(path: Path, root: Path):
+    """Safe YAML with `!include FILE`, relative to the including file and inside `root`."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def include(loader: yaml.SafeLoader, node: yaml.Node):
+        target = (path.parent / str(loader.construct_scalar(node))).resolve()
+        if not target.is_relative_to(root):
+            raise UserError(f"{path}: !include {node.value}: it lies outside the config's folder {root}")
+        if target == path.resolve():
+            raise UserError(f"{path}: !include {node.value}: a file cannot include itself")
+        return _read_yaml(target, root)
+
+    Loader.add_constructor("!include", include)
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml.load(text, Loader=Loader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no valid YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise UserError(f"{path}: !include runs in a circle") from None
+
+
+def _override(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: it must be key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {key}: {text!r} is no valid YAML value") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {key}: {parent} has no keys of its own")
+    values[last] = value
+
+
+# -- checking --------------------------------------------------------------------------------------------------------
+
+
+def _record(kind: type, values: dict, where: str, prefix: str):
+    """`values` as the dataclass `kind`."""
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(sorted(hints))}"
+            raise UserError(f"{where}: {prefix}{key}: unknown key{hint}")
+    required = {f.name for f in dataclasses.fields(kind)} & {"dataset", "classes", "input_size", "l_cfgs"}
+    for key in sorted(required | ({"low_flops", "high_flops"} & set(hints))):
+        if key not in values:
+            raise UserError(f"{where}: {prefix}{key}: this key is missing")
+    return kind(**{key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()})
+
+
+def _convert(hint, value, where: str, key: str):
+    """`value` as the annotated type, or a UserError that names both."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _convert(arguments[0], value, where, key)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where}: {key}: {value!r} is no list")
+        return tuple(_convert(arguments[0], part, where, f"{key}[{i}]") for i, part in enumerate(value))
+    if hint is LayerRow:
+        return _layer_row(value, where, key)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {key}: {value!r} holds no keys")
+        return _record(hint, value, where, key + ".")
+    if isinstance(value, str) and hint in (int, float):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number and abs(value) < float("inf"):
+        return float(value)
+    if hint is int and number and value == value // 1:
+        return int(value)
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+    raise UserError(f"{where}: {key}: {value!r} is not {names[hint]}")
+
+
+def _layer_row(row, where: str, key: str) -> LayerRow:
+    if not isinstance(row, (list, tuple)) or not 4 <= len(row) <= 6:
+        raise UserError(
+            f"{where}: {key}: {row!r} is not [max expansion, output channels, kernels, stride, kernels_nums, se]"
+        )
+    expansion, out_channels, stride = (_convert(int, row[i], where, f"{key}[{i}]") for i in (0, 1, 3))
+    choices = row[2]
+    if not isinstance(choices, (list, tuple)) or len(set(map(str, choices))) < len(choices):
+        raise UserError(f"{where}: {key}[2]: {choices!r} is not a list of different kernel sizes, maybe with skip")
+    kernels = tuple(_convert(int, c, where, f"{key}[2]") for c in choices if c != "skip")
+    if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
+        raise UserError(f"{where}: {key}[2]: {choices!r}: kernel sizes must be odd and positive")
+    for name, value in (("max expansion", expansion), ("output channels", out_channels), ("stride", stride)):
+        if value < 1:
+            raise UserError(f"{where}: {key}: {name} {value} is below 1")
+    if len(row) > 4 and _convert(int, row[4], where, f"{key}[4]") != len(choices):
+        raise UserError(f"{where}: {key}[4]: kernels_nums is {row[4]}, but the row has {len(choices)} choices")
+    se = _convert(bool, row[5], where, f"{key}[5]") if len(row) > 5 else False
+    return LayerRow(expansion, out_channels, kernels, "skip" in choices, stride, se)
+
+
+_AT_LEAST = {
+    0: "warmup_epochs search_epochs crop_padding num_workers noise_weight target_jitter cost_tolerance alpha seed",
+    1: "classes input_size batch_size paths_per_step validation_paths epochs hc_dim pool_size stem_channels "
+    "first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq ngpu",
+}
+_POSITIVE = "tau tau_decay loss_penalty hardware_loss_limit target_step cost_unit eval_step decay_ratio"
+_ONE_OF = {"generator": ("singan",), "lr_scheduler": ("cosine", "step")}
+
+
+def _check_values(config: Config, where: str) -> None:
+    """Everything about the values that needs no data and no space."""
+
+    def refuse(key: str, allowed: str):
+        raise UserError(f"{where}: {key}: {getattr(config, key)!r} is not allowed; it must be {allowed}")
+
+    for least, keys in _AT_LEAST.items():
+        for key in keys.split():
+            if getattr(config, key) < least:
+                refuse(key, f"at least {least}")
+    for key in _POSITIVE.split():
+        if getattr(config, key) <= 0:
+            refuse(key, "above 0")
+    for key, names in _ONE_OF.items():
+        if getattr(config, key) not in names:
+            refuse(key, " or ".join(names))
+    if not 0 < config.train_portion <= 1:
+        refuse("train_portion", "above 0 and at most 1")
+    for key in ("label_smoothing", "dropout"):
+        if not 0 <= getattr(config, key) < 1:
+            refuse(key, "at least 0 and below 1")
+    if config.stem_stride not in (None, 1, 2):
+        refuse("stem_stride", "1 or 2")
+    if not 0 < config.low_flops < config.high_flops:
+        refuse("low_flops", f"above 0 and below high_flops ({config.high_flops:g})")
+    if not config.l_cfgs:
+        refuse("l_cfgs", "a list with a row for each layer")
+    if any(not 0 <= layer < len(config.l_cfgs) for layer in config.static_layers):
+        refuse("static_layers", f"numbers of layers, 0 to {len(config.l_cfgs) - 1}")
+    for key in ("mean", "std"):
+        if len(getattr(config, key)) != 3:
+            refuse(key, "three numbers")
+    if min(config.std) <= 0:
+        refuse("std", "three numbers above 0")
+    for key in ("optim_state", "g_optim_state"):
+        state = getattr(config, key)
+        if state.optimizer not in ("sgd", "adam"):
+            raise UserError(f"{where}: {key}.optimizer: {state.optimizer!r} is unknown; allowed are sgd, adam")
+        if state.lr <= 0 or state.weight_decay < 0 or not 0 <= state.momentum < 1 or not 0 <= state.beta < 1:
+            raise UserError(f"{where}: {key}: lr must be above 0, weight_decay at least 0, momentum and beta in [0, 1)")

@@ -1,0 +1,393 @@
+"""Images: where they come from, how they are split, and how they reach a network.
+
+A data set is `ImageData` (decoded once into one uint8 tensor; all sets of small images) or `ImageFiles` (decoded on
+the fly). `loader()` turns either into batches; every random choice is a function of the seed and the epoch.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from utils.checkpoint import write_atomically
+from utils.errors import UserError
+from utils.runtime import stream
+
+DATASETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet")
+
+# Up to this side in pixels, images are decoded once and kept in memory.
+SMALL = 64
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Decoded images: `images` uint8 `[N, 3, S, S]`, `labels` int64 `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def subset(self, index: Tensor) -> "ImageData":
+        return ImageData(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images on disk: `paths` of N files, `labels` int64 `[N]`; they are loaded at `size` pixels."""
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    size: int
+
+    def subset(self, index: Tensor) -> "ImageFiles":
+        return ImageFiles(tuple(self.paths[i] for i in index.tolist()), self.labels[index], self.size)
+
+
+Images = ImageData | ImageFiles
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`train`, `test`, and `held_out` when the data set comes with a part that is neither."""
+
+    train: Images
+    test: Images
+    held_out: Images | None = None
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_dataset(name: str, directory: str, size: int, classes: int) -> Dataset:
+    """The data set `name` in `directory` at `size` pixels; UserError when it is missing or has other classes."""
+    if name not in DATASETS:
+        raise UserError(f"dataset: {name!r} cannot be read; allowed are {', '.join(DATASETS)}")
+    if name == "digits":
+        dataset = _digits(size)
+    elif name in ("cifar10", "cifar100"):
+        dataset = _cifar(name, directory, size)
+    else:
+        dataset = _image_folders(Path(directory), size)
+    found = int(torch.cat([dataset.train.labels, dataset.test.labels]).max()) + 1
+    if found != classes:
+        raise UserError(f"classes: the config says {classes}, but {name} in {directory} has {found}")
+    return dataset
+
+
+def load_test_images(name: str, directory: str, size: int, classes: int) -> Images:
+    """The test part alone, so that a validation folder needs no training images beside it."""
+    if name in ("imagefolder", "imagenet"):
+        images = _image_folder(_test_folder(Path(directory)), size)
+        found = int(images.labels.max()) + 1
+        if found != classes:
+            raise UserError(f"classes: {directory} has {found} class folders, the network {classes} classes")
+        return images
+    return load_dataset(name, directory, size, classes).test
+
+
+def _digits(size: int) -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, enlarged to `size`; every fifth of each class is a test image."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True).round().clamp(0, 255)
+    data = ImageData(images.to(torch.uint8).repeat(1, 3, 1, 1), torch.from_numpy(digits.target).long())
+    train, test = stratified_split(data.labels, 0.8, stream(0, "digits test images"))
+    return Dataset(data.subset(train), data.subset(test))
+
+
+def _cifar(name: str, directory: str, size: int) -> Dataset:
+    """CIFAR-10 or CIFAR-100 by torchvision, downloaded when it is missing."""
+    kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
+    try:
+        parts = [kind(directory, train=train, download=True) for train in (True, False)]
+    except Exception as error:  # urllib, ssl, tarfile and torchvision raise many kinds here
+        raise UserError(
+            f"dataset_dir: {directory}: {name} is not there and cannot be downloaded "
+            f"({' '.join(str(error).split())}); unpack its python archive into {directory}"
+        ) from None
+    train, test = (
+        ImageData(_resize(torch.from_numpy(part.data).permute(0, 3, 1, 2), size), torch.tensor(part.targets))
+        for part in parts
+    )
+    return Dataset(train, test)
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    if images.shape[-1] == size:
+        return images.contiguous()
+    images = F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
+    return images.round().clamp(0, 255).to(torch.uint8)
+
+
+def _image_folders(directory: Path, size: int) -> Dataset:
+    """Folders train/, val/ and maybe test/, each with a folder a class; with test/, val/ is a held-out part."""
+    test = _test_folder(directory)
+    held_out = directory / "val"
+    return Dataset(
+        _image_folder(directory / "train", size),
+        _image_folder(test, size),
+        _image_folder(held_out, size) if test != held_out and held_out.is_dir() else None,
+    )
+
+
+def _test_folder(directory: Path) -> Path:
+    """DIR/test when it has class folders (that of ImageNet has no labels), else DIR/val."""
+    test = directory / "test"
+    return test if test.is_dir() and any(entry.is_dir() for entry in test.iterdir()) else directory / "val"
+
+
+def _image_folder(directory: Path, size: int) -> Images:
+    try:
+        folder = torchvision.datasets.ImageFolder(str(directory))
+    except FileNotFoundError:
+        raise UserError(f"{directory}: it must be a folder with a folder of images for each class") from None
+    files = ImageFiles(tuple(path for path, _ in folder.samples), torch.tensor(folder.targets), size)
+    return _decode(files) if size <= SMALL else files
+
+
+def _decode(files: ImageFiles) -> ImageData:
+    """All images as one tensor. Those that cannot be read are left out and named."""
+    images = np.empty((len(files.paths), files.size, files.size, 3), dtype=np.uint8)
+    good = torch.ones(len(files.paths), dtype=torch.bool)
+    for index, path in enumerate(files.paths):
+        try:
+            with Image.open(path) as image:
+                image = image.convert("RGB")
+                if image.size != (files.size, files.size):
+                    image = image.resize((files.size, files.size), Image.Resampling.BICUBIC)
+                images[index] = np.asarray(image)
+        except OSError as error:
+            good[index] = False
+            print(f"skipped {path}: cannot be read as an image ({error})")
+    if not good.any():
+        raise UserError(f"{Path(files.paths[0]).parent.parent}: none of its images can be read")
+    data = ImageData(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), files.labels)
+    return data if good.all() else data.subset(good.nonzero().flatten())
+
+
+# -- splitting -------------------------------------------------------------------------------------------------------
+
+
+def stratified_split(labels: Tensor, portion: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices of about `portion` of each class, and of the rest, in ascending order."""
+    keys = torch.rand(len(labels), generator=rng, dtype=torch.float64)
+    order = torch.argsort(labels.double() + keys)  # by class, at random within
+    counts = torch.bincount(labels)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    first = rank < (counts * portion).round().long()[labels]
+    return first.nonzero().flatten(), (~first).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class SearchImages:
+    """The three parts of a search: supernet training, generator training, validation. No test image is among them."""
+
+    train: Images
+    feed: Images
+    validate: Images
+
+
+# Share of the training set that trains the supernet when the config's train_portion leaves nothing to hold out.
+HELD_OUT_BY_DEFAULT = 0.8
+
+
+def split_for_search(dataset: Dataset, train_portion: float, seed: int, file: Path) -> SearchImages:
+    """Cut the parts of a search, stratified by class; written to `file`, and read from it when it is there.
+
+    What is held out of training (the data set's own part when it has one) is cut again: three quarters feed the
+    generator, one quarter validates.
+    """
+    source = dataset.held_out or dataset.train
+    if file.exists():
+        split = _read_split(file, len(source.labels))
+    else:
+        rng = stream(seed, "split")
+        held = torch.arange(len(source.labels))
+        if dataset.held_out is None:
+            portion = train_portion if train_portion < 1 else HELD_OUT_BY_DEFAULT
+            _, held = stratified_split(source.labels, portion, rng)
+        feed, validate = (held[part] for part in stratified_split(source.labels[held], 0.75, rng))
+        split = {"feed": feed, "validate": validate}
+        record = {"images": len(source.labels), **{name: part.tolist() for name, part in split.items()}}
+        write_atomically(file, lambda temporary: temporary.write_text(json.dumps(record) + "\n"))
+    rest = torch.ones(len(source.labels), dtype=torch.bool)
+    rest[torch.cat(list(split.values()))] = False
+    train = dataset.train.subset(rest.nonzero().flatten()) if dataset.held_out is None else dataset.train
+    parts = SearchImages(train, source.subset(split["feed"]), source.subset(split["validate"]))
+    for name in ("train", "feed", "validate"):
+        if not len(getattr(parts, name).labels):
+            raise UserError(f"train_portion: {train_portion} leaves no images to {name}")
+    return parts
+
+
+def _read_split(file: Path, images: int) -> dict[str, Tensor]:
+    try:
+        record = json.loads(file.read_text())
+        split = {name: torch.tensor(record[name], dtype=torch.long) for name in ("feed", "validate")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: no split file ({error})") from None
+    if record.get("images") != images or max(int(part.max()) for part in split.values()) >= images:
+        raise UserError(f"{file}: it splits {record.get('images')} images; the data set has {images}")
+    return split
+
+
+# -- loading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of images in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 `[B, 3, H, W]` -> float32, in the memory format of `images`."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return images.float().sub_(255 * mean).div_(255 * std)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop (small images: after zero padding; others: resized, of a share of the area) and horizontal flip."""
+
+    crop_padding: int = 4
+    horizontal_flip: bool = True
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+
+
+class MemoryLoader:
+    """Batches of decoded images: `epoch(n)` yields (float `[B, 3, S, S]`, labels `[B]`)."""
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        normalise: Normalisation,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+    ):
+        self.data, self.batch_size, self.normalise = data, batch_size, normalise
+        self.augment, self.seed = augment, seed
+
+    def __len__(self) -> int:
+        return _batches(len(self.data.labels), self.batch_size, self.augment is not None)
+
+    def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """With augmentation: shuffled, whole batches only."""
+        rng = stream(self.seed, "batches", epoch)
+        count = len(self.data.labels)
+        order = torch.arange(count) if self.augment is None else torch.randperm(count, generator=rng)
+        for index in order.split(self.batch_size)[: len(self)]:
+            images = self.data.images[index]
+            if self.augment is not None:
+                images = crop_and_flip(images, self.augment.crop_padding, self.augment.horizontal_flip, rng)
+            yield self.normalise(images), self.data.labels[index]
+
+
+def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """Each image `[3, S, S]` of a batch cropped at random after zero padding, and flipped with probability 1/2.
+
+    One gather does both; the result is channels-last.
+    """
+    count, size = len(images), images.shape[-1]
+    padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+    rows, columns = torch.randint(2 * padding + 1, (2, count, 1), generator=rng) + torch.arange(size)
+    if flip:
+        turned = torch.rand(count, 1, generator=rng) < 0.5
+        columns = torch.where(turned, columns.flip(1), columns)
+    batch = torch.arange(count)[:, None, None]
+    return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class FileLoader:
+    """Batches of images read from disk by `workers` processes; otherwise as `MemoryLoader`."""
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        batch_size: int,
+        normalise: Normalisation,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        workers: int = 0,
+    ):
+        self.files, self.batch_size, self.augment = files, batch_size, augment
+        self.seed, self.workers = seed, workers
+        # Evaluation: the published resize to size / 0.875, bicubic, then the centre.
+        if augment is None:
+            steps = [
+                v2.Resize(round(files.size / 0.875), v2.InterpolationMode.BICUBIC),
+                v2.CenterCrop(files.size),
+            ]
+        else:
+            steps = [v2.RandomResizedCrop(files.size, scale=augment.crop_scale)]
+            steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip
+        self.transform = v2.Compose(
+            [
+                *steps,
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(normalise.mean, normalise.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return _batches(len(self.files.labels), self.batch_size, self.augment is not None)
+
+    def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        training = self.augment is not None
+        loader = torch.utils.data.DataLoader(
+            _Files(self.files, self.transform),
+            self.batch_size,
+            shuffle=training,
+            drop_last=training and len(self.files.labels) >= self.batch_size,
+            num_workers=self.workers,
+            generator=stream(self.seed, "batches", epoch),
+            worker_init_fn=None,
+        )
+        return iter(loader)
+
+
+class _Files(torch.utils.data.Dataset):
+    def __init__(self, files: ImageFiles, transform):
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        with Image.open(self.files.paths[index]) as image:
+            return self.transform(image.convert("RGB")), self.files.labels[index]
+
+
+Loader = MemoryLoader | FileLoader
+
+
+def loader(
+    images: Images,
+    batch_size: int,
+    normalise: Normalisation,
+    augment: Augmentation | None = None,
+    seed: int = 0,
+    workers: int = 0,
+) -> Loader:
+    """Batches of `images`; shuffled and augmented when `augment` is given."""
+    if isinstance(images, ImageData):
+        return MemoryLoader(images, batch_size, normalise, augment, seed)
+    return FileLoader(images, batch_size, normalise, augment, seed, workers)
+
+
+def _batches(images: int, batch_size: int, training: bool) -> int:
+    """Training drops the last, smaller batch, unless it is the only one."""
+    return images // batch_size if training and images >= batch_size else -(-images // batch_size)

@@ -1,0 +1,98 @@
+"""How any network is trained for an epoch, and how any network is scored."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.errors import UserError
+from utils.optim import Schedule
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy in percent and mean cross entropy over `images` images."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which form numbers live: device, channels-last or not, mixed precision or not."""
+
+    device: torch.device
+    channels_last: bool = True
+    amp: bool = False
+
+    def batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        images = images.to(self.device, non_blocking=True, memory_format=layout)
+        return images, labels.to(self.device, non_blocking=True)
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
+
+
+@torch.no_grad()
+def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], place: Placement) -> Score:
+    """Score `forward(images [B, 3, H, W]) -> logits [B, classes]` over `batches`."""
+    top1 = top5 = loss = torch.zeros((), dtype=torch.float64)
+    images_seen = 0
+    for images, labels in batches:
+        images, labels = place.batch(images, labels)
+        with place.autocast():
+            logits = forward(images).float()
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        top1 = top1 + ranked[:, 0].sum().cpu()
+        top5 = top5 + ranked.sum().cpu()
+        loss = loss + F.cross_entropy(logits, labels, reduction="sum").cpu()
+        images_seen += len(labels)
+    top1, top5, loss = (float(total) / max(images_seen, 1) for total in (top1, top5, loss))
+    return Score(100 * top1, 100 * top5, loss, images_seen)
+
+
+def check_finite(loss: Tensor, what: str, step: int) -> float:
+    """The loss as a number; UserError when it is none, naming the step."""
+    value = float(loss.detach())
+    if value != value or abs(value) == float("inf"):
+        raise UserError(f"{what}: the loss is {value} at step {step}; the last checkpoint is good; try a lower lr")
+    return value
+
+
+def train_epoch(
+    losses: Callable[[Tensor, Tensor], Iterable[Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    first_step: int,
+    place: Placement,
+    progress,
+) -> float:
+    """Train for one epoch and return its mean loss.
+
+    `losses(images, labels)` yields scalar losses one after another; each is differentiated before the next is asked
+    for, so that only one graph lives at a time, and their gradients add up before the optimiser steps.
+    """
+    total, count = 0.0, 0
+    for step, (images, labels) in enumerate(batches, start=first_step):
+        images, labels = place.batch(images, labels)
+        schedule.apply(optimizer, step)
+        optimizer.zero_grad(set_to_none=False)
+        step_total, parts = 0.0, 0
+        with place.autocast():
+            for loss in losses(images, labels):
+                loss.backward()
+                step_total, parts = step_total + check_finite(loss, progress.title, step), parts + 1
+        optimizer.step()
+        total, count = total + step_total / parts, count + 1
+        progress.update(loss=step_total / parts, lr=optimizer.param_groups[0]["lr"])
+    return total / max(count, 1)

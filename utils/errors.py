@@ -1,0 +1,8 @@
+"""The one kind of error that is meant for the person at the keyboard."""
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what is wrong, where, and what is allowed.
+
+    `utils.runtime.command` prints it and exits with status 2.
+    """

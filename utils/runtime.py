@@ -1,0 +1,229 @@
+"""What surrounds a stage: its errors, device, random streams, run folder and progress."""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from utils import checkpoint
+from utils.config import Config
+from utils.errors import UserError
+
+
+def command(main: Callable) -> Callable:
+    """Let a stage's `main(argv=None)` end a UserError as one line on stderr and exit status 2."""
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None):
+        try:
+            return main(argv)
+        except UserError as error:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return run
+
+
+def boolean(text: str) -> bool:
+    """An argparse type that reads what people write: `--se False` is false."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+def pick_device(accelerator: bool = True) -> torch.device:
+    """CUDA, else MPS, where there is one and it is wanted, else the CPU."""
+    if accelerator and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def stream(seed: int, *names: str | int) -> torch.Generator:
+    """A CPU random stream of its own for each purpose and epoch, so that resuming needs no generator states."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def seed_everything(seed: int, *names: str | int) -> None:
+    """Seed the global streams (dropout on any device uses them)."""
+    torch.manual_seed(stream(seed, *names).initial_seed())
+
+
+def describe_environment(device: torch.device) -> dict:
+    """Versions, commit and hardware, for the record."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "commit": git.stdout.strip() or None,
+    }
+
+
+class RunFolder:
+    """`log_dir/title`: everything that a run writes.
+
+    config.yml, environment.json, split.json, metrics.jsonl, checkpoints/, tensorboard/, and the stage's tables.
+    """
+
+    def __init__(self, path: Path, tensorboard: str | None = None):
+        self.path = Path(path)
+        self._events = Path(tensorboard) / self.path.name if tensorboard else self.path / "tensorboard"
+        self._writer = None
+        self.continues = False
+        self.origin: Path | None = None
+
+    @classmethod
+    def open(cls, config: Config, title: str, resume: str = "auto") -> "RunFolder":
+        """The folder of `title`, looked at but not touched.
+
+        `resume` "auto" continues a run of the same config and refuses another one; "none" begins anew; a path to
+        another run folder, or to a checkpoint in it, begins a new title with the state of that run.
+        """
+        if not title or Path(title).is_absolute() or ".." in Path(title).parts:
+            raise UserError(f"--title {title!r}: it must name a folder inside log_dir")
+        run = cls(Path(config.log_dir) / title, config.write_dir)
+        saved = run.file("config.yml")
+        if resume not in ("auto", "none"):
+            run.origin = _run_folder_of(Path(resume))
+            if saved.exists():
+                raise UserError(f"--resume {resume}: --title {title} has a run of its own; choose another title")
+        run.continues = resume != "none" and saved.exists()
+        if run.continues:
+            _refuse_changes(Config.from_dict(yaml.safe_load(saved.read_text()), str(saved)), config, title)
+        return run
+
+    def begin(self, config: Config, device: torch.device) -> None:
+        """Make the folder, once everything is in order; an earlier run that is not continued moves aside."""
+        if not self.continues and self.file("config.yml").exists():
+            print(f"moved the earlier run to {self._move_aside()}")
+        if self.origin is not None:
+            self._copy_state()
+        if not self.continues:
+            self.write_text("config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        self.write_text("environment.json", json.dumps(describe_environment(device), indent=1) + "\n")
+        print(f"run folder {self.path}, on {device}", flush=True)
+
+    def _move_aside(self) -> Path:
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
+            number += 1
+        return self.path.rename(aside)
+
+    def _copy_state(self) -> None:
+        for name in ("split.json", "prior_pool.json", "metrics.jsonl", "architecture.json", "checkpoints/*.pth"):
+            for file in self.origin.glob(name):
+                checkpoint.copy(file, self.path / file.relative_to(self.origin))
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def checkpoint(self, name: str) -> Path:
+        return self.path / "checkpoints" / f"{name}.pth"
+
+    def write_text(self, name: str, text: str, mirror: str | None = None) -> None:
+        """Write a file whole, and a copy of it at `mirror` when that is given."""
+        for path in filter(None, (self.file(name), mirror)):
+            checkpoint.write_atomically(path, lambda temporary: temporary.write_text(text))
+
+    def write_csv(self, name: str, columns: tuple[str, ...], rows: list[tuple], mirror: str | None = None) -> None:
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
+        self.write_text(name, "\n".join(lines) + "\n", mirror)
+
+    def log(self, stage: str, epoch: int, **numbers: float) -> None:
+        """One line of metrics.jsonl, and TensorBoard scalars. `epoch` counts finished epochs of the stage."""
+        with open(self.file("metrics.jsonl"), "a") as file:
+            file.write(json.dumps({"stage": stage, "epoch": epoch, **numbers}) + "\n")
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every call needs it
+
+            self._writer = SummaryWriter(str(self._events))
+        for name, number in numbers.items():
+            self._writer.add_scalar(f"{stage}/{name}", number, epoch)
+        self._writer.flush()
+
+    def forget_after(self, stage: str, epoch: int) -> None:
+        """Drop the metrics of `stage` after `epoch`: a killed run may have logged an epoch it could not save."""
+        metrics = self.file("metrics.jsonl")
+        if metrics.exists():
+            lines = metrics.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if not _is_after(line, stage, epoch)]
+            if len(kept) < len(lines):
+                self.write_text("metrics.jsonl", "".join(kept))
+
+
+def _run_folder_of(path: Path) -> Path:
+    """A run folder from its own path or that of one of its checkpoints."""
+    folder = path if path.is_dir() else path.parent.parent
+    if not path.exists() or not (folder / "config.yml").exists():
+        raise UserError(f"--resume {path}: it must be auto, none, a run folder or a checkpoint in one")
+    return folder
+
+
+def _is_after(line: str, stage: str, epoch: int) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:  # the line that a kill cut short
+        return True
+    return row["stage"] == stage and row["epoch"] > epoch
+
+
+# Keys that may change between two sittings of one run: they do not touch its results.
+_FREE_KEYS = {"num_workers", "print_freq", "log_dir", "write_dir", "ngpu"}
+
+
+def _refuse_changes(saved: Config, config: Config, title: str) -> None:
+    old, new = saved.to_dict(), config.to_dict()
+    changed = [key for key in new if old.get(key) != new[key] and key not in _FREE_KEYS]
+    if changed:
+        key = changed[0]
+        before, now = (text if len(text) < 60 else text[:56] + " ..." for text in (repr(old.get(key)), repr(new[key])))
+        raise UserError(
+            f"--title {title}: this run was begun with {key}: {before}, now it is {now}; "
+            "choose another title, or --resume none to move the old run aside"
+        )
+
+
+class Progress:
+    """A bar with time left on a terminal; in a log, a plain line every `print_freq` steps and at the end."""
+
+    def __init__(self, title: str, total: int, print_freq: int = 100):
+        self.title, self.total, self.print_freq = title, total, print_freq
+        self.step, self.began = 0, time.monotonic()
+        self.bar = tqdm(total=total, desc=title, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def update(self, **numbers: float) -> None:
+        self.step += 1
+        if self.bar is not None:
+            self.bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()}, refresh=False)
+            self.bar.update()
+        elif self.step % self.print_freq == 0 and self.step < self.total:
+            left = (time.monotonic() - self.began) / self.step * (self.total - self.step)
+            shown = " ".join(f"{name} {number:.4g}" for name, number in numbers.items())
+            print(f"{self.title} step {self.step}/{self.total} {shown} left {tqdm.format_interval(left)}", flush=True)
+
+    def __exit__(self, *exception) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,120 @@
+"""Accuracy and cost of a checkpoint on the test images.
+
+    python3 validate.py --checkpoint logs/NAME/checkpoints/last.pth
+    python3 validate.py IMAGENET_DIR --checkpoint WEIGHTS.pth --config_path config_file/imagenet_config.yml \\
+        --target_flops 365 --se True --activation hswish
+
+A checkpoint of `train_cifar.py` knows its architecture, options and data set. For other weights the config and the
+target (or a file) say which architecture they belong to.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from model.build import build_space, find_generator
+from model.lookup_table import LookUpTable
+from model.space import Architecture, UnifiedSpace, load_architecture
+from model.subnet import SubNet, count_macs, count_parameters
+from utils import checkpoint
+from utils.config import load_config
+from utils.data import Normalisation, load_test_images, loader
+from utils.engine import Placement, evaluate
+from utils.errors import UserError
+from utils.runtime import boolean, command, pick_device
+from utils.table import format_table
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    payload = checkpoint.load(args.checkpoint)
+    described = describe(args, payload)
+    space, architecture, data = described["space"], described["architecture"], described["data"]
+    network = SubNet(space, architecture, **described["options"])
+    checkpoint.load_into(network, checkpoint.weights(payload, args.checkpoint), args.checkpoint)
+    images = load_test_images(data["dataset"], data["dataset_dir"], space.image_size, space.classes)
+    place = Placement(pick_device(args.cuda))
+    normalise = Normalisation(tuple(data["mean"]), tuple(data["std"]))
+    batches = loader(images, args.batch_size, normalise, workers=args.workers)
+    score = evaluate(network.to(place.device).eval(), batches.epoch(), place)
+    result = {
+        **score.to_dict(),
+        "macs_m": float(LookUpTable(space)(space.encode(architecture))),
+        "macs_m_counted": count_macs(network, space.image_size),
+        "params_m": count_parameters(network),
+        "checkpoint": str(args.checkpoint),
+    }
+    if args.json:
+        print(json.dumps(result))
+        return
+    numbers = ["top1", "top5", "loss", "macs_m", "macs_m_counted", "params_m"]
+    columns = ["top-1 %", "top-5 %", "loss", "cost M", "counted M", "params M"]
+    print(format_table(columns, [[f"{result[name]:.3f}" for name in numbers]]))
+    print(f"{score.images} test images of {data['dataset']}; checkpoint {args.checkpoint}")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", help="folder of the data set; default: what the checkpoint or config says")
+    parser.add_argument("--checkpoint", required=True, type=Path)
+    parser.add_argument(
+        "--config_path", "--cfg", metavar="CFG", help="config file of weights that know no architecture"
+    )
+    parser.add_argument("--target_flops", type=float, help="target (M) whose architecture the config's generator gives")
+    parser.add_argument("--architecture", type=Path, metavar="FILE", help="architecture.json instead of a target")
+    parser.add_argument("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
+    parser.add_argument("--activation", help="relu6 or hswish")
+    parser.add_argument("-b", "--batch-size", type=int, default=256)
+    parser.add_argument("-j", "--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument(
+        "--cuda", type=boolean, default=True, metavar="BOOL", help="use an accelerator when there is one"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
+    return parser.parse_args(argv)
+
+
+def describe(args: argparse.Namespace, payload: dict) -> dict:
+    """Space, architecture, options and data of a checkpoint: its own, unless the command line says otherwise."""
+    if payload.get("kind") == "subnet":
+        described = {
+            "space": UnifiedSpace.from_dict(payload["space"]),
+            "architecture": Architecture.of(payload["architecture"]),
+            "options": dict(payload["options"]),
+            "data": dict(payload["data"]),
+        }
+    else:
+        described = describe_by_config(args)
+    for name in ("se", "activation"):
+        if getattr(args, name) is not None:
+            described["options"][name] = getattr(args, name)
+    if args.data:
+        described["data"]["dataset_dir"] = args.data
+        if args.config_path:  # the published line names an image folder, whatever the config trains on
+            described["data"]["dataset"] = "imagefolder"
+    return described
+
+
+def describe_by_config(args: argparse.Namespace) -> dict:
+    if not args.config_path:
+        raise UserError(
+            f"{args.checkpoint}: it does not say its architecture; give --config_path with --target_flops "
+            "or --architecture"
+        )
+    config = load_config(args.config_path)
+    space = build_space(config)
+    if args.architecture is not None:
+        space, architecture, _ = load_architecture(args.architecture)
+    elif args.target_flops is not None:
+        trained = find_generator(config)
+        architecture = trained.generate(torch.tensor([args.target_flops]))[0].architecture
+    else:
+        raise UserError("--target_flops or --architecture must say which architecture these weights belong to")
+    data = {"dataset": config.dataset, "dataset_dir": config.dataset_dir, "mean": config.mean, "std": config.std}
+    return {"space": space, "architecture": architecture, "options": {"dropout": config.dropout}, "data": data}
+
+
+if __name__ == "__main__":
+    main()
