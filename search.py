@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     if config.warmup_epochs:
         warm_up(supernet, images, config, run, place)
     if config.search_epochs:
-        train_generator(supernet, table.to(place.device), pool, images, config, run, place)
-        report(config, LookUpTable(space), pool, run)
+        train_generator(supernet, table, pool, images, config, run, place)
+        report(config, table, pool, run)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -160,6 +160,7 @@ def train_generator(
     torch.manual_seed(stream(config.seed, "generator").initial_seed())
     generator = ArchitectureGenerator(config.low_flops, config.high_flops, config.hc_dim).to(place.device)
     optimizer = make_optimizer(generator.parameters(), config.g_optim_state)
+    costs_of = LookUpTable(table.space).to(place.device)
     batches = search_loader(images.feed, config, "generator", training=True)
     validation = search_loader(images.validate, config, "validate", training=False)
     middle = torch.tensor([(config.low_flops + config.high_flops) / 2])
@@ -185,7 +186,7 @@ def train_generator(
                 with place.autocast():
                     logits = frozen(batch, paths[0])
                     accuracy_loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-                cost = table(paths)
+                cost = costs_of(paths)
                 loss = accuracy_loss + hardware_loss(cost, target, config).sum()
                 optimizer.zero_grad()
                 loss.backward()

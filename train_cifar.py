@@ -181,7 +181,7 @@ def train(network: SubNet, dataset, config: Config, run: RunFolder, place: Place
             loss = train_epoch(losses, batches.epoch(epoch), optimizer, schedule, epoch * steps, place, progress)
         score = evaluate(network.eval(), test.epoch(), place)
         print(f"{title} loss {loss:.4f}, test top-1 {score.top1:.2f} %", flush=True)
-        run.log("scratch", epoch + 1, loss=loss, **score.to_dict())
+        run.log("scratch", epoch + 1, train_loss=loss, test_loss=score.loss, top1=score.top1, top5=score.top5)
         payload = {**described, "epoch": epoch + 1, "model": network.state_dict(), "score": score.to_dict()}
         checkpoint.save(run.checkpoint("last"), {**payload, "optimizer": optimizer.state_dict()})
         if config.path_to_save_scratch:

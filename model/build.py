@@ -91,7 +91,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """A generator with all it needs to answer, and where it comes from."""
+    """A generator on any device with all it needs to answer, and where it comes from; the table is on the CPU."""
 
     generator: ArchitectureGenerator
     pool: PriorPool
@@ -101,8 +101,9 @@ class TrainedGenerator:
     @torch.no_grad()
     def generate(self, targets: Tensor) -> list[Generated]:
         """One architecture for each of `targets [N]` (M), all in one forward pass."""
-        space = self.table.space
-        paths = space.discretize(self.generator(self.pool.nearest(targets), targets))
+        space, device = self.table.space, self.generator.tail[0].weight.device
+        targets = targets.to(device)
+        paths = space.discretize(self.generator(self.pool.nearest(targets), targets)).cpu()
         costs, parameters = self.table(paths).tolist(), self.table.parameters_m(paths).tolist()
         return [
             Generated(target, space.decode(path), macs, params)

@@ -123,6 +123,12 @@ def _architecture_at(table: LookUpTable, mark: float, rng: torch.Generator, rest
     nearer; when one of them meets the mark, that one is taken. UserError when no walk gets there.
     """
     space = table.space
+    least, most = table.reach(space.min_expansion)
+    if not least - tolerance(mark) <= mark <= most + tolerance(mark):
+        raise UserError(
+            f"prior pool: no architecture costs {mark:g} M; with {space.min_expansion} active sub-blocks in each layer "
+            f"the space reaches {least:.2f} to {most:.2f} M"
+        )
     nearest = float("inf")
     for _ in range(restarts):
         path = space.sample(1, rng)[0]

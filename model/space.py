@@ -341,6 +341,9 @@ def load_architecture(path: Path) -> tuple[UnifiedSpace, Architecture, dict]:
         raise UserError(f"{path}: cannot be read as an architecture ({error})") from None
     if not isinstance(record, dict) or record.get("format") != ARCHITECTURE_FORMAT:
         raise UserError(f"{path}: no architecture file (its format is not {ARCHITECTURE_FORMAT!r})")
+    missing = {"space", "choices"} - record.keys()
+    if missing:
+        raise UserError(f"{path}: it lacks {', '.join(sorted(missing))}")
     space = UnifiedSpace.from_dict(record["space"])
     architecture = Architecture.of(record["choices"])
     space.check(architecture)

@@ -1,5 +1,7 @@
 """The stand-alone network of an architecture: an ordinary CNN that knows nothing of search."""
 
+import copy
+
 import thop
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,7 @@ def count_macs(network: nn.Module, image_size: int) -> float:
     """Millions of multiply-adds of the convolutions of `network` on one square image, counted by thop."""
     others = {type(m) for m in network.modules() if not (isinstance(m, nn.Conv2d) or list(m.children()))}
     image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    network = copy.deepcopy(network)  # thop leaves counters behind as buffers
     macs, _ = thop.profile(network, inputs=(image,), custom_ops=dict.fromkeys(others, _free), verbose=False)
     return macs / 1e6
 

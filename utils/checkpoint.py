@@ -72,13 +72,18 @@ def weights(payload: dict, path: str | Path) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load `state` strictly; UserError naming the first keys that are missing, unknown or of another shape."""
+    """Load `state` strictly; UserError naming the first keys that are missing, unknown or of another shape.
+
+    Only the counters `num_batches_tracked` may be missing or too many: no network here uses them.
+    """
     own = module.state_dict()
-    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    expected = {key for key in own if not key.endswith("num_batches_tracked")}
-    missing, unknown = sorted(expected - state.keys()), sorted(state.keys() - expected)
+    missing, unknown = (
+        sorted(key for key in keys if not key.endswith("num_batches_tracked"))
+        for keys in (own.keys() - state.keys(), state.keys() - own.keys())
+    )
     if missing or unknown:
         raise UserError(f"{path}: keys do not fit: missing {missing[:3]}, unknown {unknown[:3]}")
+    state = {key: value for key, value in state.items() if key in own}
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise UserError(f"{path}: {key} is {tuple(value.shape)}; this network has {tuple(own[key].shape)}")

@@ -348,26 +348,28 @@ class FileLoader:
     def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         training = self.augment is not None
         loader = torch.utils.data.DataLoader(
-            _Files(self.files, self.transform),
+            _Files(self.files, self.transform, (self.seed, epoch)),
             self.batch_size,
             shuffle=training,
             drop_last=training and len(self.files.labels) >= self.batch_size,
             num_workers=self.workers,
             generator=stream(self.seed, "batches", epoch),
-            worker_init_fn=None,
         )
         return iter(loader)
 
 
 class _Files(torch.utils.data.Dataset):
-    def __init__(self, files: ImageFiles, transform):
-        self.files, self.transform = files, transform
+    """Each image has a random stream of its own, so that the number of workers changes nothing."""
+
+    def __init__(self, files: ImageFiles, transform, names: tuple[int, int]):
+        self.files, self.transform, self.names = files, transform, names
 
     def __len__(self) -> int:
         return len(self.files.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        with Image.open(self.files.paths[index]) as image:
+        with Image.open(self.files.paths[index]) as image, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(*self.names, index).initial_seed())
             return self.transform(image.convert("RGB")), self.files.labels[index]
 
 

@@ -1,0 +1,361 @@
+"""Each stage's main, end to end on a tiny config, and what it says when something is wrong."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import search
+import train_cifar
+import validate
+from model.space import Architecture
+from model.subnet import SubNet
+from tests.conftest import GOLDEN, TINY_CONFIG, golden, released
+from tests.reference import ReferenceSupernet
+from tools import generate, summary
+from utils import checkpoint
+from utils.runtime import boolean
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> Path:
+    """A folder with tiny.yml and a finished search of it under logs/tiny."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=folder / "logs"))
+    search.main(["--cfg", str(folder / "tiny.yml")])
+    return folder
+
+
+def run_weights(run: Path, name: str):
+    return checkpoint.load(run / "checkpoints" / f"{name}.pth")["model"]
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(one[key].equal(other[key]) for key in one)
+
+
+def refused(capsys, main, *argv) -> str:
+    """The one line that `main` ends with, at exit status 2."""
+    with pytest.raises(SystemExit) as error:
+        main([str(argument) for argument in argv])
+    assert error.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+# -- search ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_leaves_a_complete_run_folder(searched):
+    run = searched / "logs" / "tiny"
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert names >= {
+        "config.yml",
+        "environment.json",
+        "split.json",
+        "metrics.jsonl",
+        "prior_pool.json",
+        "supernet_evaluate.csv",
+        "generator_evaluate.csv",
+        "generator_evaluate_avg.csv",
+        "architecture.csv",
+        "architectures.json",
+        "checkpoints/supernet_last.pth",
+        "checkpoints/supernet_best.pth",
+        "checkpoints/generator_last.pth",
+        "checkpoints/generator_best_avg.pth",
+    }
+    assert any(name.startswith("tensorboard/events") for name in names)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["epoch"]) for row in rows] == [
+        ("warm-up", 1),
+        ("warm-up", 2),
+        ("generator", 1),
+        ("generator", 2),
+    ]
+    with open(run / "generator_evaluate_avg.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["true_flops"]) for row in table] == pytest.approx([0.1 + 0.01 * i for i in range(11)])
+
+
+def test_a_finished_search_has_nothing_left_to_do(searched):
+    run = searched / "logs" / "tiny"
+    before = {path: path.read_bytes() for path in run.rglob("*.pth")}
+    search.main(["--cfg", str(searched / "tiny.yml")])
+    assert {path: path.read_bytes() for path in run.rglob("*.pth")} == before
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", ["supernet_last", "generator_last"])
+def test_a_killed_search_goes_on_to_the_same_bits(searched, tiny_config, monkeypatch, stop_at):
+    save, count = search.save, []
+
+    def killed_at_the_second(run, name, *rest, **options):
+        count.append(name)
+        if count.count(stop_at) == 2:
+            raise Killed
+        save(run, name, *rest, **options)
+
+    monkeypatch.setattr(search, "save", killed_at_the_second)
+    with pytest.raises(Killed):
+        search.main(["--cfg", str(tiny_config)])
+    monkeypatch.undo()
+    search.main(["--cfg", str(tiny_config)])
+    unbroken, resumed = searched / "logs" / "tiny", tiny_config.parent / "logs" / "tiny"
+    for name in ("supernet_last", "supernet_best", "generator_last", "generator_best_avg"):
+        assert same(run_weights(unbroken, name), run_weights(resumed, name))
+    for name in ("metrics.jsonl", "architectures.json", "split.json", "prior_pool.json", "generator_evaluate.csv"):
+        assert (unbroken / name).read_text() == (resumed / name).read_text()
+
+
+def test_published_paths_get_their_copies(searched, tiny_config, tmp_path):
+    names = ["save_model", "save_generator", "best_avg_generator", "fianl_generator", "save_architecture"]
+    names += ["prior_pool", "generator_eval", "generator_eval_avg", "supernet_eval"]
+    paths = {f"path_to_{name}": tmp_path / "copies" / name for name in names}
+    settings = [f"{key}={path}" for key, path in paths.items()]
+    search.main(["--cfg", str(tiny_config), "--set", "hardware_loss_limit=1e9", *settings])
+    assert all(path.exists() for path in paths.values())
+    assert not (tmp_path / "copies" / "path_to_save_scratch").exists()
+
+
+def test_warm_up_is_skipped_with_a_published_supernet(tiny_config, tmp_path):
+    from model.build import build_space
+    from utils.config import load_config
+
+    space = build_space(load_config(tiny_config))
+    torch.save({"model": ReferenceSupernet(space).state_dict()}, tmp_path / "published.pth")
+    search.main(
+        ["--cfg", str(tiny_config), "--set", "warmup_epochs=0", f"model_pretrained={tmp_path / 'published.pth'}"]
+    )
+    run = tmp_path / "logs" / "tiny"
+    assert (run / "checkpoints" / "generator_last.pth").exists()
+    assert not (run / "checkpoints" / "supernet_last.pth").exists()
+
+
+def test_a_new_title_can_begin_with_the_state_of_another_run(searched, capsys):
+    arguments = ["--cfg", str(searched / "tiny.yml"), "--title", "longer", "--set", "search_epochs=3"]
+    search.main([*arguments, "--resume", str(searched / "logs" / "tiny")])
+    run = searched / "logs" / "longer"
+    epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == [1, 2, 1, 2, 3]
+    assert same(run_weights(run, "supernet_last"), run_weights(searched / "logs" / "tiny", "supernet_last"))
+
+
+def test_a_changed_config_is_refused_unless_the_old_run_moves_aside(tiny_config, capsys, tmp_path):
+    search.main(["--cfg", str(tiny_config), "--set", "warmup_epochs=1", "search_epochs=1"])
+    line = refused(capsys, search.main, "--cfg", tiny_config, "--set", "warmup_epochs=1", "search_epochs=1", "seed=5")
+    assert "this run was begun with seed: 1, now it is 5" in line
+    arguments = ["--cfg", str(tiny_config), "--set", "warmup_epochs=1", "search_epochs=1", "seed=5"]
+    search.main([*arguments, "--resume", "none"])
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {"tiny", "tiny.old1"}
+
+
+def test_a_dry_run_says_what_the_run_needs_and_writes_nothing(tiny_config, capsys, tmp_path):
+    search.main(["--cfg", str(tiny_config), "--dry-run"])
+    out = capsys.readouterr().out
+    for words in ("reachable cost", "parameters", "peak memory", "time of a step", "projected time"):
+        assert words in out
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_dry_run_of_the_published_cifar_config_needs_no_data(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", lambda *a, **k: None)
+    search.main(["--cfg", str(GOLDEN / "published_configs" / "cifar_config.yml"), "--dry-run"])
+    out = capsys.readouterr().out
+    assert "19.419 to 171.762 M" in out
+    assert "projected time    unknown" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "batch_sise=1"], "batch_sise: unknown key; did you mean batch_size?"),
+        (["--set", "warmup_epochs=0"], "model_pretrained: with warmup_epochs 0 it must name a trained supernet"),
+        (["--set", "warmup_epochs=0", "model_pretrained=none.pth"], "none.pth: there is no such checkpoint"),
+        (["--set", "dataset=mnist"], "dataset: 'mnist' cannot be read"),
+        (["--set", "high_flops=900"], "high_flops: 900 M; this space reaches"),
+        (["--title", "../x"], "--title '../x': it must name a folder inside log_dir"),
+        (["--resume", "nowhere"], "--resume nowhere: it must be auto, none, a run folder"),
+    ],
+)
+def test_bad_input_to_a_search_is_one_line_and_touches_nothing(tiny_config, tmp_path, capsys, arguments, says):
+    assert says in refused(capsys, search.main, "--cfg", tiny_config, *arguments)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_missing_config_is_one_line(capsys):
+    assert "nowhere.yml: cannot be read" in refused(capsys, search.main, "--cfg", "nowhere.yml")
+
+
+# -- generate --------------------------------------------------------------------------------------------------------
+
+
+def test_generate_answers_all_targets_in_order(searched, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    generate.main(["--run", str(searched / "logs" / "tiny"), "--flops", "0.1:0.2:0.02", "--out", str(out)])
+    rows = json.loads(out.read_text())
+    assert [row["target"] for row in rows] == pytest.approx([0.1, 0.12, 0.14, 0.16, 0.18, 0.2])
+    for row in rows:
+        assert row.keys() == {"target", "macs_m", "params_m", "choices", "kernels"}
+        assert [[c for c in layer if c is not None] for layer in row["choices"]] == row["kernels"]
+    before = out.read_text()
+    generate.main(["--cfg", str(searched / "tiny.yml"), "--flops", "0.15,0.1", "--out", str(out)])
+    assert out.read_text() != before
+    assert [row["target"] for row in json.loads(out.read_text())] == pytest.approx([0.15, 0.1])
+    assert "generator_best_avg.pth" in capsys.readouterr().out
+
+
+def test_generate_with_the_released_files_and_the_published_config(tmp_path, capsys):
+    settings = [
+        f"generator_pretrained={released('sgnas_generator_imagenet.pth')}",
+        f"path_to_prior_pool={released('sgnas_prior_pool_imagenet.json')}",
+    ]
+    config = GOLDEN / "published_configs" / "imagenet_config.yml"
+    out = tmp_path / "found.json"
+    generate.main(["--cfg", str(config), "--flops", "275,300,320,365,400", "--out", str(out), "--set", *settings])
+    for found, row in zip(json.loads(out.read_text()), golden("released_generator.json")["rows"], strict=True):
+        assert Architecture.of(found["choices"]) == Architecture.of(row["choices"])
+        assert found["macs_m"] == pytest.approx(row["generated_macs_m"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flops", "says"),
+    [
+        ("1:2", "must be start:stop:step"),
+        ("2:1:1", "must be start:stop:step"),
+        ("1:2:0", "must be start:stop:step"),
+        ("some", "must be start:stop:step"),
+        ("nan", "must be start:stop:step"),
+        ("0.1,55", "--flops 55: no architecture meets it; this space reaches"),
+    ],
+)
+def test_targets_that_make_no_sense_are_refused(searched, capsys, flops, says):
+    assert says in refused(capsys, generate.main, "--run", searched / "logs" / "tiny", "--flops", flops)
+
+
+def test_generate_without_a_generator_says_where_it_looked(tiny_config, capsys, tmp_path):
+    line = refused(capsys, generate.main, "--cfg", tiny_config, "--flops", "0.1")
+    assert f"no trained generator: generator_pretrained is None, and {tmp_path / 'logs'} holds no run" in line
+    assert "it is no run folder" in refused(capsys, generate.main, "--run", tmp_path, "--flops", "0.1")
+
+
+# -- train and validate ----------------------------------------------------------------------------------------------
+
+
+def test_train_then_validate_agree(searched, capsys):
+    train_cifar.main(["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--title", "net"])
+    run = searched / "logs" / "net"
+    result = json.loads((run / "result.json").read_text())
+    assert result["macs_m"] == pytest.approx(result["macs_m_counted"], abs=1e-3)
+    assert "generator_best_avg.pth" in capsys.readouterr().out
+    validate.main(["--checkpoint", str(run / "checkpoints" / "last.pth"), "--json"])
+    validated = json.loads(capsys.readouterr().out)
+    for key in ("top1", "top5", "macs_m", "params_m"):
+        assert validated[key] == pytest.approx(result[key], abs=1e-6)
+    validate.main(["--checkpoint", str(run / "checkpoints" / "last.pth")])
+    assert f"{result['top1']:.3f}" in capsys.readouterr().out
+
+
+def test_training_goes_on_to_the_same_bits(searched, monkeypatch):
+    arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.12", "--title"]
+    train_cifar.main([*arguments, "unbroken"])
+    evaluate, calls = train_cifar.evaluate, []
+
+    def killed_at_the_second(*rest):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return evaluate(*rest)
+
+    monkeypatch.setattr(train_cifar, "evaluate", killed_at_the_second)
+    with pytest.raises(Killed):
+        train_cifar.main([*arguments, "broken"])
+    monkeypatch.undo()
+    train_cifar.main([*arguments, "broken"])
+    logs = searched / "logs"
+    assert same(run_weights(logs / "unbroken", "last"), run_weights(logs / "broken", "last"))
+    assert (logs / "unbroken" / "metrics.jsonl").read_text() == (logs / "broken" / "metrics.jsonl").read_text()
+
+
+def test_training_takes_an_architecture_file_or_list(searched, tmp_path):
+    found = tmp_path / "found.json"
+    generate.main(["--run", str(searched / "logs" / "tiny"), "--flops", "0.1,0.15,0.2", "--out", str(found)])
+    arguments = ["--cfg", str(searched / "tiny.yml"), "--set", "epochs=1"]
+    train_cifar.main([*arguments, "--architecture", str(found), "--flops", "0.15", "--title", "from_list"])
+    stored = searched / "logs" / "from_list" / "architecture.json"
+    train_cifar.main([*arguments, "--architecture", str(stored), "--title", "from_file", "--se", "True"])
+    one, other = (
+        json.loads((searched / "logs" / n / "architecture.json").read_text()) for n in ("from_list", "from_file")
+    )
+    assert one["choices"] == other["choices"] == json.loads(found.read_text())[1]["choices"]
+    result = searched / "logs" / "from_list" / "result.json"
+    summary.main(["--cfg", str(searched / "tiny.yml"), "--architectures", str(found), "--result", str(result)])
+
+
+def test_another_architecture_under_the_same_title_is_refused(searched, capsys):
+    arguments = ["--cfg", searched / "tiny.yml", "--title", "fixed", "--set", "epochs=1"]
+    train_cifar.main([str(a) for a in [*arguments, "--flops", "0.1"]])
+    rows = [[3, None, 3, None, None, 7], [3, 7, 7, 7, 7, 7]]
+    file = searched / "list.json"
+    file.write_text(json.dumps([{"target": 1, "macs_m": 1, "params_m": 1, "choices": rows}]))
+    line = refused(capsys, train_cifar.main, *arguments, "--architecture", file)
+    assert "this run trains another architecture" in line
+
+
+def test_the_published_validation_line(tmp_path, tiny_config, searched, capsys):
+    """Other people's weights: a bare state dict with "module.", a config, a target, and an image folder."""
+    from PIL import Image
+
+    run = searched / "logs" / "tiny"
+    generate.main(["--run", str(run), "--flops", "0.15", "--out", str(tmp_path / "found.json")])
+    choices = json.loads((tmp_path / "found.json").read_text())[0]["choices"]
+    from model.build import build_space
+    from utils.config import load_config
+
+    network = SubNet(build_space(load_config(tiny_config)), Architecture.of(choices), se=True, activation="hswish")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "w.pth")
+    for label in range(10):
+        (tmp_path / "images" / "val" / str(label)).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (25 * label, 0, 0)).save(tmp_path / "images" / "val" / str(label) / "0.png")
+    arguments = [tmp_path / "images", "--checkpoint", tmp_path / "w.pth", "--config_path", searched / "tiny.yml"]
+    arguments = [str(a) for a in [*arguments, "--target_flops", "0.15", "--activation", "hswish"]]
+    capsys.readouterr()
+    validate.main([*arguments, "--se", "True", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 10
+    assert result["macs_m_counted"] > result["macs_m"]  # squeeze-excite is counted, but not in the table
+    line = refused(capsys, validate.main, *arguments, "--se", "False")
+    assert "keys do not fit: missing [], unknown ['first_mb.se" in line
+
+
+def test_validate_refuses_weights_of_an_unknown_architecture(tmp_path, capsys):
+    torch.save({"w": torch.ones(1)}, tmp_path / "w.pth")
+    assert "give --config_path" in refused(capsys, validate.main, "--checkpoint", tmp_path / "w.pth")
+    assert "there is no such checkpoint" in refused(capsys, validate.main, "--checkpoint", tmp_path / "none.pth")
+
+
+def test_false_means_false():
+    assert [boolean(text) for text in ("True", "false", "0", "yes")] == [True, False, False, True]
+    with pytest.raises(ValueError, match="maybe"):
+        boolean("maybe")
+
+
+def test_importing_does_nothing(tmp_path):
+    import subprocess
+    import sys
+
+    root = Path(search.__file__).parent
+    code = "import search, train_cifar, validate, tools.generate, tools.summary"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout
+    assert not list(tmp_path.iterdir())
