@@ -5,22 +5,26 @@ CVPR 2021. Stage 1 is `warm_up`, stage 2 `train_generator`.
 """
 
 import argparse
+import copy
 import json
-import time
+import math
+from functools import partial
 from pathlib import Path
 
 import torch
 from scipy.stats import kendalltau
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.build import TrainedGenerator, build_space, load_generator, load_supernet, prior_pool
+from model.build import build_hardware_loss, build_space, load_supernet, prior_pool
+from model.forecast import forecast
+from model.generation import GENERATOR_FILE, Generated, ReadyGenerator, load_generator, miss_table, run_config
 from model.generator import ArchitectureGenerator, PriorPool
-from model.lookup_table import LookUpTable
-from model.supernet import UnifiedSupernet
-from utils import checkpoint
+from model.lookup_table import HardwareLoss, LookUpTable
+from model.supernet import FrozenSupernet, UnifiedSupernet
 from utils.config import Config, load_config
 from utils.data import (
+    HELD_OUT_BY_DEFAULT,
     Augmentation,
     Images,
     Loader,
@@ -33,7 +37,7 @@ from utils.data import (
 from utils.engine import Placement, check_finite, evaluate, train_epoch
 from utils.errors import UserError
 from utils.optim import Schedule, make_optimizer
-from utils.runtime import Progress, RunFolder, command, pick_device, seed_everything, stream
+from utils.runtime import Progress, RunFolder, add_config_options, command, pick_device, seed_everything, stream
 from utils.table import format_table
 
 
@@ -41,32 +45,25 @@ from utils.table import format_table
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = load_config(args.cfg, args.set)
-    space = build_space(config)
-    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
+    space, place = build_space(config), Placement(pick_device(config.cuda), config.channels_last, config.amp)
     supernet = UnifiedSupernet(space, stream(config.seed, "supernet")).to(place.device)
-    table = LookUpTable(space)
-    if config.warmup_epochs == 0:
-        if not config.model_pretrained:
-            raise UserError(f"{args.cfg}: model_pretrained: with warmup_epochs 0 it must name a trained supernet")
-        if not args.dry_run:
-            load_supernet(supernet, config.model_pretrained)
     if args.dry_run:
-        return dry_run(config, supernet, table, place)
+        return dry_run(config, supernet, place)
 
+    load_pretrained(supernet, config, args.cfg)
     dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes)
     run = RunFolder.open(config, args.title or Path(args.cfg).stem, args.resume)
-    pool_file = run.file("prior_pool.json")
-    pool = prior_pool(config, table, pool_file if run.continues else run.origin and run.origin / "prior_pool.json")
+    if run.origin is not None and build_space(run_config(run.origin)) != space:
+        raise UserError(f"--resume {args.resume}: that run searches another space")
+    pool = open_prior_pool(config, LookUpTable(space), run)
     run.begin(config, place.device)
-    for file in filter(None, (pool_file, config.path_to_prior_pool)):
-        if not Path(file).exists():
-            pool.save(file)
+    save_prior_pool(pool, config, run)
     images = split_for_search(dataset, config.train_portion, config.seed, run.file("split.json"))
     if config.warmup_epochs:
         warm_up(supernet, images, config, run, place)
     if config.search_epochs:
-        train_generator(supernet, table, pool, images, config, run, place)
-        report(config, table, pool, run)
+        train_generator(supernet, pool, images, config, run, place)
+        report(pool, LookUpTable(space), config, run)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -80,11 +77,36 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="auto: go on where this title stopped; none: move an earlier run aside and begin anew; "
         "PATH: begin with the state of another run folder",
     )
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="override the config"
-    )
+    add_config_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what the run would need, and stop")
     return parser.parse_args(argv)
+
+
+def load_pretrained(supernet: UnifiedSupernet, config: Config, cfg: str) -> None:
+    """Without a warm-up, the supernet must come from `model_pretrained`."""
+    if config.warmup_epochs == 0:
+        if not config.model_pretrained:
+            raise UserError(f"{cfg}: model_pretrained: with warmup_epochs 0 it must name a trained supernet")
+        load_supernet(supernet, config.model_pretrained)
+
+
+def open_prior_pool(config: Config, table: LookUpTable, run: RunFolder) -> PriorPool:
+    """The pool of the run that is continued or begun from, else the config's."""
+    folder = run.path if run.continues else run.origin
+    return prior_pool(config, table, folder / "prior_pool.json" if folder else None)
+
+
+def save_prior_pool(pool: PriorPool, config: Config, run: RunFolder) -> None:
+    for file in filter(None, (config.path_to_prior_pool, run.file("prior_pool.json"))):
+        if not Path(file).exists():
+            pool.save(file)
+
+
+def search_loader(images: Images, config: Config, purpose: str, training: bool) -> Loader:
+    augment = Augmentation(config.crop_padding, config.horizontal_flip) if training else None
+    normalise = Normalisation(config.mean, config.std)
+    seed = stream(config.seed, purpose).initial_seed()
+    return loader(images, config.batch_size, normalise, augment, seed, config.num_workers)
 
 
 # -- stage 1 ---------------------------------------------------------------------------------------------------------
@@ -98,50 +120,60 @@ def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run
     space = supernet.space
     batches = search_loader(images.train, config, "warm-up", training=True)
     validation = search_loader(images.validate, config, "validate", training=False)
-    paths_to_validate = space.sample(config.validation_paths, stream(config.seed, "validation paths"))
+    validated = space.sample(config.validation_paths, stream(config.seed, "validation paths"))
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     optimizer = make_optimizer(supernet.parameters(), config.optim_state)
-    steps = len(batches)
     schedule = Schedule(
-        config.lr_scheduler, config.optim_state.lr, config.epochs * steps, steps, config.step_size, config.decay_ratio
+        config.lr_scheduler, config.optim_state.lr, config.epochs, len(batches), config.step_size, config.decay_ratio
     )
-    done, best = 0, -1.0
-    if run.checkpoint("supernet_last").exists():
-        state = checkpoint.load(run.checkpoint("supernet_last"))
-        checkpoint.load_into(supernet, state["model"], run.checkpoint("supernet_last"))
-        optimizer.load_state_dict(state["optimizer"])
-        done, best = state["epoch"], state["best_top1"]
+    state = run.restore("supernet_last", supernet, optimizer) or {"epoch": 0, "best_top1": -1.0}
+    done, best = state["epoch"], state["best_top1"]
     run.forget_after("warm-up", done)
     for epoch in range(done, config.warmup_epochs):
         seed_everything(config.seed, "warm-up", epoch)
-        rng = stream(config.seed, "paths", epoch)
-
-        def losses(batch: Tensor, labels: Tensor, rng=rng):
-            for path in space.sample_fair(config.paths_per_step, rng):
-                yield F.cross_entropy(supernet(batch, path), labels, label_smoothing=config.label_smoothing)
-
+        forwards = partial(path_logits, supernet, config.paths_per_step, stream(config.seed, "paths", epoch))
+        title, first_step = f"warm-up {epoch + 1}/{config.warmup_epochs}", epoch * len(batches)
         supernet.train()
-        title = f"warm-up {epoch + 1}/{config.warmup_epochs}"
-        with Progress(title, steps, config.print_freq) as progress:
-            loss = train_epoch(losses, batches.epoch(epoch), optimizer, schedule, epoch * steps, place, progress)
-        top1 = validate_paths(supernet, paths_to_validate, validation, place)
+        with Progress(title, len(batches), config.print_freq) as progress:
+            means = train_epoch(
+                forwards, criterion, batches.epoch(epoch), optimizer, schedule, first_step, place, progress
+            )
+        top1 = validate_paths(supernet, validated, validation, place)
         mean = sum(top1) / len(top1)
-        print(f"{title} loss {loss:.4f}, random paths top-1 {mean:.2f} %", flush=True)
-        run.log("warm-up", epoch + 1, loss=loss, random_path_top1=mean)
-        costs = LookUpTable(space)(paths_to_validate).tolist()
-        rows = list(zip([f"{cost:.4f}" for cost in costs], [f"{value:.2f}" for value in top1], strict=True))
+        print(f"{title} loss {means.loss:.4f}, random paths top-1 {mean:.2f} %", flush=True)
+        run.log("warm-up", epoch + 1, loss=means.loss, top1=means.top1, random_path_top1=mean)
+        rows = [
+            (f"{cost:.4f}", f"{t:.2f}") for cost, t in zip(LookUpTable(space)(validated).tolist(), top1, strict=True)
+        ]
         run.write_csv("supernet_evaluate.csv", ("flops", "top1"), rows, config.path_to_supernet_eval)
         weights = {"kind": "supernet", "epoch": epoch + 1, "model": supernet.state_dict(), "space": space.to_dict()}
         if mean > best:
             best = mean
-            save(run, "supernet_best", weights, config.path_to_save_model)
-        save(run, "supernet_last", {**weights, "optimizer": optimizer.state_dict(), "best_top1": best})
+            run.save("supernet_best", weights, config.path_to_save_model)
+        run.save("supernet_last", {**weights, "optimizer": optimizer.state_dict(), "best_top1": best})
     load_supernet(supernet, run.checkpoint("supernet_best"))
+
+
+def path_logits(supernet: UnifiedSupernet, paths: int, rng: torch.Generator, images: Tensor):
+    """The logits of the fairly sampled paths of one step, one after another.
+
+    All paths share stem and first block, which are computed once, and differentiated once all paths have been.
+    """
+    features = supernet.stem(images)
+    shared = features.detach().requires_grad_()
+    for path in supernet.space.sample_fair(paths, rng):
+        yield supernet.classify(shared, path)
+    features.backward(shared.grad)
 
 
 def validate_paths(supernet: UnifiedSupernet, paths: Tensor, validation: Loader, place: Placement) -> list[float]:
     """Top-1 in percent of each of `paths [N, L, E, K]`."""
     supernet.eval()
-    return [evaluate(lambda x, p=path: supernet(x, p), validation.epoch(), place).top1 for path in paths]
+    return [evaluate(partial(run_path, supernet, path), validation.epoch(), place).top1 for path in paths]
+
+
+def run_path(supernet: UnifiedSupernet, path: Tensor, images: Tensor) -> Tensor:
+    return supernet(images, path)
 
 
 # -- stage 2 ---------------------------------------------------------------------------------------------------------
@@ -149,7 +181,6 @@ def validate_paths(supernet: UnifiedSupernet, paths: Tensor, validation: Loader,
 
 def train_generator(
     supernet: UnifiedSupernet,
-    table: LookUpTable,
     pool: PriorPool,
     images: SearchImages,
     config: Config,
@@ -157,215 +188,202 @@ def train_generator(
     place: Placement,
 ) -> None:
     """Train the architecture generator against the frozen supernet (SGNAS, section 3.4)."""
+    table, hardware_loss = LookUpTable(supernet.space), build_hardware_loss(config)
     torch.manual_seed(stream(config.seed, "generator").initial_seed())
     generator = ArchitectureGenerator(config.low_flops, config.high_flops, config.hc_dim).to(place.device)
+    averaged = copy.deepcopy(generator)
     optimizer = make_optimizer(generator.parameters(), config.g_optim_state)
-    costs_of = LookUpTable(table.space).to(place.device)
     batches = search_loader(images.feed, config, "generator", training=True)
     validation = search_loader(images.validate, config, "validate", training=False)
-    middle = torch.tensor([(config.low_flops + config.high_flops) / 2])
-    done, best_loss, best_top1 = 0, float("inf"), -1.0
-    if run.checkpoint("generator_last").exists():
-        state = checkpoint.load(run.checkpoint("generator_last"))
-        checkpoint.load_into(generator, state["model"], run.checkpoint("generator_last"))
-        optimizer.load_state_dict(state["optimizer"])
-        done, best_loss, best_top1 = state["epoch"], state["best_loss"], state["best_top1"]
-    run.forget_after("generator", done)
+    state = run.restore("generator_last", generator, optimizer)
+    state = state or {"epoch": 0, "best_loss": float("inf"), "best_top1": -1.0, "averaged": averaged.state_dict()}
+    averaged.load_state_dict(state["averaged"])
+    best_loss, best_top1 = state["best_loss"], state["best_top1"]
+    run.forget_after("generator", state["epoch"])
     frozen = supernet.eval().frozen()
-    for epoch in range(done, config.search_epochs):
+    for epoch in range(state["epoch"], config.search_epochs):
         title = f"generator {epoch + 1}/{config.search_epochs}"
-        tau = config.tau * config.tau_decay**epoch
-        targets = training_targets(config, len(batches), stream(config.seed, "targets", epoch))
-        rng = stream(config.seed, "gumbel", epoch)
-        generator.train()
         with Progress(title, len(batches), config.print_freq) as progress:
-            for step, (batch, labels) in enumerate(batches.epoch(epoch)):
-                batch, labels = place.batch(batch, labels)
-                target = targets[step : step + 1].to(place.device)
-                paths = table.space.relax(generator(pool.nearest(target), target), tau, rng)
-                with place.autocast():
-                    logits = frozen(batch, paths[0])
-                    accuracy_loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-                cost = costs_of(paths)
-                loss = accuracy_loss + hardware_loss(cost, target, config).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                check_finite(loss, title, step)
-                optimizer.step()
-                progress.update(loss=float(loss.detach()), target=float(target), cost=float(cost.detach()))
-
-        trained = TrainedGenerator(generator.eval(), pool, table, title)
-        targets, costs = evaluate_targets(trained, config)
-        total = float(hardware_loss(costs, targets, config).sum())
-        correlation = kendalltau(targets, costs).statistic if len(targets) > 1 else float("nan")
-        rank = 0.0 if correlation != correlation else float(correlation)
-        chosen = trained.generate(middle)[0]
-        path = table.space.encode(chosen.architecture)
-        top1 = evaluate(lambda x, p=path: supernet(x, p), validation.epoch(), place).top1
+            generator_epoch(
+                generator, averaged, frozen, pool, hardware_loss, optimizer, batches, epoch, config, place, progress
+            )
+        ready = ReadyGenerator(averaged.eval(), pool, table, title)
+        evaluated, total, rank = evaluate_targets(ready, hardware_loss, config)
+        middle = ready.generate(torch.tensor([(config.low_flops + config.high_flops) / 2], dtype=torch.float64))[0]
+        path = supernet.space.encode(middle.architecture)
+        top1 = evaluate(partial(run_path, supernet, path), validation.epoch(), place).top1
         print(
-            f"{title} hardware loss {total:.4f}, Kendall tau {rank:.3f}, "
-            f"target {chosen.target:g} M: {chosen.macs_m:.2f} M, top-1 {top1:.2f} %",
+            f"{title} hardware loss {total:.4f}, Kendall tau {rank:.3f}, mean miss {100 * mean_miss(evaluated):.2f} %, "
+            f"target {middle.target:g} M: {middle.macs_m:.2f} M, top-1 {top1:.2f} %",
             flush=True,
         )
-        run.log("generator", epoch + 1, hardware_loss=total, kendall_tau=rank, middle_top1=top1, tau=tau)
-        rows = [(f"{cost:.4f}", f"{target:g}") for cost, target in zip(costs.tolist(), targets.tolist(), strict=True)]
-        run.write_csv("generator_evaluate.csv", ("gen_flops", "true_flops"), rows, config.path_to_generator_eval)
+        numbers = {"hardware_loss": total, "kendall_tau": rank, "mean_miss": mean_miss(evaluated), "middle_top1": top1}
+        run.log("generator", epoch + 1, **numbers)
+        write_evaluation(evaluated, "generator_evaluate.csv", run, config.path_to_generator_eval)
         weights = {
             "kind": "generator",
             "epoch": epoch + 1,
-            "model": generator.state_dict(),
+            "model": averaged.state_dict(),
             "low": config.low_flops,
             "high": config.high_flops,
         }
         if total < best_loss:
             best_loss = total
-            save(run, "generator_best_avg", weights, config.path_to_best_avg_generator)
-            columns = ("gen_flops", "true_flops")
-            run.write_csv("generator_evaluate_avg.csv", columns, rows, config.path_to_generator_eval_avg)
+            write_evaluation(evaluated, "generator_evaluate_avg.csv", run, config.path_to_generator_eval_avg)
+            run.save(GENERATOR_FILE, weights, config.path_to_best_avg_generator)
         if total < config.hardware_loss_limit and top1 > best_top1:
             best_top1 = top1
-            save(run, "generator_best", weights, config.path_to_save_generator)
-            row = (chosen.target, f"{chosen.macs_m:.4f}", f"{top1:.2f}", choices_text(chosen.architecture))
-            run.write_csv(
-                "evaluate_architecture.csv",
-                ("true_flops", "gen_flops", "top1", "choices"),
-                [row],
-                config.path_to_save_evaluate_architecture,
-            )
-        state = {**weights, "optimizer": optimizer.state_dict(), "best_loss": best_loss, "best_top1": best_top1}
-        save(run, "generator_last", state, config.path_to_final_generator)
+            write_validated(middle, top1, run, config.path_to_save_evaluate_architecture)
+            run.save("generator_best", weights, config.path_to_save_generator)
+        state = {"optimizer": optimizer.state_dict(), "best_loss": best_loss, "best_top1": best_top1}
+        state |= {"model": generator.state_dict(), "averaged": averaged.state_dict()}
+        run.save("generator_final", weights, config.path_to_final_generator)
+        run.save("generator_last", {**weights, **state})
 
 
-def training_targets(config: Config, steps: int, rng: torch.Generator) -> Tensor:
-    """Targets of an epoch `[steps]` in M: the multiples of `target_step` in shuffled rounds, each with its jitter."""
-    marks = torch.arange(config.low_flops, config.high_flops, config.target_step, dtype=torch.float64)
-    rounds = [marks[torch.randperm(len(marks), generator=rng)] for _ in range(-(-steps // len(marks)))]
-    jitter = (2 * torch.rand(steps, generator=rng, dtype=torch.float64) - 1) * config.target_jitter
-    return (torch.cat(rounds)[:steps] + jitter).float()
+def generator_epoch(
+    generator: ArchitectureGenerator,
+    averaged: ArchitectureGenerator,
+    frozen: FrozenSupernet,
+    pool: PriorPool,
+    hardware_loss: HardwareLoss,
+    optimizer: torch.optim.Optimizer,
+    batches: Loader,
+    epoch: int,
+    config: Config,
+    place: Placement,
+    progress: Progress,
+) -> None:
+    """One pass over the images that feed the generator.
+
+    A step has `targets_per_step` targets; the mixture generated for the first of them goes through the supernet, and
+    all of them pay for missing their targets.
+    """
+    space, table = frozen.space, LookUpTable(frozen.space).to(place.device)
+    tau, count = config.tau * config.tau_decay**epoch, config.targets_per_step
+    gumbel = stream(config.seed, "gumbel", epoch)
+    targets = training_targets(config, len(batches) * count, stream(config.seed, "targets", epoch)).to(place.device)
+    generator.train()
+    for step, (images, labels) in enumerate(batches.epoch(epoch)):
+        images, labels = place.batch(images, labels)
+        chosen = targets[step * count : (step + 1) * count]
+        logits = generator(pool.nearest(chosen), chosen)
+        paths = space.relax(logits, tau, gumbel)
+        with place.autocast():
+            supernet_loss = F.cross_entropy(frozen(images, paths[0]), labels, label_smoothing=config.label_smoothing)
+        if config.straight_through:
+            paths = straight_through(space.discretize(logits), space.relax(logits, 1.0))
+        costs = table(paths)
+        loss = supernet_loss + hardware_loss(costs, chosen).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        check_finite(loss, progress.title, step)
+        optimizer.step()
+        average(averaged, generator, config.generator_ema, optimizer)
+        progress.update(loss=float(loss.detach()), target=float(chosen[0]), cost=float(costs[0].detach()))
 
 
-def hardware_loss(costs: Tensor, targets: Tensor, config: Config) -> Tensor:
-    """alpha (cost - target)^2, times the penalty where the target is exceeded; zero within the tolerance, `[N]`."""
-    miss = costs - targets
-    weight = torch.where(miss > 0, config.loss_penalty, 1.0) * (miss.abs() > config.cost_tolerance)
-    return config.alpha * weight * (miss / config.cost_unit) ** 2
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard` with the gradient of `soft` (Bengio et al., 2013)."""
+    return hard + soft - soft.detach()
 
 
-def evaluate_targets(trained: TrainedGenerator, config: Config) -> tuple[Tensor, Tensor]:
-    """Targets low..high in steps of `eval_step` and the costs of the architectures generated for them, `[N]` each."""
+@torch.no_grad()
+def average(averaged: nn.Module, network: nn.Module, decay: float, optimizer: torch.optim.Optimizer) -> None:
+    """Move `averaged` towards `network`, faster in the first steps; with decay 0 it is a copy."""
+    step = int(next(iter(optimizer.state.values()))["step"]) if decay else 0
+    decay = min(decay, step / (step + 9))
+    for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+
+
+def training_targets(config: Config, count: int, rng: torch.Generator) -> Tensor:
+    """Targets `[count]` in M: the multiples of `target_step` in shuffled rounds, each with its jitter."""
+    first, stop = (math.ceil(round(b / config.target_step, 6)) for b in (config.low_flops, config.high_flops))
+    marks = config.target_step * torch.arange(first, stop, dtype=torch.float64)
+    rounds = [marks[torch.randperm(len(marks), generator=rng)] for _ in range(-(-count // len(marks)))]
+    jitter = (2 * torch.rand(count, generator=rng, dtype=torch.float64) - 1) * config.target_jitter
+    return (torch.cat(rounds)[:count] + jitter).float()
+
+
+def evaluate_targets(
+    ready: ReadyGenerator, hardware_loss: HardwareLoss, config: Config
+) -> tuple[list[Generated], float, float]:
+    """Architectures for low..high in steps of `eval_step`, their total hardware loss, and Kendall tau to targets."""
     steps = int((config.high_flops - config.low_flops) / config.eval_step + 1e-6)
-    targets = config.low_flops + config.eval_step * torch.arange(steps + 1)
-    return targets, torch.tensor([generated.macs_m for generated in trained.generate(targets)])
+    targets = config.low_flops + config.eval_step * torch.arange(steps + 1, dtype=torch.float64)
+    found = ready.generate(targets)
+    costs = torch.tensor([g.macs_m for g in found], dtype=torch.float64)
+    rank = float(kendalltau(targets, costs).statistic) if len(costs.unique()) > 1 else 0.0
+    return found, float(hardware_loss(costs, targets).sum()), rank
 
 
-def report(config: Config, table: LookUpTable, pool: PriorPool, run: RunFolder) -> None:
-    """Generate for all evaluated targets with the generator of least hardware loss; a table and its files."""
-    file = run.checkpoint("generator_best_avg")
-    generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim)
-    trained = TrainedGenerator(generator, pool, table, str(file))
-    targets, _ = evaluate_targets(trained, config)
-    found = trained.generate(targets)
-    run.write_text("architectures.json", json.dumps([g.to_dict() for g in found]) + "\n")
-    rows = [(g.target, f"{g.macs_m:.4f}", choices_text(g.architecture)) for g in found]
-    run.write_csv("architecture.csv", ("true_flops", "gen_flops", "choices"), rows, config.path_to_save_architecture)
-    miss = sum(abs(g.macs_m - g.target) / g.target for g in found) / len(found)
-    shown = [
-        [f"{g.target:g}", f"{g.macs_m:.3f}", f"{100 * (g.macs_m / g.target - 1):+.1f}", f"{g.params_m:.3f}"]
-        for g in found
-    ]
-    print(format_table(["target M", "cost M", "miss %", "params M"], shown))
-    print(f"mean miss {100 * miss:.2f} % of the target; all files are in {run.path}")
+def mean_miss(found: list[Generated]) -> float:
+    """Mean of |cost - target| / target."""
+    return sum(abs(g.macs_m - g.target) / g.target for g in found) / len(found)
 
 
-def choices_text(architecture) -> str:
+def write_evaluation(found: list[Generated], name: str, run: RunFolder, mirror: str | None) -> None:
+    rows = [(f"{g.macs_m:.4f}", f"{g.target:g}") for g in found]
+    run.write_csv(name, ("gen_flops", "true_flops"), rows, mirror)
+
+
+def write_validated(found: Generated, top1: float, run: RunFolder, mirror: str | None) -> None:
+    row = (f"{found.target:g}", f"{found.macs_m:.4f}", f"{top1:.2f}", choices_text(found))
+    run.write_csv("evaluate_architecture.csv", ("true_flops", "gen_flops", "top1", "choices"), [row], mirror)
+
+
+def choices_text(found: Generated) -> str:
     """Choices as one CSV cell: layers apart by spaces, sub-blocks by dashes, 0 for skip."""
-    return " ".join("-".join(str(choice or 0) for choice in row) for row in architecture.choices)
+    return " ".join("-".join(str(choice or 0) for choice in row) for row in found.architecture.choices)
 
 
-# -- shared by the stages --------------------------------------------------------------------------------------------
+# -- what comes out --------------------------------------------------------------------------------------------------
 
 
-def search_loader(images: Images, config: Config, purpose: str, training: bool) -> Loader:
-    augment = Augmentation(config.crop_padding, config.horizontal_flip) if training else None
-    normalise = Normalisation(config.mean, config.std)
-    seed = stream(config.seed, purpose).initial_seed()
-    return loader(images, config.batch_size, normalise, augment, seed, config.num_workers)
+def report(pool: PriorPool, table: LookUpTable, config: Config, run: RunFolder) -> None:
+    """Generate for all evaluated targets with the generator of least hardware loss; a table and its files."""
+    file = run.checkpoint(GENERATOR_FILE)
+    generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim)
+    found, _, rank = evaluate_targets(
+        ReadyGenerator(generator, pool, table, str(file)), build_hardware_loss(config), config
+    )
+    run.write_text("architectures.json", json.dumps([g.to_dict() for g in found]) + "\n")
+    rows = [(f"{g.target:g}", f"{g.macs_m:.4f}", choices_text(g)) for g in found]
+    run.write_csv("architecture.csv", ("true_flops", "gen_flops", "choices"), rows, config.path_to_save_architecture)
+    print(format_table(*miss_table(found)))
+    print(
+        f"mean miss {100 * mean_miss(found):.2f} % of the target, Kendall tau {rank:.3f}; all files are in {run.path}"
+    )
 
 
-def save(run: RunFolder, name: str, payload: dict, mirror: str | None = None) -> None:
-    """A checkpoint in the run folder, and a copy where the config wants one."""
-    checkpoint.save(run.checkpoint(name), payload)
-    if mirror:
-        checkpoint.copy(run.checkpoint(name), mirror)
-
-
-def dry_run(config: Config, supernet: UnifiedSupernet, table: LookUpTable, place: Placement) -> None:
+def dry_run(config: Config, supernet: UnifiedSupernet, place: Placement) -> None:
     """Print the reachable costs, the parameters, and the memory and time that the run would take."""
-    space = supernet.space
-    count = min(config.batch_size, 16)
-    rng = stream(config.seed, "dry run")
-    batch = torch.randn(count, 3, config.input_size, config.input_size, generator=rng)
-    batch, labels = place.batch(batch, torch.zeros(count, dtype=torch.long))
-    largest = space.discretize(table.depthwise[:, None].expand(space.shape).clone())
-    soft = space.relax(torch.zeros(space.shape), 1.0).to(place.device).requires_grad_()
-
-    def hard_step():
-        for path in space.sample_fair(config.paths_per_step, rng):
-            F.cross_entropy(supernet(batch, path), labels).backward()
-
-    def generator_step():
-        F.cross_entropy(frozen(batch, soft), labels).backward()
-
-    hard_bytes = saved_bytes(lambda: supernet.train()(batch, largest))
-    hard_seconds = best_seconds(hard_step) * config.batch_size / count
-    frozen = supernet.eval().frozen()
-    soft_bytes = saved_bytes(lambda: frozen(batch, soft))
-    soft_seconds = best_seconds(generator_step) * config.batch_size / count
-    parameters = sum(p.numel() for p in supernet.parameters())
-    peak = 3 * 4 * parameters + max(hard_bytes, soft_bytes) * config.batch_size / count
-    least, most = table.reach()
+    needs = forecast(supernet, config.batch_size, config.paths_per_step, place, stream(config.seed, "dry run"))
+    least, most = LookUpTable(supernet.space).reach()
     print(f"reachable cost    {least:.3f} to {most:.3f} M multiply-adds")
     print(f"targets           {config.low_flops:g} to {config.high_flops:g} M")
-    print(f"parameters        supernet {parameters / 1e6:.2f} M")
+    print(f"parameters        supernet {sum(p.numel() for p in supernet.parameters()) / 1e6:.2f} M")
+    print(f"peak memory       about {needs.peak_bytes / 2**30:.2f} GiB at batch {config.batch_size}")
     print(
-        f"peak memory       about {peak / 2**30:.2f} GiB at batch {config.batch_size}: weights, gradients, activations"
+        f"time of a step    warm-up {needs.warmup_seconds:.2f} s, generator {needs.generator_seconds:.2f} s "
+        f"on {place.device}, scaled from a batch of {min(config.batch_size, 16)}"
     )
-    print(f"time of a step    warm-up {hard_seconds:.2f} s, generator {soft_seconds:.2f} s on {place.device}")
     try:
-        dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes)
+        dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes, download=False)
     except UserError as error:
         return print(f"projected time    unknown: {error}")
-    held_out = dataset.held_out
     images = len(dataset.train.labels)
-    portion = config.train_portion if config.train_portion < 1 else 0.8
-    train, feed = (images, len(held_out.labels)) if held_out else (portion * images, (1 - portion) * images)
-    warm = config.warmup_epochs * train / config.batch_size * hard_seconds
-    search = config.search_epochs * 0.75 * feed / config.batch_size * soft_seconds
-    print(f"projected time    warm-up {warm / 60:.1f} min, generator {search / 60:.1f} min, validation not counted")
-
-
-def saved_bytes(forward) -> int:
-    """Bytes that autograd keeps of one forward pass."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return sum(kept.values())
-
-
-def best_seconds(step, times: int = 3) -> float:
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    portion = config.train_portion if config.train_portion < 1 else HELD_OUT_BY_DEFAULT
+    train, held_out = portion * images, (1 - portion) * images
+    if dataset.held_out is not None:
+        train, held_out = images, len(dataset.held_out.labels)
+    warm_up_minutes = config.warmup_epochs * train / config.batch_size * needs.warmup_seconds / 60
+    generator_minutes = config.search_epochs * 0.75 * held_out / config.batch_size * needs.generator_seconds / 60
+    print(
+        f"projected time    warm-up {warm_up_minutes:.1f} min, generator {generator_minutes:.1f} min, "
+        "validation not counted"
+    )
 
 
 if __name__ == "__main__":

@@ -12,18 +12,17 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
-from model.build import build_space, find_generator
+from model.build import build_space
+from model.generation import choose
 from model.lookup_table import LookUpTable
-from model.space import Architecture, UnifiedSpace, load_architecture
+from model.space import Architecture, UnifiedSpace
 from model.subnet import SubNet, count_macs, count_parameters
 from utils import checkpoint
 from utils.config import load_config
 from utils.data import Normalisation, load_test_images, loader
 from utils.engine import Placement, evaluate
 from utils.errors import UserError
-from utils.runtime import boolean, command, pick_device
+from utils.runtime import boolean, command, pick_device, positive
 from utils.table import format_table
 
 
@@ -35,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     space, architecture, data = described["space"], described["architecture"], described["data"]
     network = SubNet(space, architecture, **described["options"])
     checkpoint.load_into(network, checkpoint.weights(payload, args.checkpoint), args.checkpoint)
-    images = load_test_images(data["dataset"], data["dataset_dir"], space.image_size, space.classes)
+    source = (data["dataset"], data["dataset_dir"], space.image_size, space.classes, data.get("part"))
+    images = load_test_images(*source)
     place = Placement(pick_device(args.cuda))
     normalise = Normalisation(tuple(data["mean"]), tuple(data["std"]))
     batches = loader(images, args.batch_size, normalise, workers=args.workers)
@@ -64,10 +64,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--config_path", "--cfg", metavar="CFG", help="config file of weights that know no architecture"
     )
     parser.add_argument("--target_flops", type=float, help="target (M) whose architecture the config's generator gives")
-    parser.add_argument("--architecture", type=Path, metavar="FILE", help="architecture.json instead of a target")
+    parser.add_argument(
+        "--architecture", type=Path, metavar="FILE", help="architecture.json, or a list, instead of a target"
+    )
     parser.add_argument("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
     parser.add_argument("--activation", help="relu6 or hswish")
-    parser.add_argument("-b", "--batch-size", type=int, default=256)
+    parser.add_argument("-b", "--batch-size", type=positive, default=256)
     parser.add_argument("-j", "--workers", type=int, default=0, help="processes that read images")
     parser.add_argument(
         "--cuda", type=boolean, default=True, metavar="BOOL", help="use an accelerator when there is one"
@@ -92,8 +94,8 @@ def describe(args: argparse.Namespace, payload: dict) -> dict:
             described["options"][name] = getattr(args, name)
     if args.data:
         described["data"]["dataset_dir"] = args.data
-        if args.config_path:  # the published line names an image folder, whatever the config trains on
-            described["data"]["dataset"] = "imagefolder"
+        if args.config_path and (Path(args.data) / "val").is_dir():  # the published line, whatever the config trains on
+            described["data"] |= {"dataset": "imagefolder", "part": "val"}
     return described
 
 
@@ -103,17 +105,14 @@ def describe_by_config(args: argparse.Namespace) -> dict:
             f"{args.checkpoint}: it does not say its architecture; give --config_path with --target_flops "
             "or --architecture"
         )
+    if args.target_flops is None and args.architecture is None:
+        raise UserError("--target_flops or --architecture must say which architecture these weights belong to")
     config = load_config(args.config_path)
     space = build_space(config)
-    if args.architecture is not None:
-        space, architecture, _ = load_architecture(args.architecture)
-    elif args.target_flops is not None:
-        trained = find_generator(config)
-        architecture = trained.generate(torch.tensor([args.target_flops]))[0].architecture
-    else:
-        raise UserError("--target_flops or --architecture must say which architecture these weights belong to")
+    architecture = choose(config, space, args.target_flops, args.architecture).architecture
     data = {"dataset": config.dataset, "dataset_dir": config.dataset_dir, "mean": config.mean, "std": config.std}
-    return {"space": space, "architecture": architecture, "options": {"dropout": config.dropout}, "data": data}
+    options = {"se": config.se, "activation": config.activation, "dropout": config.dropout}
+    return {"space": space, "architecture": architecture, "options": options, "data": data}
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class MixedDepthwise(nn.Module):
 
 def squeezed_channels(channels: int) -> int:
     """Width inside a squeeze-excite over `channels`."""
-    return channels // 4
+    return max(1, channels // 4)
 
 
 class SqueezeExcite(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.lookup_table import LookUpTable
 from model.space import UnifiedSpace
+from utils.checkpoint import write_text
 from utils.errors import UserError
 
 
@@ -67,11 +68,24 @@ class PriorPool:
         self.marks, self.paths = marks, paths
 
     @classmethod
-    def build(cls, table: LookUpTable, low: float, high: float, size: int, rng: torch.Generator) -> "PriorPool":
-        """`size` random architectures at costs evenly spaced inside (low, high), each within `tolerance(mark)`."""
-        marks = torch.linspace(low, high, size + 2, dtype=torch.float64)[1:-1]
-        marks = marks.mul(1000).round().div(1000)  # marks are written as decimal keys
-        return cls(marks, torch.stack([_architecture_at(table, mark, rng) for mark in marks.tolist()]))
+    def build(
+        cls, table: LookUpTable, low: float, high: float, size: int, rng: torch.Generator, chain: bool = False
+    ) -> "PriorPool":
+        """`size` architectures at costs evenly spaced inside (low, high), each within `tolerance(mark)`.
+
+        Published: each begins as a random path of its own. With `chain`, each begins as its neighbour, from the middle
+        outwards, so that neighbouring targets start from architectures that differ in a few choices.
+        """
+        space = table.space
+        marks = torch.linspace(low, high, size + 2, dtype=torch.float64)[1:-1].tolist()
+        marks = [round(mark, 6) for mark in marks]
+        paths: dict[int, Tensor] = {}
+        middle = size // 2
+        for index in [*range(middle, size), *reversed(range(middle))]:
+            neighbour = paths.get(index - 1 if index > middle else index + 1)
+            start = neighbour if chain and neighbour is not None else space.sample(1, rng)[0]
+            paths[index] = _architecture_at(table, marks[index], start, rng)
+        return cls(torch.tensor(marks, dtype=torch.float64), torch.stack([paths[i] for i in range(size)]))
 
     def nearest(self, targets: Tensor) -> Tensor:
         """The priors `[N, L, E, K]` whose marks are nearest `targets [N]`."""
@@ -81,9 +95,9 @@ class PriorPool:
 
     def save(self, path: Path) -> None:
         """Published JSON format: {mark: L rows of E K numbers}."""
-        rows = {f"{mark:g}": prior.flatten(1).tolist() for mark, prior in zip(self.marks, self.paths, strict=True)}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(rows))
+        marks = [int(mark) if mark.is_integer() else mark for mark in self.marks.tolist()]
+        rows = {repr(mark): prior.flatten(1).tolist() for mark, prior in zip(marks, self.paths, strict=True)}
+        write_text(path, json.dumps(rows) + "\n")
 
     @classmethod
     def load(cls, path: Path, space: UnifiedSpace) -> "PriorPool":
@@ -116,11 +130,13 @@ def tolerance(mark: float) -> float:
     return min(1.0, 0.01 * mark)
 
 
-def _architecture_at(table: LookUpTable, mark: float, rng: torch.Generator, restarts: int = 64) -> Tensor:
-    """A random path `[L, E, K]` that costs `mark` within `tolerance(mark)`.
+def _architecture_at(
+    table: LookUpTable, mark: float, start: Tensor, rng: torch.Generator, restarts: int = 64
+) -> Tensor:
+    """A path `[L, E, K]` that costs `mark` within `tolerance(mark)`, by a random walk from `start`.
 
-    A random walk from a random path: each step changes one sub-block, drawn among the changes that bring the cost
-    nearer; when one of them meets the mark, that one is taken. UserError when no walk gets there.
+    Each step changes one sub-block, drawn among the changes that bring the cost nearer; when some of them meet the
+    mark, among those. A walk that ends too far away starts anew from a random path; UserError when none gets there.
     """
     space = table.space
     least, most = table.reach(space.min_expansion)
@@ -131,25 +147,30 @@ def _architecture_at(table: LookUpTable, mark: float, rng: torch.Generator, rest
         )
     nearest = float("inf")
     for _ in range(restarts):
-        path = space.sample(1, rng)[0]
-        cost = float(table(path))
-        while abs(cost - mark) > tolerance(mark):
-            changed = _single_changes(space, path)
-            costs = table(changed)
-            misses = (costs - mark).abs()
-            better = (misses < abs(cost - mark)).nonzero().flatten()
-            if len(better) == 0:
-                break
-            if misses.min() <= tolerance(mark):
-                better = (misses <= tolerance(mark)).nonzero().flatten()
-            pick = better[torch.randint(len(better), (), generator=rng)]
-            path, cost = changed[pick], float(costs[pick])
+        path, cost = _walk(table, mark, start, rng)
         if abs(cost - mark) <= tolerance(mark):
             return path
         nearest = min(nearest, cost, key=lambda c: abs(c - mark))
+        start = space.sample(1, rng)[0]
     raise UserError(
         f"prior pool: found no architecture within {tolerance(mark):g} M of {mark:g} M; nearest {nearest:.3f}"
     )
+
+
+def _walk(table: LookUpTable, mark: float, path: Tensor, rng: torch.Generator) -> tuple[Tensor, float]:
+    """Where a walk towards `mark` ends, and the cost there."""
+    cost = float(table(path))
+    while abs(cost - mark) > tolerance(mark):
+        changed = _single_changes(table.space, path)
+        costs = table(changed)
+        misses = (costs - mark).abs()
+        good = misses <= tolerance(mark)
+        better = (good if good.any() else misses < abs(cost - mark)).nonzero().flatten()
+        if len(better) == 0:
+            break
+        pick = better[torch.randint(len(better), (), generator=rng)]
+        path, cost = changed[pick], float(costs[pick])
+    return path, cost
 
 
 def _single_changes(space: UnifiedSpace, path: Tensor) -> Tensor:

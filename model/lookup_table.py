@@ -1,8 +1,10 @@
-"""The cost of an architecture in closed form, differentiable in the choice probabilities.
+"""The cost of an architecture in closed form, differentiable in the choice probabilities, and the loss of missing one.
 
 Unit: millions of multiply-adds of convolutions at batch 1; the final linear layer, BN and activations do not count.
 Source: SGNAS, section 3.3 (the FLOPs lookup table).
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +89,26 @@ class LookUpTable(nn.Module):
             path = torch.nn.functional.one_hot(torch.where(active, kernel, space.shape[2] - 1), space.shape[2]).float()
             costs.append(float(self(path.to(self.depthwise.device))))
         return costs[0], costs[1]
+
+
+@dataclass(frozen=True)
+class HardwareLoss:
+    """`loss(costs [N], targets [N]) -> [N]`: alpha (miss / unit)^2, times `penalty` where the target is exceeded.
+
+    Costs, targets, `tolerance` (no loss within) and `unit` are in M. With `relative`, the miss is a share of the target
+    and `unit` has no meaning. Source: SGNAS, equation 6; the published loss is absolute.
+    """
+
+    alpha: float = 0.0003
+    penalty: float = 1.2
+    tolerance: float = 0.1
+    unit: float = 1.0
+    relative: bool = False
+
+    def __call__(self, costs: Tensor, targets: Tensor) -> Tensor:
+        miss = costs - targets
+        weight = torch.where(miss > 0, self.penalty, 1.0) * (miss.abs() > self.tolerance)
+        return self.alpha * weight * (miss / (targets if self.relative else self.unit)) ** 2
 
 
 def _base_macs(space: UnifiedSpace) -> int:

@@ -21,6 +21,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from utils.checkpoint import write_text
 from utils.errors import UserError
 
 Choices = tuple[tuple[int | None, ...], ...]
@@ -296,9 +297,9 @@ class UnifiedSpace:
     @classmethod
     def from_dict(cls, payload: dict) -> "UnifiedSpace":
         """Inverse of `to_dict`; UserError when the payload is of another kind."""
-        payload = dict(payload)
-        if payload.pop("kind", None) != "unified":
+        if not isinstance(payload, dict) or payload.get("kind") != "unified":
             raise UserError("space: kind is not 'unified'")
+        payload = {key: value for key, value in payload.items() if key != "kind"}
         try:
             layers = [LayerSpec(**{**layer, "kernels": tuple(layer["kernels"])}) for layer in payload.pop("layers")]
             return cls(layers=tuple(layers), **payload)
@@ -330,7 +331,7 @@ def save_architecture(path: Path, space: UnifiedSpace, architecture: Architectur
         "costs": costs,
         "provenance": provenance,
     }
-    Path(path).write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def load_architecture(path: Path) -> tuple[UnifiedSpace, Architecture, dict]:
@@ -341,10 +342,10 @@ def load_architecture(path: Path) -> tuple[UnifiedSpace, Architecture, dict]:
         raise UserError(f"{path}: cannot be read as an architecture ({error})") from None
     if not isinstance(record, dict) or record.get("format") != ARCHITECTURE_FORMAT:
         raise UserError(f"{path}: no architecture file (its format is not {ARCHITECTURE_FORMAT!r})")
-    missing = {"space", "choices"} - record.keys()
-    if missing:
-        raise UserError(f"{path}: it lacks {', '.join(sorted(missing))}")
-    space = UnifiedSpace.from_dict(record["space"])
-    architecture = Architecture.of(record["choices"])
-    space.check(architecture)
+    try:
+        space = UnifiedSpace.from_dict(record["space"])
+        architecture = Architecture.of(record["choices"])
+        space.check(architecture)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: no valid architecture ({error})") from None
     return space, architecture, record

@@ -147,10 +147,17 @@ class UnifiedSupernet(nn.Module):
         hard = not path.requires_grad and bool(((path == 0) | (path == 1)).all())
         if not hard:
             return self.frozen()(images, path)
-        x = self.first_mb(self.first(images))
+        return self.classify(self.stem(images), path)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Features `[B, first_channels, H, W]` that all paths share."""
+        return self.first_mb(self.first(images))
+
+    def classify(self, features: Tensor, path: Tensor) -> Tensor:
+        """Logits `[B, classes]` of a hard path from the features of `stem`."""
         for block, choices in zip(self.stages, self._choices(path), strict=True):
-            x = block(x, choices)
-        return self.classifier(self.last_stage(x).mean(dim=(2, 3)))
+            features = block(features, choices)
+        return self.classifier(self.last_stage(features).mean(dim=(2, 3)))
 
     def _choices(self, path: Tensor) -> list[list[tuple[int, int]]]:
         """The sorted pairs (index into the layer's kernels, sub-block) of each layer of a one-hot path."""
@@ -182,7 +189,7 @@ class UnifiedSupernet(nn.Module):
                     f"extract: layer {index} has {len(kernels)} active sub-blocks; a supernet and its stand-alone "
                     f"network agree only from {least} on"
                 )
-        network = SubNet(self.space, architecture, **options)
+        network = SubNet(self.space, architecture, **options).to(self.classifier.weight.device)
         network.first.load_state_dict(self.first.state_dict())
         network.first_mb.load_state_dict(self.first_mb.state_dict())
         network.last_stage.load_state_dict(self.last_stage.state_dict())
@@ -323,7 +330,8 @@ def from_published(space: UnifiedSpace, weights: dict[str, Tensor]) -> dict[str,
     """The published release's supernet state dict in the layout of `UnifiedSupernet`.
 
     There a module holds each sub-block and kernel (`stages.i.depthwise.blocks.e.blocks.k`, kernels in the order of
-    the config's row). Its dense skip convolutions are dropped. UserError when a key is missing or of a wrong shape.
+    the config's row, skip last). Its dense skip convolutions are dropped. UserError when a
+    key is missing or of a wrong shape.
     """
     ours = {
         key: value

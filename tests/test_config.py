@@ -33,7 +33,9 @@ def test_the_published_imagenet_config_loads_unchanged():
 
 
 def test_every_config_of_the_project_loads():
-    for path in sorted((PUBLISHED.parent.parent.parent / "config_file").glob("*_config.yml")):
+    paths = sorted((PUBLISHED.parent.parent.parent / "config_file").glob("*_config.yml"))
+    assert len(paths) >= 3
+    for path in paths:
         build_space(load_config(path))
 
 
@@ -80,7 +82,10 @@ def test_a_row_of_l_cfgs_overrides_the_global_keys(tiny_config):
         ("optim_state.optimizer=lion", "optim_state.optimizer: 'lion' is unknown; allowed are sgd, adam"),
         ("batch_size=many", "batch_size: 'many' is not a whole number"),
         ("batch_size=2.5", "batch_size: 2.5 is not a whole number"),
-        ("batch_size=0", "batch_size: 0 is not allowed; it must be at least 1"),
+        ("batch_size=1", "batch_size: 1 is not allowed; it must be at least 2"),
+        ("target_step=1", "target_step: 1.0 is not allowed; it must be at most"),
+        ("l_cfgs=[[6, 8, [3, skip, 5], 1]]", "skip must stand last"),
+        ("activation=gelu", "activation: 'gelu' is not allowed; it must be relu6 or hswish"),
         ("alpha=.inf", "alpha: inf is not a finite number"),
         ("cuda=1", "cuda: 1 is not true or false"),
         ("seed=true", "seed: True is not a whole number"),

@@ -173,7 +173,7 @@ def test_a_corrupt_image_is_skipped_and_named(tmp_path, capsys):
     (tmp_path / "train" / "class1" / "2.png").write_bytes(b"no image")
     dataset = load_dataset("imagefolder", str(tmp_path), 16, 3)
     assert len(dataset.train.labels) == 11
-    assert "class1/2.png" in capsys.readouterr().out
+    assert "class1/2.png" in capsys.readouterr().err
 
 
 def test_missing_data_says_what_to_do(tmp_path):
@@ -196,3 +196,35 @@ def test_a_failing_download_says_what_to_do(tmp_path, name, monkeypatch):
 def test_another_number_of_classes_is_refused():
     with pytest.raises(UserError, match="the config says 12, but digits in  has 10"):
         load_dataset("digits", "", 16, 12)
+
+
+def test_parts_with_other_class_folders_are_refused(tmp_path):
+    write_folder(tmp_path / "train"), write_folder(tmp_path / "val", classes=2)
+    with pytest.raises(UserError, match=r"val: its class folders are not those of .*train: class2"):
+        load_dataset("imagefolder", str(tmp_path), 16, 3)
+
+
+def test_a_portion_that_leaves_nothing_writes_no_split(tmp_path):
+    dataset = Dataset(coded_images(100), coded_images(10))
+    with pytest.raises(UserError, match=r"train_portion: 0\.999 leaves too few of 100 images"):
+        split_for_search(dataset, 0.999, 0, tmp_path / "split.json")
+    assert not (tmp_path / "split.json").exists()
+
+
+def test_a_large_corrupt_image_is_skipped_and_named(tmp_path, capsys):
+    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    (tmp_path / "val" / "class1" / "1.png").write_bytes(b"no image")
+    dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
+    batches = list(loader(dataset.test, 2, PLAIN).epoch())
+    assert [len(labels) for _, labels in batches] == [2, 1, 2]
+    assert "class1/1.png" in capsys.readouterr().err
+
+
+def test_workers_change_nothing(tmp_path):
+    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
+    alone, helped = (
+        torch.cat([images for images, _ in loader(dataset.train, 4, PLAIN, Augmentation(), 1, workers).epoch(2)])
+        for workers in (0, 2)
+    )
+    assert alone.equal(helped)

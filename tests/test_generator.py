@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from model.build import TrainedGenerator, load_generator
+from model.generation import ReadyGenerator, load_generator
 from model.generator import ArchitectureGenerator, PriorPool, tolerance
 from model.lookup_table import LookUpTable
 from model.space import Architecture
@@ -14,10 +14,10 @@ from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def released_generator(imagenet_space) -> TrainedGenerator:
+def released_generator(imagenet_space) -> ReadyGenerator:
     generator = load_generator(released("sgnas_generator_imagenet.pth"), 270, 450, 10)
     pool = PriorPool.load(released("sgnas_prior_pool_imagenet.json"), imagenet_space)
-    return TrainedGenerator(generator, pool, LookUpTable(imagenet_space), "released")
+    return ReadyGenerator(generator, pool, LookUpTable(imagenet_space), "released")
 
 
 def test_the_released_generator_gives_the_released_answers(released_generator, imagenet_space):

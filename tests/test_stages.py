@@ -16,7 +16,7 @@ from tests.conftest import GOLDEN, TINY_CONFIG, golden, released
 from tests.reference import ReferenceSupernet
 from tools import generate, summary
 from utils import checkpoint
-from utils.runtime import boolean
+from utils.runtime import RunFolder, boolean
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("stop_at", ["supernet_last", "generator_last"])
 def test_a_killed_search_goes_on_to_the_same_bits(searched, tiny_config, monkeypatch, stop_at):
-    save, count = search.save, []
+    save, count = RunFolder.save, []
 
     def killed_at_the_second(run, name, *rest, **options):
         count.append(name)
@@ -102,7 +102,7 @@ def test_a_killed_search_goes_on_to_the_same_bits(searched, tiny_config, monkeyp
             raise Killed
         save(run, name, *rest, **options)
 
-    monkeypatch.setattr(search, "save", killed_at_the_second)
+    monkeypatch.setattr(RunFolder, "save", killed_at_the_second)
     with pytest.raises(Killed):
         search.main(["--cfg", str(tiny_config)])
     monkeypatch.undo()
@@ -114,14 +114,34 @@ def test_a_killed_search_goes_on_to_the_same_bits(searched, tiny_config, monkeyp
         assert (unbroken / name).read_text() == (resumed / name).read_text()
 
 
-def test_published_paths_get_their_copies(searched, tiny_config, tmp_path):
-    names = ["save_model", "save_generator", "best_avg_generator", "fianl_generator", "save_architecture"]
-    names += ["prior_pool", "generator_eval", "generator_eval_avg", "supernet_eval"]
-    paths = {f"path_to_{name}": tmp_path / "copies" / name for name in names}
-    settings = [f"{key}={path}" for key, path in paths.items()]
-    search.main(["--cfg", str(tiny_config), "--set", "hardware_loss_limit=1e9", *settings])
-    assert all(path.exists() for path in paths.values())
+def test_published_paths_get_their_copies(tiny_config, tmp_path):
+    copies = {
+        "path_to_save_model": "supernet_best",
+        "path_to_best_avg_generator": "generator_best_avg",
+        "path_to_save_generator": "generator_best",
+        "path_to_fianl_generator": "generator_final",
+        "path_to_prior_pool": "prior_pool.json",
+        "path_to_supernet_eval": "supernet_evaluate.csv",
+        "path_to_generator_eval": "generator_evaluate.csv",
+        "path_to_generator_eval_avg": "generator_evaluate_avg.csv",
+        "path_to_save_architecture": "architecture.csv",
+        "path_to_save_evaluate_architecture": "evaluate_architecture.csv",
+    }
+    settings = [f"{key}={tmp_path / 'copies' / key}" for key in [*copies, "path_to_save_scratch"]]
+    settings += ["hardware_loss_limit=1e9", f"write_dir={tmp_path / 'events'}"]
+    search.main(["--cfg", str(tiny_config), "--set", *settings])
+    run = tmp_path / "logs" / "tiny"
+    for key, name in copies.items():
+        copy = tmp_path / "copies" / key
+        if "." in name:
+            assert copy.read_text() == (run / name).read_text()
+        else:
+            assert same(checkpoint.load(copy)["model"], run_weights(run, name))
+    assert list((tmp_path / "events" / "tiny").iterdir())
     assert not (tmp_path / "copies" / "path_to_save_scratch").exists()
+    settings += [f"generator_pretrained={tmp_path / 'copies' / 'path_to_best_avg_generator'}", "epochs=1"]
+    train_cifar.main(["--cfg", str(tiny_config), "--flops", "0.1", "--title", "net", "--set", *settings])
+    assert checkpoint.load(tmp_path / "copies" / "path_to_save_scratch")["epoch"] == 1
 
 
 def test_warm_up_is_skipped_with_a_published_supernet(tiny_config, tmp_path):
@@ -182,6 +202,7 @@ def test_a_dry_run_of_the_published_cifar_config_needs_no_data(capsys, tmp_path,
         (["--set", "dataset=mnist"], "dataset: 'mnist' cannot be read"),
         (["--set", "high_flops=900"], "high_flops: 900 M; this space reaches"),
         (["--title", "../x"], "--title '../x': it must name a folder inside log_dir"),
+        (["--set", "path_to_save_model=/"], "/: a file is to be written here, but it is a folder"),
         (["--resume", "nowhere"], "--resume nowhere: it must be auto, none, a run folder"),
     ],
 )
@@ -233,7 +254,7 @@ def test_generate_with_the_released_files_and_the_published_config(tmp_path, cap
         ("1:2:0", "must be start:stop:step"),
         ("some", "must be start:stop:step"),
         ("nan", "must be start:stop:step"),
-        ("0.1,55", "--flops 55: no architecture meets it; this space reaches"),
+        ("0.1,55", "target 55 M: no architecture meets it; this space reaches"),
     ],
 )
 def test_targets_that_make_no_sense_are_refused(searched, capsys, flops, says):
@@ -307,6 +328,26 @@ def test_another_architecture_under_the_same_title_is_refused(searched, capsys):
     file.write_text(json.dumps([{"target": 1, "macs_m": 1, "params_m": 1, "choices": rows}]))
     line = refused(capsys, train_cifar.main, *arguments, "--architecture", file)
     assert "this run trains another architecture" in line
+
+
+def test_a_continued_training_keeps_its_architecture_and_options(searched, capsys):
+    arguments = ["--cfg", searched / "tiny.yml", "--title", "kept", "--set", "epochs=1"]
+    train_cifar.main([str(a) for a in [*arguments, "--flops", "0.1"]])
+    line = refused(capsys, train_cifar.main, *arguments, "--flops", "0.1", "--activation", "hswish")
+    assert "this run was begun with activation: 'relu6', now it is 'hswish'" in line
+    line = refused(capsys, train_cifar.main, *arguments, "--flops", "0.2")
+    assert "this run was begun for 0.1 M, not 0.2 M" in line
+    line = refused(capsys, train_cifar.main, *arguments, "--flops", "0.1", "--set", "nonsense=1")
+    assert "nonsense: unknown key" in line
+
+
+def test_several_targets_a_step_and_a_chained_pool(tiny_config):
+    settings = ["targets_per_step=4", "straight_through=true", "hardware_loss=relative", "alpha=100"]
+    search.main(["--cfg", str(tiny_config), "--set", *settings, "pool_chain=true", "pool_size=6", "generator_ema=0.9"])
+    run = tiny_config.parent / "logs" / "tiny"
+    state = checkpoint.load(run / "checkpoints" / "generator_last.pth")
+    assert not same(state["model"], state["averaged"])
+    assert same(run_weights(run, "generator_final"), state["averaged"])
 
 
 def test_the_published_validation_line(tmp_path, tiny_config, searched, capsys):

@@ -7,7 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from model.build import build_space, read_generated
+from model.build import build_space
+from model.generation import read_generated
 from model.subnet import SubNet, count_macs, count_parameters
 from utils.config import load_config
 from utils.errors import UserError

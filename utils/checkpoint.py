@@ -20,6 +20,8 @@ WEIGHT_KEYS = ("model", "state_dict", "state_dict_ema")
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in the place of `path`."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a file is to be written here, but it is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -34,6 +36,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def save(path: str | Path, payload: dict) -> None:
     """Save tensors and plain values."""
     write_atomically(path, lambda temporary: torch.save(payload, temporary))
@@ -44,6 +51,20 @@ def copy(source: str | Path, target: str | Path) -> None:
     write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
+# What torch.load raises on files that are truncated, of another kind, or crafted.
+_UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    pickle.UnpicklingError,
+)
+
+
 def load(path: str | Path) -> dict:
     """The payload of a checkpoint, on the CPU; UserError when the file is missing, truncated or no such thing."""
     path = Path(path)
@@ -52,7 +73,7 @@ def load(path: str | Path) -> dict:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps its arguments in checkpoints
             payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: not a readable checkpoint of tensors and plain values ({reason})") from None
     if not isinstance(payload, dict):

@@ -1,6 +1,7 @@
 """YAML -> `Config`, a frozen record of checked values. An unknown or wrong key is a UserError that names it.
 
-The published YAMLs load unchanged. A `Config` lives in a stage's `main()`; what lies below takes named values.
+The published YAMLs load unchanged. Only the stage scripts and `model/build.py` read a `Config`; what lies below takes
+named values.
 """
 
 import contextlib
@@ -50,6 +51,9 @@ class Config:
     dataset: str
     classes: int
     input_size: int
+    l_cfgs: tuple[LayerRow, ...]  # search space
+    low_flops: float  # range of targets, M
+    high_flops: float
     dataset_dir: str = "./data/"
     train_portion: float = 0.8
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -58,7 +62,6 @@ class Config:
     horizontal_flip: bool = True
     num_workers: int = 0
     # search space
-    l_cfgs: tuple[LayerRow, ...] = ()
     static_layers: tuple[int, ...] = ()
     min_expansion: int = 2
     expansion: int = 6
@@ -76,6 +79,8 @@ class Config:
     validation_paths: int = 8  # random paths whose accuracy is averaged after each epoch of the warm-up
     label_smoothing: float = 0.1
     dropout: float = 0.2
+    se: bool = False  # squeeze-excite in every block of the network trained from scratch
+    activation: str = "relu6"  # of the network trained from scratch
     optim_state: OptimState = field(default_factory=OptimState)
     lr_scheduler: str = "cosine"
     step_size: int = 80  # epochs between two decays of the "step" scheduler
@@ -85,9 +90,12 @@ class Config:
     generator: str = "singan"
     hc_dim: int = 10
     g_optim_state: OptimState = field(default_factory=lambda: OptimState("adam", 0.001, 0.9, 0.0, 0.5))
-    low_flops: float = 0.0
-    high_flops: float = 0.0
     pool_size: int = 1
+    pool_chain: bool = False  # each prior begins as its neighbour
+    targets_per_step: int = 1  # the first of them also goes through the supernet
+    straight_through: bool = False  # the hardware loss sees the discrete architecture, not the mixture
+    hardware_loss: str = "absolute"  # or "relative" to the target
+    generator_ema: float = 0.0  # decay of the averaged generator weights that are evaluated and kept; 0: none
     tau: float = 5.0
     tau_decay: float = 0.95  # per epoch
     alpha: float = 0.0003
@@ -209,10 +217,13 @@ def _record(kind: type, values: dict, where: str, prefix: str):
             near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(sorted(hints))}"
             raise UserError(f"{where}: {prefix}{key}: unknown key{hint}")
-    required = {f.name for f in dataclasses.fields(kind)} & {"dataset", "classes", "input_size", "l_cfgs"}
-    for key in sorted(required | ({"low_flops", "high_flops"} & set(hints))):
-        if key not in values:
-            raise UserError(f"{where}: {prefix}{key}: this key is missing")
+    for part in dataclasses.fields(kind):
+        defaults = (part.default, part.default_factory)
+        if defaults == (dataclasses.MISSING, dataclasses.MISSING) and part.name not in values:
+            raise UserError(f"{where}: {prefix}{part.name}: this key is missing")
+        if dataclasses.is_dataclass(hints[part.name]) and isinstance(values.get(part.name), dict):
+            # What the file does not say of an optimiser is that optimiser's default, not another one's.
+            values = {**values, part.name: {**dataclasses.asdict(part.default_factory()), **values[part.name]}}
     return kind(**{key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()})
 
 
@@ -260,6 +271,8 @@ def _layer_row(row, where: str, key: str) -> LayerRow:
     for name, value in (("max expansion", expansion), ("output channels", out_channels), ("stride", stride)):
         if value < 1:
             raise UserError(f"{where}: {key}: {name} {value} is below 1")
+    if "skip" in choices[:-1]:
+        raise UserError(f"{where}: {key}[2]: {choices!r}: skip must stand last")
     if len(row) > 4 and _convert(int, row[4], where, f"{key}[4]") != len(choices):
         raise UserError(f"{where}: {key}[4]: kernels_nums is {row[4]}, but the row has {len(choices)} choices")
     se = _convert(bool, row[5], where, f"{key}[5]") if len(row) > 5 else False
@@ -268,11 +281,17 @@ def _layer_row(row, where: str, key: str) -> LayerRow:
 
 _AT_LEAST = {
     0: "warmup_epochs search_epochs crop_padding num_workers noise_weight target_jitter cost_tolerance alpha seed",
-    1: "classes input_size batch_size paths_per_step validation_paths epochs hc_dim pool_size stem_channels "
+    2: "batch_size",  # batch norm needs two images
+    1: "classes input_size paths_per_step validation_paths epochs hc_dim pool_size targets_per_step stem_channels "
     "first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq ngpu",
 }
 _POSITIVE = "tau tau_decay loss_penalty hardware_loss_limit target_step cost_unit eval_step decay_ratio"
-_ONE_OF = {"generator": ("singan",), "lr_scheduler": ("cosine", "step")}
+_ONE_OF = {
+    "generator": ("singan",),
+    "lr_scheduler": ("cosine", "step"),
+    "activation": ("relu6", "hswish"),
+    "hardware_loss": ("absolute", "relative"),
+}
 
 
 def _check_values(config: Config, where: str) -> None:
@@ -293,13 +312,15 @@ def _check_values(config: Config, where: str) -> None:
             refuse(key, " or ".join(names))
     if not 0 < config.train_portion <= 1:
         refuse("train_portion", "above 0 and at most 1")
-    for key in ("label_smoothing", "dropout"):
+    for key in ("label_smoothing", "dropout", "generator_ema"):
         if not 0 <= getattr(config, key) < 1:
             refuse(key, "at least 0 and below 1")
     if config.stem_stride not in (None, 1, 2):
         refuse("stem_stride", "1 or 2")
     if not 0 < config.low_flops < config.high_flops:
         refuse("low_flops", f"above 0 and below high_flops ({config.high_flops:g})")
+    if config.target_step > config.high_flops - config.low_flops:
+        refuse("target_step", f"at most high_flops - low_flops ({config.high_flops - config.low_flops:g})")
     if not config.l_cfgs:
         refuse("l_cfgs", "a list with a row for each layer")
     if any(not 0 <= layer < len(config.l_cfgs) for layer in config.static_layers):

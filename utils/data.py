@@ -5,6 +5,7 @@ the fly). `loader()` turns either into batches; every random choice is a functio
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from utils.checkpoint import write_atomically
+from utils.checkpoint import write_text
 from utils.errors import UserError
 from utils.runtime import stream
 
@@ -25,6 +26,9 @@ DATASETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet")
 
 # Up to this side in pixels, images are decoded once and kept in memory.
 SMALL = 64
+
+# What Pillow raises on files that are no images, or broken ones.
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -65,29 +69,29 @@ class Dataset:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load_dataset(name: str, directory: str, size: int, classes: int) -> Dataset:
+def load_dataset(name: str, directory: str, size: int, classes: int, download: bool = True) -> Dataset:
     """The data set `name` in `directory` at `size` pixels; UserError when it is missing or has other classes."""
     if name not in DATASETS:
         raise UserError(f"dataset: {name!r} cannot be read; allowed are {', '.join(DATASETS)}")
     if name == "digits":
         dataset = _digits(size)
     elif name in ("cifar10", "cifar100"):
-        dataset = _cifar(name, directory, size)
+        dataset = _cifar(name, directory, size, download)
     else:
         dataset = _image_folders(Path(directory), size)
-    found = int(torch.cat([dataset.train.labels, dataset.test.labels]).max()) + 1
+    found = int(dataset.train.labels.max()) + 1
     if found != classes:
         raise UserError(f"classes: the config says {classes}, but {name} in {directory} has {found}")
     return dataset
 
 
-def load_test_images(name: str, directory: str, size: int, classes: int) -> Images:
-    """The test part alone, so that a validation folder needs no training images beside it."""
+def load_test_images(name: str, directory: str, size: int, classes: int, part: str | None = None) -> Images:
+    """The test part alone, so that it needs no training images beside it; of image folders another `part` if named."""
     if name in ("imagefolder", "imagenet"):
-        images = _image_folder(_test_folder(Path(directory)), size)
-        found = int(images.labels.max()) + 1
-        if found != classes:
-            raise UserError(f"classes: {directory} has {found} class folders, the network {classes} classes")
+        folder = Path(directory) / part if part else _test_folder(Path(directory))
+        images, names = _image_folder(folder, size)
+        if len(names) != classes:
+            raise UserError(f"classes: {directory} has {len(names)} class folders, the network {classes} classes")
         return images
     return load_dataset(name, directory, size, classes).test
 
@@ -104,14 +108,14 @@ def _digits(size: int) -> Dataset:
     return Dataset(data.subset(train), data.subset(test))
 
 
-def _cifar(name: str, directory: str, size: int) -> Dataset:
-    """CIFAR-10 or CIFAR-100 by torchvision, downloaded when it is missing."""
+def _cifar(name: str, directory: str, size: int, download: bool) -> Dataset:
+    """CIFAR-10 or CIFAR-100 by torchvision; `download` it when it is missing."""
     kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
     try:
-        parts = [kind(directory, train=train, download=True) for train in (True, False)]
+        parts = [kind(directory, train=train, download=download) for train in (True, False)]
     except Exception as error:  # urllib, ssl, tarfile and torchvision raise many kinds here
         raise UserError(
-            f"dataset_dir: {directory}: {name} is not there and cannot be downloaded "
+            f"dataset_dir: {directory}: {name} is not there{' and cannot be downloaded' * download} "
             f"({' '.join(str(error).split())}); unpack its python archive into {directory}"
         ) from None
     train, test = (
@@ -130,13 +134,16 @@ def _resize(images: Tensor, size: int) -> Tensor:
 
 def _image_folders(directory: Path, size: int) -> Dataset:
     """Folders train/, val/ and maybe test/, each with a folder a class; with test/, val/ is a held-out part."""
-    test = _test_folder(directory)
-    held_out = directory / "val"
-    return Dataset(
-        _image_folder(directory / "train", size),
-        _image_folder(test, size),
-        _image_folder(held_out, size) if test != held_out and held_out.is_dir() else None,
-    )
+    folders = {"train": directory / "train", "test": _test_folder(directory)}
+    if folders["test"] != directory / "val" and (directory / "val").is_dir():
+        folders["held_out"] = directory / "val"
+    parts = {part: _image_folder(folder, size) for part, folder in folders.items()}
+    names = parts["train"][1]
+    for part, (_, found) in parts.items():
+        if found != names:
+            differ = ", ".join(sorted(set(found) ^ set(names))[:3])
+            raise UserError(f"{folders[part]}: its class folders are not those of {folders['train']}: {differ}")
+    return Dataset(**{part: images for part, (images, _) in parts.items()})
 
 
 def _test_folder(directory: Path) -> Path:
@@ -145,13 +152,14 @@ def _test_folder(directory: Path) -> Path:
     return test if test.is_dir() and any(entry.is_dir() for entry in test.iterdir()) else directory / "val"
 
 
-def _image_folder(directory: Path, size: int) -> Images:
+def _image_folder(directory: Path, size: int) -> tuple[Images, list[str]]:
+    """The images of a folder with a folder for each class, and the names of the classes."""
     try:
         folder = torchvision.datasets.ImageFolder(str(directory))
     except FileNotFoundError:
         raise UserError(f"{directory}: it must be a folder with a folder of images for each class") from None
     files = ImageFiles(tuple(path for path, _ in folder.samples), torch.tensor(folder.targets), size)
-    return _decode(files) if size <= SMALL else files
+    return (_decode(files) if size <= SMALL else files), folder.classes
 
 
 def _decode(files: ImageFiles) -> ImageData:
@@ -165,9 +173,9 @@ def _decode(files: ImageFiles) -> ImageData:
                 if image.size != (files.size, files.size):
                     image = image.resize((files.size, files.size), Image.Resampling.BICUBIC)
                 images[index] = np.asarray(image)
-        except OSError as error:
+        except BROKEN_IMAGE as error:
             good[index] = False
-            print(f"skipped {path}: cannot be read as an image ({error})")
+            print(f"skipped {path}: cannot be read as an image ({error})", file=sys.stderr)
     if not good.any():
         raise UserError(f"{Path(files.paths[0]).parent.parent}: none of its images can be read")
     data = ImageData(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), files.labels)
@@ -208,6 +216,7 @@ def split_for_search(dataset: Dataset, train_portion: float, seed: int, file: Pa
     generator, one quarter validates.
     """
     source = dataset.held_out or dataset.train
+    rest = torch.ones(len(source.labels), dtype=torch.bool)
     if file.exists():
         split = _read_split(file, len(source.labels))
     else:
@@ -218,16 +227,14 @@ def split_for_search(dataset: Dataset, train_portion: float, seed: int, file: Pa
             _, held = stratified_split(source.labels, portion, rng)
         feed, validate = (held[part] for part in stratified_split(source.labels[held], 0.75, rng))
         split = {"feed": feed, "validate": validate}
+        nothing_left = dataset.held_out is None and len(held) == len(rest)
+        if nothing_left or not all(len(part) for part in split.values()):
+            raise UserError(f"train_portion: {train_portion} leaves too few of {len(rest)} images to train or hold out")
         record = {"images": len(source.labels), **{name: part.tolist() for name, part in split.items()}}
-        write_atomically(file, lambda temporary: temporary.write_text(json.dumps(record) + "\n"))
-    rest = torch.ones(len(source.labels), dtype=torch.bool)
+        write_text(file, json.dumps(record) + "\n")
     rest[torch.cat(list(split.values()))] = False
     train = dataset.train.subset(rest.nonzero().flatten()) if dataset.held_out is None else dataset.train
-    parts = SearchImages(train, source.subset(split["feed"]), source.subset(split["validate"]))
-    for name in ("train", "feed", "validate"):
-        if not len(getattr(parts, name).labels):
-            raise UserError(f"train_portion: {train_portion} leaves no images to {name}")
-    return parts
+    return SearchImages(train, source.subset(split["feed"]), source.subset(split["validate"]))
 
 
 def _read_split(file: Path, images: int) -> dict[str, Tensor]:
@@ -236,6 +243,8 @@ def _read_split(file: Path, images: int) -> dict[str, Tensor]:
         split = {name: torch.tensor(record[name], dtype=torch.long) for name in ("feed", "validate")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: no split file ({error})") from None
+    if not all(len(part) for part in split.values()):
+        raise UserError(f"{file}: no split file (a part is empty)")
     if record.get("images") != images or max(int(part.max()) for part in split.values()) >= images:
         raise UserError(f"{file}: it splits {record.get('images')} images; the data set has {images}")
     return split
@@ -354,8 +363,9 @@ class FileLoader:
             drop_last=training and len(self.files.labels) >= self.batch_size,
             num_workers=self.workers,
             generator=stream(self.seed, "batches", epoch),
+            collate_fn=_collate,
         )
-        return iter(loader)
+        return (batch for batch in loader if batch is not None)
 
 
 class _Files(torch.utils.data.Dataset):
@@ -367,10 +377,23 @@ class _Files(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.files.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        with Image.open(self.files.paths[index]) as image, torch.random.fork_rng(devices=[]):
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | None:
+        path = self.files.paths[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except BROKEN_IMAGE as error:
+            print(f"skipped {path}: cannot be read as an image ({error})", file=sys.stderr)
+            return None
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(*self.names, index).initial_seed())
-            return self.transform(image.convert("RGB")), self.files.labels[index]
+            return self.transform(image), self.files.labels[index]
+
+
+def _collate(samples: list) -> list[Tensor] | None:
+    """A batch of the images that could be read."""
+    samples = [sample for sample in samples if sample is not None]
+    return torch.utils.data.default_collate(samples) if samples else None
 
 
 Loader = MemoryLoader | FileLoader

@@ -1,7 +1,7 @@
 """How any network is trained for an epoch, and how any network is scored."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from utils.errors import UserError
 from utils.optim import Schedule
+from utils.runtime import Progress
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Placement:
         return images, labels.to(self.device, non_blocking=True)
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.amp else nullcontext()
 
 
 @torch.no_grad()
@@ -68,31 +69,41 @@ def check_finite(loss: Tensor, what: str, step: int) -> float:
     return value
 
 
+@dataclass(frozen=True)
+class EpochMeans:
+    """Mean loss and training accuracy (percent) of an epoch."""
+
+    loss: float
+    top1: float
+
+
 def train_epoch(
-    losses: Callable[[Tensor, Tensor], Iterable[Tensor]],
+    forwards: Callable[[Tensor], Iterable[Tensor]],
+    criterion: Callable[[Tensor, Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     first_step: int,
     place: Placement,
-    progress,
-) -> float:
-    """Train for one epoch and return its mean loss.
+    progress: Progress,
+) -> EpochMeans:
+    """Train for one epoch.
 
-    `losses(images, labels)` yields scalar losses one after another; each is differentiated before the next is asked
-    for, so that only one graph lives at a time, and their gradients add up before the optimiser steps.
+    `forwards(images)` yields logits one after another (one for an ordinary network, one for each path of a supernet);
+    each is differentiated before the next is asked for, so that only one graph lives at a time, and the gradients add
+    up before the optimiser steps.
     """
-    total, count = 0.0, 0
+    losses, hits, seen, passes = 0.0, 0, 0, 0
     for step, (images, labels) in enumerate(batches, start=first_step):
         images, labels = place.batch(images, labels)
         schedule.apply(optimizer, step)
         optimizer.zero_grad(set_to_none=False)
-        step_total, parts = 0.0, 0
         with place.autocast():
-            for loss in losses(images, labels):
+            for logits in forwards(images):
+                loss = criterion(logits, labels)
                 loss.backward()
-                step_total, parts = step_total + check_finite(loss, progress.title, step), parts + 1
+                losses, passes = losses + check_finite(loss, progress.title, step), passes + 1
+                hits, seen = hits + int((logits.argmax(dim=1) == labels).sum()), seen + len(labels)
         optimizer.step()
-        total, count = total + step_total / parts, count + 1
-        progress.update(loss=step_total / parts, lr=optimizer.param_groups[0]["lr"])
-    return total / max(count, 1)
+        progress.update(loss=losses / passes, top1=100 * hits / seen, lr=optimizer.param_groups[0]["lr"])
+    return EpochMeans(losses / max(passes, 1), 100 * hits / max(seen, 1))

@@ -18,25 +18,19 @@ def make_optimizer(parameters: Iterable[nn.Parameter], state: OptimState) -> tor
 class Schedule:
     """The learning rate as a function of the step, so that a resumed run needs no state of it.
 
-    "cosine" falls from `lr` to 0 over `total_steps`, and stays there; "step" multiplies by `decay_ratio` every
-    `step_size` epochs.
+    "cosine" falls from `lr` to 0 over `epochs`, and stays there; "step" multiplies by `decay_ratio` every `step_size`
+    epochs.
     """
 
     def __init__(
-        self,
-        kind: str,
-        lr: float,
-        total_steps: int,
-        steps_per_epoch: int,
-        step_size: int = 80,
-        decay_ratio: float = 0.1,
+        self, kind: str, lr: float, epochs: int, steps_per_epoch: int, step_size: int = 80, decay_ratio: float = 0.1
     ):
-        self.kind, self.lr, self.total_steps, self.steps_per_epoch = kind, lr, total_steps, steps_per_epoch
+        self.kind, self.lr, self.epochs, self.steps_per_epoch = kind, lr, epochs, steps_per_epoch
         self.step_size, self.decay_ratio = step_size, decay_ratio
 
     def at(self, step: int) -> float:
         if self.kind == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * min(step / self.total_steps, 1.0)))
+            return self.lr * 0.5 * (1 + math.cos(math.pi * min(step / (self.epochs * self.steps_per_epoch), 1.0)))
         return self.lr * self.decay_ratio ** (step // self.steps_per_epoch // self.step_size)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -1,5 +1,6 @@
 """What surrounds a stage: its errors, device, random streams, run folder and progress."""
 
+import argparse
 import functools
 import hashlib
 import json
@@ -7,31 +8,50 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 from tqdm import tqdm
 
 from utils import checkpoint
-from utils.config import Config
+from utils.config import Config, load_config
 from utils.errors import UserError
 
 
 def command(main: Callable) -> Callable:
-    """Let a stage's `main(argv=None)` end a UserError as one line on stderr and exit status 2."""
+    """Let a stage's `main(argv=None)` end bad input as one line on stderr and exit status 2."""
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
         try:
             return main(argv)
         except UserError as error:
-            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            reason = str(error)
+        except OSError as error:  # a full disk, a folder that cannot be written: nothing that a traceback explains
+            reason = f"{error.filename or 'input and output'}: {error.strerror or error}"
+        print(f"{Path(sys.argv[0]).name}: error: {reason}", file=sys.stderr)
+        raise SystemExit(2)
 
     return run
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """`--set`, which every stage with a config has."""
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="override the config"
+    )
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number above 0."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
 
 def boolean(text: str) -> bool:
@@ -64,9 +84,6 @@ def seed_everything(seed: int, *names: str | int) -> None:
 
 def describe_environment(device: torch.device) -> dict:
     """Versions, commit and hardware, for the record."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
@@ -75,64 +92,94 @@ def describe_environment(device: torch.device) -> dict:
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    git = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip() or None
+    except OSError:  # there is no git
+        return None
 
 
 class RunFolder:
     """`log_dir/title`: everything that a run writes.
 
     config.yml, environment.json, split.json, metrics.jsonl, checkpoints/, tensorboard/, and the stage's tables.
+    `open` only looks; `begin` writes, once everything is known to be in order.
     """
 
-    def __init__(self, path: Path, tensorboard: str | None = None):
+    def __init__(self, path: Path, events: Path | None = None):
         self.path = Path(path)
-        self._events = Path(tensorboard) / self.path.name if tensorboard else self.path / "tensorboard"
+        self.continues = False  # whether the folder holds an earlier part of this very run
+        self.origin: Path | None = None  # the run folder whose state a new run begins with
+        self._events = events or self.path / "tensorboard"
         self._writer = None
-        self.continues = False
-        self.origin: Path | None = None
 
     @classmethod
     def open(cls, config: Config, title: str, resume: str = "auto") -> "RunFolder":
-        """The folder of `title`, looked at but not touched.
+        """The folder of `title`.
 
         `resume` "auto" continues a run of the same config and refuses another one; "none" begins anew; a path to
         another run folder, or to a checkpoint in it, begins a new title with the state of that run.
         """
         if not title or Path(title).is_absolute() or ".." in Path(title).parts:
             raise UserError(f"--title {title!r}: it must name a folder inside log_dir")
-        run = cls(Path(config.log_dir) / title, config.write_dir)
+        run = cls(Path(config.log_dir) / title, Path(config.write_dir) / title if config.write_dir else None)
         saved = run.file("config.yml")
+        run.continues = resume != "none" and saved.exists()
         if resume not in ("auto", "none"):
             run.origin = _run_folder_of(Path(resume))
-            if saved.exists():
+            if run.continues and run._recorded_origin() != str(run.origin):
                 raise UserError(f"--resume {resume}: --title {title} has a run of its own; choose another title")
-        run.continues = resume != "none" and saved.exists()
         if run.continues:
-            _refuse_changes(Config.from_dict(yaml.safe_load(saved.read_text()), str(saved)), config, title)
+            _refuse_changes(load_config(saved), config, title)
+        for key, value in config.to_dict().items():
+            if key.startswith("path_to_") and value and Path(value).is_dir():
+                raise UserError(f"{key}: {value}: a file is to be written here, but it is a folder")
         return run
 
     def begin(self, config: Config, device: torch.device) -> None:
-        """Make the folder, once everything is in order; an earlier run that is not continued moves aside."""
-        if not self.continues and self.file("config.yml").exists():
-            print(f"moved the earlier run to {self._move_aside()}")
-        if self.origin is not None:
-            self._copy_state()
+        """Make the folder; what lies there of another run moves aside."""
         if not self.continues:
-            self.write_text("config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-        self.write_text("environment.json", json.dumps(describe_environment(device), indent=1) + "\n")
+            if self.path.exists() and any(self.path.iterdir()):
+                self._move_aside()
+            self._begin_anew(config)
+        record = describe_environment(device) | {"origin": str(self.origin) if self.origin else None}
+        if self.continues:
+            record["origin"] = self._recorded_origin()
+        self.write_text("environment.json", json.dumps(record, indent=1) + "\n")
         print(f"run folder {self.path}, on {device}", flush=True)
 
-    def _move_aside(self) -> Path:
+    def _begin_anew(self, config: Config) -> None:
+        """All that a new run begins with, in one rename: a kill leaves the folder whole or absent."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}.") as folder:
+            new = Path(folder) / "run"
+            checkpoint.write_text(new / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            checkpoint.write_text(new / "environment.json", json.dumps({"origin": str(self.origin)}))
+            for name in _STATE_FILES if self.origin else ():
+                for file in self.origin.glob(name):
+                    checkpoint.copy(file, new / file.relative_to(self.origin))
+            if self.path.exists():
+                self.path.rmdir()
+            new.rename(self.path)
+
+    def _recorded_origin(self) -> str | None:
+        try:
+            return json.loads(self.file("environment.json").read_text())["origin"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _move_aside(self) -> None:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
-        return self.path.rename(aside)
-
-    def _copy_state(self) -> None:
-        for name in ("split.json", "prior_pool.json", "metrics.jsonl", "architecture.json", "checkpoints/*.pth"):
-            for file in self.origin.glob(name):
-                checkpoint.copy(file, self.path / file.relative_to(self.origin))
+        print(f"moved the earlier run to {self.path.rename(aside)}")
+        if self._events.exists():  # kept elsewhere by write_dir
+            self._events.rename(self._events.with_name(aside.name))
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -142,8 +189,26 @@ class RunFolder:
 
     def write_text(self, name: str, text: str, mirror: str | None = None) -> None:
         """Write a file whole, and a copy of it at `mirror` when that is given."""
-        for path in filter(None, (self.file(name), mirror)):
-            checkpoint.write_atomically(path, lambda temporary: temporary.write_text(text))
+        for path in filter(None, (mirror, self.file(name))):
+            checkpoint.write_text(path, text)
+
+    def save(self, name: str, payload: dict, mirror: str | None = None) -> None:
+        """Save a checkpoint, and first a copy of it at `mirror` when that is given.
+
+        The last file that a stage saves in an epoch is what resuming reads, so it must not come before its copies.
+        """
+        for path in filter(None, (mirror, self.checkpoint(name))):
+            checkpoint.save(path, payload)
+
+    def restore(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
+        """Load module and optimiser from the checkpoint `name`; its payload, or None when there is none yet."""
+        file = self.checkpoint(name)
+        if not file.exists():
+            return None
+        payload = checkpoint.load(file)
+        checkpoint.load_into(module, payload["model"], file)
+        optimizer.load_state_dict(payload["optimizer"])
+        return payload
 
     def write_csv(self, name: str, columns: tuple[str, ...], rows: list[tuple], mirror: str | None = None) -> None:
         lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
@@ -169,6 +234,10 @@ class RunFolder:
             kept = [line for line in lines if not _is_after(line, stage, epoch)]
             if len(kept) < len(lines):
                 self.write_text("metrics.jsonl", "".join(kept))
+
+
+# What a run that begins with the state of another one takes over.
+_STATE_FILES = ("split.json", "prior_pool.json", "metrics.jsonl", "architecture.json", "checkpoints/*.pth")
 
 
 def _run_folder_of(path: Path) -> Path:

@@ -1,0 +1,78 @@
+"""What a search will need before it begins: memory and time of its two kinds of steps."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.lookup_table import LookUpTable
+from model.supernet import UnifiedSupernet
+from utils.engine import Placement
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Peak memory in bytes; seconds of a warm-up step and of a generator step."""
+
+    peak_bytes: float
+    warmup_seconds: float
+    generator_seconds: float
+
+
+def forecast(
+    supernet: UnifiedSupernet, batch_size: int, paths: int, place: Placement, rng: torch.Generator, measured: int = 16
+) -> Forecast:
+    """Measure both steps on up to `measured` random images and scale to `batch_size`."""
+    space = supernet.space
+    count = min(batch_size, measured)
+    images = torch.randn(count, 3, space.image_size, space.image_size, generator=rng)
+    images, labels = place.batch(images, torch.zeros(count, dtype=torch.long))
+    table = LookUpTable(space)
+    largest = space.discretize(table.depthwise[:, None].expand(space.shape).clone())
+    soft = space.relax(torch.zeros(space.shape), 1.0).to(place.device).requires_grad_()
+
+    def loss(network, path: Tensor) -> Tensor:
+        with place.autocast():
+            return F.cross_entropy(network(images, path), labels)
+
+    def warmup_step():
+        for path in space.sample_fair(paths, rng):
+            loss(supernet, path).backward()
+
+    supernet.train()
+    activations = saved_bytes(lambda: loss(supernet, largest))
+    warmup = seconds(warmup_step, place)
+    frozen = supernet.eval().frozen()
+    activations = max(activations, saved_bytes(lambda: loss(frozen, soft)))
+    generator = seconds(lambda: loss(frozen, soft).backward(), place)
+    weights = 3 * sum(p.numel() * p.element_size() for p in supernet.parameters())  # and gradients, and momentum
+    scale = batch_size / count
+    return Forecast(weights + activations * scale, warmup * scale, generator * scale)
+
+
+def saved_bytes(forward: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps of one forward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(kept.values())
+
+
+def seconds(step: Callable[[], None], place: Placement, times: int = 3) -> float:
+    """The shortest of a few runs: a noisy machine only ever adds time."""
+    measured = []
+    for _ in range(times):
+        began = time.perf_counter()
+        step()
+        if place.device.type == "cuda":
+            torch.cuda.synchronize()
+        measured.append(time.perf_counter() - began)
+    return min(measured)

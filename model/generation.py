@@ -1,0 +1,202 @@
+"""From a trained generator, or a file, to architectures: what comes after a search."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.build import build_space
+from model.generator import ArchitectureGenerator, PriorPool
+from model.lookup_table import LookUpTable
+from model.space import Architecture, UnifiedSpace, load_architecture
+from utils import checkpoint
+from utils.config import Config, load_config
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Generated:
+    """An architecture that a generator gave for `target`; costs in millions."""
+
+    target: float
+    architecture: Architecture
+    macs_m: float
+    params_m: float
+
+    def to_dict(self) -> dict:
+        return {
+            "target": self.target,
+            "macs_m": round(self.macs_m, 6),
+            "params_m": round(self.params_m, 6),
+            "choices": self.architecture.choices,
+            "kernels": self.architecture.kernels,
+        }
+
+
+@dataclass(frozen=True)
+class ReadyGenerator:
+    """A generator on any device with all it needs to answer, and where it comes from; the table is on the CPU."""
+
+    generator: ArchitectureGenerator
+    pool: PriorPool
+    table: LookUpTable
+    source: str
+
+    @torch.no_grad()
+    def generate(self, targets: Tensor) -> list[Generated]:
+        """One architecture for each of `targets [N]` (M), all in one forward pass."""
+        space, on_device = self.table.space, targets.to(self.generator.tail[0].weight)
+        paths = space.discretize(self.generator(self.pool.nearest(on_device), on_device)).cpu()
+        costs, parameters = self.table(paths).tolist(), self.table.parameters_m(paths).tolist()
+        return [
+            Generated(target, space.decode(path), macs, params)
+            for target, path, macs, params in zip(targets.tolist(), paths, costs, parameters, strict=True)
+        ]
+
+    def check(self, targets: Tensor) -> None:
+        """UserError naming the first of `targets` that no architecture can meet."""
+        least, most = self.table.reach()
+        for target in targets.tolist():
+            if not least <= target <= most:
+                raise UserError(
+                    f"target {target:g} M: no architecture meets it; this space reaches {least:.2f} to {most:.2f} M"
+                )
+
+
+def miss_table(found: list[Generated]) -> tuple[list[str], list[list]]:
+    """Columns and rows that say how far each architecture is from its target."""
+    rows = [
+        [f"{g.target:g}", f"{g.macs_m:.3f}", f"{100 * (g.macs_m / g.target - 1):+.1f}", f"{g.params_m:.3f}"]
+        for g in found
+    ]
+    return ["target M", "cost M", "miss %", "params M"], rows
+
+
+# -- finding a generator ---------------------------------------------------------------------------------------------
+
+# The checkpoint of a run that answers for it: the generator of least total hardware loss.
+GENERATOR_FILE = "generator_best_avg"
+
+
+def load_generator(path: str | Path, low: float, high: float, hc_dim: int) -> ArchitectureGenerator:
+    """A generator, ours or the released one. Its own target range counts when the checkpoint says it."""
+    payload = checkpoint.load(path)
+    generator = ArchitectureGenerator(payload.get("low", low), payload.get("high", high), hc_dim)
+    checkpoint.load_into(generator, checkpoint.weights(payload, path), path)
+    return generator.eval()
+
+
+def find_generator(config: Config, run: Path | None = None) -> ReadyGenerator:
+    """The generator of the folder `run`; else the config's; else that of the newest run with the config's space."""
+    space = build_space(config)
+    if run is None and config.generator_pretrained and Path(config.generator_pretrained).exists():
+        pool = config.path_to_prior_pool
+        if not pool or not Path(pool).exists():
+            raise UserError(f"path_to_prior_pool: {pool}: no such file; {config.generator_pretrained} needs its pool")
+        return _ready(config, space, Path(config.generator_pretrained), Path(pool))
+    for folder in [run] if run is not None else _runs_of(space, Path(config.log_dir)):
+        file = folder / "checkpoints" / f"{GENERATOR_FILE}.pth"
+        if file.exists():
+            return _ready(config, space, file, folder / "prior_pool.json")
+    raise UserError(
+        f"no trained generator: generator_pretrained is {config.generator_pretrained}, and "
+        f"{run or config.log_dir} holds no run of this space with one; run search.py first"
+    )
+
+
+def _ready(config: Config, space: UnifiedSpace, file: Path, pool: Path) -> ReadyGenerator:
+    generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim)
+    return ReadyGenerator(generator, PriorPool.load(pool, space), LookUpTable(space), str(file))
+
+
+def run_config(run: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The resolved config of a run folder."""
+    if not (run / "config.yml").is_file():
+        raise UserError(f"{run}: it is no run folder (it has no config.yml)")
+    return load_config(run / "config.yml", overrides)
+
+
+def newest_config(log_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The config of the newest run under `log_dir` that has a generator."""
+    for folder in _runs_with_generator(log_dir):
+        return run_config(folder, overrides)
+    raise UserError(f"{log_dir}: it holds no run with a trained generator; run search.py first, or give --cfg")
+
+
+def _runs_with_generator(log_dir: Path) -> list[Path]:
+    """Newest first."""
+    found = log_dir.glob(f"**/checkpoints/{GENERATOR_FILE}.pth")
+    return [file.parent.parent for file in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)]
+
+
+def _runs_of(space: UnifiedSpace, log_dir: Path) -> list[Path]:
+    runs = []
+    for folder in _runs_with_generator(log_dir):
+        try:
+            if build_space(run_config(folder)) == space:
+                runs.append(folder)
+        except UserError as error:
+            print(f"passed over {folder}: {error}", file=sys.stderr)
+    return runs
+
+
+# -- choosing one architecture ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The architecture to train or validate, the target (M) it answers when there is one, and where it comes from."""
+
+    architecture: Architecture
+    target: float | None
+    source: str
+
+
+def choose(config: Config, space: UnifiedSpace, target: float | None, file: Path | None) -> Chosen:
+    """The architecture in `file` (of a list, the one nearest the target), else the generator's for `target`."""
+    if file is not None:
+        return choose_from_file(space, target, file)
+    ready, targets = find_generator(config), torch.tensor([target], dtype=torch.float64)
+    ready.check(targets)
+    return Chosen(ready.generate(targets)[0].architecture, target, ready.source)
+
+
+def choose_from_file(space: UnifiedSpace, target: float | None, file: Path) -> Chosen:
+    """The architecture in `file`, which `save_architecture` or `tools.generate` wrote; UserError when it is none."""
+    if _is_list(file):
+        found = read_generated(file)
+        if target is None and len(found) != 1:
+            raise UserError(f"{file}: it holds {len(found)} architectures; a target must choose one")
+        nearest = min(found, key=lambda g: abs(g.target - target) if target is not None else 0)
+        space.check(nearest.architecture)
+        return Chosen(nearest.architecture, nearest.target, str(file))
+    stored_space, architecture, record = load_architecture(file)
+    if stored_space.layers != space.layers:
+        raise UserError(f"{file}: its space is not that of the config")
+    return Chosen(architecture, target or record.get("provenance", {}).get("target"), str(file))
+
+
+def _is_list(file: Path) -> bool:
+    try:
+        return file.read_text(encoding="utf-8").lstrip().startswith("[")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as an architecture ({error})") from None
+
+
+def read_generated(path: Path) -> list[Generated]:
+    """The file that `tools.generate` writes; UserError when it is none."""
+    try:
+        found = [
+            Generated(
+                float(row["target"]), Architecture.of(row["choices"]), float(row["macs_m"]), float(row["params_m"])
+            )
+            for row in json.loads(path.read_text(encoding="utf-8"))
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no list of generated architectures ({error})") from None
+    if not found:
+        raise UserError(f"{path}: the list of architectures is empty")
+    return found

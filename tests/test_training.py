@@ -1,0 +1,130 @@
+"""The parts of training that have known answers: schedules, losses, targets, scores, gradients that add up."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model.lookup_table import HardwareLoss
+from model.supernet import UnifiedSupernet
+from search import average, path_logits, straight_through, training_targets
+from tests.conftest import mixed_space, rng
+from utils.config import OptimState, load_config
+from utils.engine import Placement, check_finite, evaluate, train_epoch
+from utils.errors import UserError
+from utils.optim import Schedule, make_optimizer
+from utils.runtime import Progress, stream
+
+CPU = Placement(torch.device("cpu"))
+
+
+def test_the_hardware_loss_is_the_published_one():
+    loss = HardwareLoss(alpha=0.0003, penalty=1.2, tolerance=0.1)
+    costs, targets = torch.tensor([110.0, 90.0, 100.05, 100.0]), torch.full((4,), 100.0)
+    torch.testing.assert_close(loss(costs, targets), torch.tensor([0.0003 * 1.2 * 100, 0.0003 * 100, 0.0, 0.0]))
+
+
+def test_the_unit_of_the_hardware_loss_scales_a_small_space():
+    small = HardwareLoss(tolerance=0.0025, unit=0.025)
+    torch.testing.assert_close(
+        small(torch.tensor([2.75]), torch.tensor([2.5])), HardwareLoss()(torch.tensor([110.0]), torch.tensor([100.0]))
+    )
+
+
+def test_a_relative_hardware_loss_weighs_shares_of_the_target():
+    loss = HardwareLoss(alpha=100, penalty=1.0, tolerance=0.0, relative=True)
+    torch.testing.assert_close(loss(torch.tensor([9.0, 90.0]), torch.tensor([10.0, 100.0])), torch.tensor([1.0, 1.0]))
+
+
+def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
+    soft = torch.tensor([0.2, 0.8], requires_grad=True)
+    result = straight_through(torch.tensor([0.0, 1.0]), soft)
+    assert result.tolist() == pytest.approx([0.0, 1.0])
+    (result * torch.tensor([3.0, 5.0])).sum().backward()
+    assert soft.grad.tolist() == [3.0, 5.0]
+
+
+def test_targets_are_all_multiples_in_shuffled_rounds_with_jitter(tiny_config):
+    settings = ["low_flops=0.102", "high_flops=0.2", "target_step=0.01", "target_jitter=0.001"]
+    config = load_config(tiny_config, settings)
+    targets = training_targets(config, 21, rng()).double()
+    marks = [0.11 + 0.01 * i for i in range(9)]
+    for drawn in (targets[:9], targets[9:18]):
+        assert (drawn.sort().values - torch.tensor(marks, dtype=torch.float64)).abs().max() <= 0.001 + 1e-6
+    assert not targets[:9].equal(targets[9:18])
+    assert len(targets) == 21
+
+
+def test_the_cosine_falls_over_the_epochs_and_stays_down():
+    schedule = Schedule("cosine", 0.064, epochs=10, steps_per_epoch=5)
+    assert schedule.at(0) == 0.064
+    assert schedule.at(25) == pytest.approx(0.032)
+    assert schedule.at(10) == pytest.approx(0.064 * 0.5 * (1 + math.cos(math.pi / 5)))
+    assert schedule.at(50) == schedule.at(99) == pytest.approx(0)
+
+
+def test_the_step_schedule_decays_every_step_size_epochs():
+    schedule = Schedule("step", 1.0, epochs=10, steps_per_epoch=5, step_size=3, decay_ratio=0.1)
+    assert [schedule.at(epoch * 5 + 4) for epoch in (0, 2, 3, 6)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
+
+
+def test_optimisers_get_their_numbers():
+    parameters = [nn.Parameter(torch.ones(1))]
+    sgd = make_optimizer(parameters, OptimState("sgd", 0.1, 0.8, 0.01)).defaults
+    assert (sgd["lr"], sgd["momentum"], sgd["weight_decay"]) == (0.1, 0.8, 0.01)
+    assert make_optimizer(parameters, OptimState("adam", 0.1, beta=0.5)).defaults["betas"] == (0.5, 0.999)
+
+
+def test_a_score_counts_right():
+    logits = torch.eye(10)[[0, 1, 2, 3]] + torch.linspace(0.09, 0, 10)
+    labels = torch.tensor([0, 1, 9, 4])  # right, right, last, among the first five
+    score = evaluate(lambda images: images.flatten(1), [(logits.view(4, 10, 1, 1), labels)], CPU)
+    assert (score.top1, score.top5, score.images) == (50.0, 75.0, 4)
+    assert score.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_with_its_step(value):
+    with pytest.raises(UserError, match=f"warm-up 1/2: the loss is {value} at step 7"):
+        check_finite(torch.tensor(value), "warm-up 1/2", 7)
+
+
+def test_the_gradients_of_all_paths_add_up_though_the_stem_is_computed_once():
+    space = mixed_space()
+    together, alone = UnifiedSupernet(space), UnifiedSupernet(space)
+    images, labels = torch.randn(6, 3, 12, 12, generator=rng()), torch.arange(6)
+    criterion = nn.CrossEntropyLoss()
+    optimizer = make_optimizer(together.parameters(), OptimState(lr=1e-9, momentum=0.0, weight_decay=0.0))
+    forwards = partial(path_logits, together, 3, rng(5))
+    with Progress("test", 1) as progress:
+        schedule = Schedule("cosine", 1e-9, 1, 1)
+        means = train_epoch(forwards, criterion, [(images, labels)], optimizer, schedule, 0, CPU, progress)
+    losses = [criterion(alone(images, path), labels) for path in space.sample_fair(3, rng(5))]
+    sum(losses).backward()
+    assert means.loss == pytest.approx(float(sum(losses).detach()) / 3, rel=1e-4)
+    for (name, one), other in zip(together.named_parameters(), alone.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_an_average_without_decay_is_a_copy_and_with_decay_lags():
+    mean, network = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.Adam(network.parameters(), 1.0)
+    for _ in range(100):
+        optimizer.zero_grad()
+        network.weight.sum().backward()
+        optimizer.step()
+        average(mean, network, 0.9, optimizer)
+    assert float(mean.weight.detach()) - float(network.weight.detach()) == pytest.approx(9, abs=0.5)  # 0.9 / 0.1 steps
+    average(mean, network, 0.0, optimizer)
+    assert mean.weight.equal(network.weight)
+
+
+def test_random_streams_have_names():
+    draws = [torch.rand(3, generator=stream(*names)).tolist() for names in ((1, "a"), (1, "a"), (1, "b"), (2, "a"))]
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]
+    assert draws[0] != draws[3]
