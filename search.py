@@ -34,7 +34,7 @@ from utils.data import (
     loader,
     split_for_search,
 )
-from utils.engine import Placement, check_finite, evaluate, train_epoch
+from utils.engine import Placement, check_finite, evaluate, recalibrated, train_epoch
 from utils.errors import UserError
 from utils.optim import Schedule, make_optimizer
 from utils.runtime import Progress, RunFolder, add_config_options, command, pick_device, seed_everything, stream
@@ -119,7 +119,7 @@ def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run
     """
     space = supernet.space
     batches = search_loader(images.train, config, "warm-up", training=True)
-    validation = search_loader(images.validate, config, "validate", training=False)
+    validation = PathValidation(supernet, images, config, place)
     validated = space.sample(config.validation_paths, stream(config.seed, "validation paths"))
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     optimizer = make_optimizer(supernet.parameters(), config.optim_state)
@@ -138,7 +138,7 @@ def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run
             means = train_epoch(
                 forwards, criterion, batches.epoch(epoch), optimizer, schedule, first_step, place, progress
             )
-        top1 = validate_paths(supernet, validated, validation, place)
+        top1 = [validation.top1(path) for path in validated]
         mean = sum(top1) / len(top1)
         print(f"{title} loss {means.loss:.4f}, random paths top-1 {mean:.2f} %", flush=True)
         run.log("warm-up", epoch + 1, loss=means.loss, top1=means.top1, random_path_top1=mean)
@@ -166,14 +166,24 @@ def path_logits(supernet: UnifiedSupernet, paths: int, rng: torch.Generator, ima
     features.backward(shared.grad)
 
 
-def validate_paths(supernet: UnifiedSupernet, paths: Tensor, validation: Loader, place: Placement) -> list[float]:
-    """Top-1 in percent of each of `paths [N, L, E, K]`."""
-    supernet.eval()
-    return [evaluate(partial(run_path, supernet, path), validation.epoch(), place).top1 for path in paths]
+class PathValidation:
+    """Scores single paths on the validation images, with BN re-estimated on training images for each path."""
 
+    def __init__(self, supernet: UnifiedSupernet, images: SearchImages, config: Config, place: Placement):
+        self.supernet, self.place = supernet, place
+        self.batches = search_loader(images.validate, config, "validate", training=False)
+        shuffled = torch.randperm(len(images.train.labels), generator=stream(config.seed, "recalibrate"))
+        used = images.train.subset(shuffled[: config.bn_recalibration_images])
+        self.recalibration = search_loader(used, config, "recalibrate", training=False)
 
-def run_path(supernet: UnifiedSupernet, path: Tensor, images: Tensor) -> Tensor:
-    return supernet(images, path)
+    def top1(self, path: Tensor) -> float:
+        """Top-1 in percent of a one-hot path `[L, E, K]`; leaves the supernet in evaluation mode."""
+
+        def forward(images: Tensor) -> Tensor:
+            return self.supernet(images, path)
+
+        with recalibrated(self.supernet, forward, self.recalibration.epoch(), self.place):
+            return evaluate(forward, self.batches.epoch(), self.place).top1
 
 
 # -- stage 2 ---------------------------------------------------------------------------------------------------------
@@ -194,7 +204,7 @@ def train_generator(
     averaged = copy.deepcopy(generator)
     optimizer = make_optimizer(generator.parameters(), config.g_optim_state)
     batches = search_loader(images.feed, config, "generator", training=True)
-    validation = search_loader(images.validate, config, "validate", training=False)
+    validation = PathValidation(supernet, images, config, place)
     state = run.restore("generator_last", generator, optimizer)
     state = state or {"epoch": 0, "best_loss": float("inf"), "best_top1": -1.0, "averaged": averaged.state_dict()}
     averaged.load_state_dict(state["averaged"])
@@ -210,8 +220,7 @@ def train_generator(
         ready = ReadyGenerator(averaged.eval(), pool, table, title)
         evaluated, total, rank = evaluate_targets(ready, hardware_loss, config)
         middle = ready.generate(torch.tensor([(config.low_flops + config.high_flops) / 2], dtype=torch.float64))[0]
-        path = supernet.space.encode(middle.architecture)
-        top1 = evaluate(partial(run_path, supernet, path), validation.epoch(), place).top1
+        top1 = validation.top1(supernet.space.encode(middle.architecture))
         print(
             f"{title} hardware loss {total:.4f}, Kendall tau {rank:.3f}, mean miss {100 * mean_miss(evaluated):.2f} %, "
             f"target {middle.target:g} M: {middle.macs_m:.2f} M, top-1 {top1:.2f} %",

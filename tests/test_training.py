@@ -13,7 +13,7 @@ from model.supernet import UnifiedSupernet
 from search import average, path_logits, straight_through, training_targets
 from tests.conftest import mixed_space, rng
 from utils.config import OptimState, load_config
-from utils.engine import Placement, check_finite, evaluate, train_epoch
+from utils.engine import Placement, check_finite, evaluate, recalibrated, train_epoch
 from utils.errors import UserError
 from utils.optim import Schedule, make_optimizer
 from utils.runtime import Progress, stream
@@ -128,3 +128,28 @@ def test_random_streams_have_names():
     assert draws[0] == draws[1]
     assert draws[0] != draws[2]
     assert draws[0] != draws[3]
+
+
+def test_recalibration_gives_a_path_the_statistics_of_the_batches_and_then_the_old_ones():
+    space = mixed_space()
+    supernet, path = UnifiedSupernet(space).eval(), space.sample(1, rng())[0]
+    images = torch.randn(8, 3, 12, 12, generator=rng())
+    before = {name: buffer.clone() for name, buffer in supernet.named_buffers() if "running" in name}
+    with recalibrated(supernet, lambda x: supernet(x, path), [(images, torch.zeros(8))] * 3, CPU):
+        assert not supernet.training
+        features = supernet.first.conv(images)
+        torch.testing.assert_close(supernet.first.bn.running_mean, features.mean(dim=(0, 2, 3)))
+        torch.testing.assert_close(supernet.first.bn.running_var, features.var(dim=(0, 2, 3)))
+        block = supernet.stages[0]
+        moved = (block.expand_bn.running_mean != before["stages.0.expand_bn.running_mean"]).any(dim=1)
+        assert moved.equal(path[0, : block.spec.expansion, -1] == 0)
+    for name, buffer in supernet.named_buffers():
+        if "running" in name:
+            assert buffer.equal(before[name])
+    assert all(m.momentum == 0.1 for m in supernet.modules() if hasattr(m, "running_mean"))
+
+
+def test_without_batches_recalibration_changes_nothing():
+    supernet = UnifiedSupernet(mixed_space()).eval()
+    with recalibrated(supernet, lambda x: x, [], CPU):
+        assert supernet.first.bn.running_mean.equal(torch.zeros(5))

@@ -77,6 +77,7 @@ class Config:
     batch_size: int = 512
     paths_per_step: int = 4
     validation_paths: int = 8  # random paths whose accuracy is averaged after each epoch of the warm-up
+    bn_recalibration_images: int = 2048  # training images that re-estimate BN before a path is validated; 0: none
     label_smoothing: float = 0.1
     dropout: float = 0.2
     se: bool = False  # squeeze-excite in every block of the network trained from scratch
@@ -280,7 +281,8 @@ def _layer_row(row, where: str, key: str) -> LayerRow:
 
 
 _AT_LEAST = {
-    0: "warmup_epochs search_epochs crop_padding num_workers noise_weight target_jitter cost_tolerance alpha seed",
+    0: "warmup_epochs search_epochs bn_recalibration_images crop_padding num_workers noise_weight target_jitter "
+    "cost_tolerance alpha seed",
     2: "batch_size",  # batch norm needs two images
     1: "classes input_size paths_per_step validation_paths epochs hc_dim pool_size targets_per_step stem_channels "
     "first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq ngpu",

@@ -1,11 +1,11 @@
 """How any network is trained for an epoch, and how any network is scored."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.errors import UserError
@@ -59,6 +59,37 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
         images_seen += len(labels)
     top1, top5, loss = (float(total) / max(images_seen, 1) for total in (top1, top5, loss))
     return Score(100 * top1, 100 * top5, loss, images_seen)
+
+
+@contextmanager
+def recalibrated(
+    network: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    place: Placement,
+) -> Iterator[None]:
+    """Within, the batch norms that `forward` uses hold the mean statistics of `batches`; afterwards, the old ones.
+
+    The running statistics of a supernet are those of all paths together; a single path needs its own (Yu and Huang,
+    "Universally slimmable networks", ICCV 2019, section 3.3). Without batches nothing changes.
+    """
+    norms = [module for module in network.modules() if hasattr(module, "running_mean")]
+    saved = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
+    network.train()
+    with torch.no_grad():
+        for count, (images, labels) in enumerate(batches, start=1):
+            for norm in norms:
+                norm.momentum = 1 / count  # the running mean of all batches so far
+            with place.autocast():
+                forward(place.batch(images, labels)[0])
+    network.eval()
+    try:
+        yield
+    finally:
+        for norm, (mean, variance, momentum) in zip(norms, saved, strict=True):
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.momentum = momentum
 
 
 def check_finite(loss: Tensor, what: str, step: int) -> float:
