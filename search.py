@@ -16,11 +16,12 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.build import build_hardware_loss, build_space, load_supernet, prior_pool
+from model.build import build_hardware_loss, build_schedule, build_space, load_supernet, prior_pool
 from model.forecast import forecast
 from model.generation import GENERATOR_FILE, Generated, ReadyGenerator, load_generator, miss_table, run_config
 from model.generator import ArchitectureGenerator, PriorPool
 from model.lookup_table import HardwareLoss, LookUpTable
+from model.space import UnifiedSpace
 from model.supernet import FrozenSupernet, UnifiedSupernet
 from utils.config import Config, load_config
 from utils.data import (
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = load_config(args.cfg, args.set)
     space, place = build_space(config), Placement(pick_device(config.cuda), config.channels_last, config.amp)
-    supernet = UnifiedSupernet(space, stream(config.seed, "supernet")).to(place.device)
+    supernet = UnifiedSupernet(space, stream(config.seed, "supernet"), config.alignment).to(place.device)
     if args.dry_run:
         return dry_run(config, supernet, place)
 
@@ -123,9 +124,7 @@ def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run
     validated = space.sample(config.validation_paths, stream(config.seed, "validation paths"))
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     optimizer = make_optimizer(supernet.parameters(), config.optim_state)
-    schedule = Schedule(
-        config.lr_scheduler, config.optim_state.lr, config.epochs, len(batches), config.step_size, config.decay_ratio
-    )
+    schedule = build_schedule(config, len(batches))
     state = run.restore("supernet_last", supernet, optimizer) or {"epoch": 0, "best_top1": -1.0}
     done, best = state["epoch"], state["best_top1"]
     run.forget_after("warm-up", done)
@@ -136,7 +135,15 @@ def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run
         supernet.train()
         with Progress(title, len(batches), config.print_freq) as progress:
             means = train_epoch(
-                forwards, criterion, batches.epoch(epoch), optimizer, schedule, first_step, place, progress
+                forwards,
+                criterion,
+                batches.epoch(epoch),
+                optimizer,
+                schedule,
+                first_step,
+                place,
+                progress,
+                config.clip_grad,
             )
         top1 = [validation.top1(path) for path in validated]
         mean = sum(top1) / len(top1)
@@ -204,6 +211,7 @@ def train_generator(
     averaged = copy.deepcopy(generator)
     optimizer = make_optimizer(generator.parameters(), config.g_optim_state)
     batches = search_loader(images.feed, config, "generator", training=True)
+    schedule = Schedule(config.g_lr_scheduler, config.g_optim_state.lr, config.search_epochs, len(batches))
     validation = PathValidation(supernet, images, config, place)
     state = run.restore("generator_last", generator, optimizer)
     state = state or {"epoch": 0, "best_loss": float("inf"), "best_top1": -1.0, "averaged": averaged.state_dict()}
@@ -215,7 +223,18 @@ def train_generator(
         title = f"generator {epoch + 1}/{config.search_epochs}"
         with Progress(title, len(batches), config.print_freq) as progress:
             generator_epoch(
-                generator, averaged, frozen, pool, hardware_loss, optimizer, batches, epoch, config, place, progress
+                generator,
+                averaged,
+                frozen,
+                pool,
+                hardware_loss,
+                optimizer,
+                schedule,
+                batches,
+                epoch,
+                config,
+                place,
+                progress,
             )
         ready = ReadyGenerator(averaged.eval(), pool, table, title)
         evaluated, total, rank = evaluate_targets(ready, hardware_loss, config)
@@ -227,7 +246,7 @@ def train_generator(
             flush=True,
         )
         numbers = {"hardware_loss": total, "kendall_tau": rank, "mean_miss": mean_miss(evaluated), "middle_top1": top1}
-        run.log("generator", epoch + 1, **numbers)
+        run.log("generator", epoch + 1, **numbers, prior_kept=prior_kept(evaluated, pool, table.space))
         write_evaluation(evaluated, "generator_evaluate.csv", run, config.path_to_generator_eval)
         weights = {
             "kind": "generator",
@@ -257,6 +276,7 @@ def generator_epoch(
     pool: PriorPool,
     hardware_loss: HardwareLoss,
     optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
     batches: Loader,
     epoch: int,
     config: Config,
@@ -284,6 +304,7 @@ def generator_epoch(
             paths = straight_through(space.discretize(logits), space.relax(logits, 1.0))
         costs = table(paths)
         loss = supernet_loss + hardware_loss(costs, chosen).mean()
+        schedule.apply(optimizer, epoch * len(batches) + step)
         optimizer.zero_grad()
         loss.backward()
         check_finite(loss, progress.title, step)
@@ -332,6 +353,13 @@ def mean_miss(found: list[Generated]) -> float:
     return sum(abs(g.macs_m - g.target) / g.target for g in found) / len(found)
 
 
+def prior_kept(found: list[Generated], pool: PriorPool, space: UnifiedSpace) -> float:
+    """Share of the choices that are those of the prior they were generated from."""
+    priors = pool.nearest(torch.tensor([g.target for g in found]))
+    paths = torch.stack([space.encode(g.architecture) for g in found])
+    return float((paths * priors).sum(dim=-1)[:, space.exists].mean())
+
+
 def write_evaluation(found: list[Generated], name: str, run: RunFolder, mirror: str | None) -> None:
     rows = [(f"{g.macs_m:.4f}", f"{g.target:g}") for g in found]
     run.write_csv(name, ("gen_flops", "true_flops"), rows, mirror)
@@ -362,8 +390,10 @@ def report(pool: PriorPool, table: LookUpTable, config: Config, run: RunFolder) 
     run.write_csv("architecture.csv", ("true_flops", "gen_flops", "choices"), rows, config.path_to_save_architecture)
     print(format_table(*miss_table(found)))
     print(
-        f"mean miss {100 * mean_miss(found):.2f} % of the target, Kendall tau {rank:.3f}; all files are in {run.path}"
+        f"mean miss {100 * mean_miss(found):.2f} % of the target, Kendall tau {rank:.3f}, "
+        f"{100 * prior_kept(found, pool, table.space):.0f} % of the choices are those of the priors"
     )
+    print(f"all files are in {run.path}")
 
 
 def dry_run(config: Config, supernet: UnifiedSupernet, place: Placement) -> None:

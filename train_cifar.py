@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.build import build_space
+from model.build import build_schedule, build_space
 from model.generation import Chosen, choose, choose_from_file, newest_config
 from model.lookup_table import LookUpTable
 from model.space import load_architecture, save_architecture
@@ -23,7 +23,7 @@ from utils.config import Config, load_config
 from utils.data import Augmentation, Dataset, Normalisation, load_dataset, loader
 from utils.engine import Placement, Score, evaluate, train_epoch
 from utils.errors import UserError
-from utils.optim import Schedule, make_optimizer
+from utils.optim import make_optimizer
 from utils.runtime import (
     Progress,
     RunFolder,
@@ -138,9 +138,7 @@ def train(
         network.to(memory_format=torch.channels_last)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     optimizer = make_optimizer(network.parameters(), config.optim_state)
-    schedule = Schedule(
-        config.lr_scheduler, config.optim_state.lr, config.epochs, len(batches), config.step_size, config.decay_ratio
-    )
+    schedule = build_schedule(config, len(batches))
     state = run.restore("last", network, optimizer)
     done, score = (state["epoch"], Score(**state["score"])) if state else (0, None)
     run.forget_after("scratch", done)
@@ -154,7 +152,15 @@ def train(
         network.train()
         with Progress(title, len(batches), config.print_freq) as progress:
             means = train_epoch(
-                forwards, criterion, batches.epoch(epoch), optimizer, schedule, first_step, place, progress
+                forwards,
+                criterion,
+                batches.epoch(epoch),
+                optimizer,
+                schedule,
+                first_step,
+                place,
+                progress,
+                config.clip_grad,
             )
         score = evaluate(network.eval(), test.epoch(), place)
         print(f"{title} loss {means.loss:.4f}, test top-1 {score.top1:.2f} %", flush=True)

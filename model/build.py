@@ -9,6 +9,7 @@ from model.supernet import UnifiedSupernet, from_published
 from utils import checkpoint
 from utils.config import Config
 from utils.errors import UserError
+from utils.optim import Schedule
 from utils.runtime import stream
 
 
@@ -63,4 +64,17 @@ def build_hardware_loss(config: Config) -> HardwareLoss:
         config.cost_tolerance,
         config.cost_unit,
         relative=config.hardware_loss == "relative",
+    )
+
+
+def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
+    """The learning rate of supernet warm-up and of training from scratch."""
+    return Schedule(
+        config.lr_scheduler,
+        config.optim_state.lr,
+        config.epochs,
+        steps_per_epoch,
+        config.step_size,
+        config.decay_ratio,
+        config.lr_warmup_steps,
     )

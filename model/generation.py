@@ -82,9 +82,10 @@ GENERATOR_FILE = "generator_best_avg"
 
 
 def load_generator(path: str | Path, low: float, high: float, hc_dim: int) -> ArchitectureGenerator:
-    """A generator, ours or the released one. Its own target range counts when the checkpoint says it."""
+    """A generator, ours or the released one. Its own range of targets counts when the checkpoint says it."""
     payload = checkpoint.load(path)
-    generator = ArchitectureGenerator(payload.get("low", low), payload.get("high", high), hc_dim)
+    low, high = payload.get("low", low), payload.get("high", high)
+    generator = ArchitectureGenerator(low, high, hc_dim)
     checkpoint.load_into(generator, checkpoint.weights(payload, path), path)
     return generator.eval()
 

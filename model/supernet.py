@@ -85,6 +85,25 @@ class UnifiedBlock(nn.Module):
             self.excite.data.normal_(0, (2 / (E * C)) ** 0.5, generator=rng)
         self.project.data.normal_(0, (2 / out) ** 0.5, generator=rng)
 
+    @torch.no_grad()
+    def align(self, alignment: float, rng: torch.Generator) -> None:
+        """Let all choices begin as nearly the same function.
+
+        Every larger kernel begins as the smallest one with zeros around it, and all sub-blocks share the part
+        `alignment` (0..1) of their weights' variance. Without it, each random choice of sub-blocks and kernels begins
+        as another random function, and what follows a layer cannot learn from any of them.
+        """
+        smallest = self.kernels[0]
+        base = self.depthwise[str(smallest)]
+        base.normal_(0, (2 / smallest**2) ** 0.5, generator=rng)
+        _align(base, 0, alignment, rng)
+        _align(self.project, 1, alignment, rng)
+        if self.spec.expansion > 1:
+            _align(self.expand, 0, alignment, rng)
+        for k in self.kernels[1:]:
+            margin = (k - smallest) // 2
+            self.depthwise[str(k)].copy_(F.pad(base, (margin,) * 4))
+
     def forward(self, x: Tensor, choices: list[tuple[int, int]]) -> Tensor:
         if not choices and self.spec.may_vanish:
             return x
@@ -122,15 +141,23 @@ class UnifiedBlock(nn.Module):
         return F.hardsigmoid(gate)[:, :, None, None]
 
 
+def _align(weight: Tensor, blocks: int, alignment: float, rng: torch.Generator) -> None:
+    """Give the sub-blocks, along the axis `blocks`, a part in common; the variance stays what it is."""
+    shared = weight.std() * torch.randn(weight.select(blocks, 0).shape, generator=rng).unsqueeze(blocks)
+    weight.copy_(alignment**0.5 * shared + (1 - alignment) ** 0.5 * weight)
+
+
 class UnifiedSupernet(nn.Module):
     """`supernet(images [B, 3, H, W], path [L, E, K]) -> logits [B, classes]`.
 
     A one-hot path that needs no gradient runs on the active slices only, in training or evaluation mode. Any other
     path is soft: it needs evaluation mode and gets gradients for the path alone (see `FrozenSupernet`; call `frozen()`
     once to run many of them).
+
+    `alignment` 0 is the published initialisation; see `UnifiedBlock.align`.
     """
 
-    def __init__(self, space: UnifiedSpace, rng: torch.Generator | None = None):
+    def __init__(self, space: UnifiedSpace, rng: torch.Generator | None = None, alignment: float = 0.0):
         super().__init__()
         self.space = space
         self.first = ConvBN(3, space.stem_channels, kernel=3, stride=space.stem_stride, activation="relu6")
@@ -142,6 +169,8 @@ class UnifiedSupernet(nn.Module):
         initialise(self, rng)
         for block in self.stages:
             block.initialise(rng)
+            if alignment:
+                block.align(alignment, rng)
 
     def forward(self, images: Tensor, path: Tensor) -> Tensor:
         hard = not path.requires_grad and bool(((path == 0) | (path == 1)).all())

@@ -119,3 +119,12 @@ def test_a_pool_of_mixtures_is_refused(tmp_path, cifar_space):
     (tmp_path / "pool.json").write_text(json.dumps({"90": [row] * 19}))
     with pytest.raises(UserError, match="one 1 and else 0"):
         PriorPool.load(tmp_path / "pool.json", cifar_space)
+
+
+def test_a_chained_pool_changes_little_from_mark_to_mark(cifar_space):
+    table = LookUpTable(cifar_space)
+    chained, free = (PriorPool.build(table, 80, 120, 20, rng(), chain) for chain in (True, False))
+    for pool in (chained, free):
+        assert ((table(pool.paths) - pool.marks).abs() <= 1.0).all()
+    changes = [float((pool.paths[1:] != pool.paths[:-1]).any(dim=-1).float().mean()) for pool in (chained, free)]
+    assert changes[0] < 0.1 < changes[1]

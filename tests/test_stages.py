@@ -343,7 +343,18 @@ def test_a_continued_training_keeps_its_architecture_and_options(searched, capsy
 
 def test_several_targets_a_step_and_a_chained_pool(tiny_config):
     settings = ["targets_per_step=4", "straight_through=true", "hardware_loss=relative", "alpha=100"]
-    search.main(["--cfg", str(tiny_config), "--set", *settings, "pool_chain=true", "pool_size=6", "generator_ema=0.9"])
+    search.main(
+        [
+            "--cfg",
+            str(tiny_config),
+            "--set",
+            *settings,
+            "pool_chain=true",
+            "pool_size=6",
+            "generator_ema=0.9",
+            "prior_weight=1",
+        ]
+    )
     run = tiny_config.parent / "logs" / "tiny"
     state = checkpoint.load(run / "checkpoints" / "generator_last.pth")
     assert not same(state["model"], state["averaged"])

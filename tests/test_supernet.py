@@ -154,3 +154,27 @@ def test_a_checkpoint_of_another_table_names_the_layer(cifar_space):
     del weights["stages.7.sbn.2.weight"]
     with pytest.raises(UserError, match="layer 7 does not fit"):
         from_published(cifar_space, weights)
+
+
+def test_aligned_choices_begin_as_nearly_the_same_function(cifar_space):
+    def spread(alignment):
+        """How much the logits of random paths of three sub-blocks differ, against how much those of images do."""
+        supernet = UnifiedSupernet(cifar_space, rng(), alignment)
+        images = torch.randn(8, 3, 32, 32, generator=rng())
+        rows = [rng(seed) for seed in range(6)]
+        paths = [cifar_space.sample(1, row)[0] for row in rows]
+        with torch.no_grad():
+            logits = torch.stack([supernet(images, path) for path in paths])
+        return float(logits.std(dim=0).mean() / logits.mean(dim=0).std(dim=0).mean())
+
+    assert spread(1.0) < 0.5 * spread(0.0)
+
+
+def test_alignment_puts_small_kernels_into_large_ones():
+    supernet = UnifiedSupernet(mixed_space(), rng(), alignment=1.0)
+    block = supernet.stages[1]
+    small, large = block.depthwise["3"], block.depthwise["7"]
+    assert large[..., 2:5, 2:5].equal(small)
+    assert large.abs().sum() == small.abs().sum()
+    assert small.equal(small[:1].expand_as(small))
+    assert block.project.equal(block.project[:, :1].expand_as(block.project))

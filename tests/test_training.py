@@ -71,6 +71,11 @@ def test_the_step_schedule_decays_every_step_size_epochs():
     assert [schedule.at(epoch * 5 + 4) for epoch in (0, 2, 3, 6)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
 
 
+def test_the_learning_rate_warms_up_linearly():
+    schedule = Schedule("constant", 1.0, epochs=1, steps_per_epoch=10, warmup_steps=4)
+    assert [schedule.at(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
 def test_optimisers_get_their_numbers():
     parameters = [nn.Parameter(torch.ones(1))]
     sgd = make_optimizer(parameters, OptimState("sgd", 0.1, 0.8, 0.01)).defaults

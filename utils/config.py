@@ -76,6 +76,9 @@ class Config:
     epochs: int = 200  # of training from scratch, and the period of the cosine
     batch_size: int = 512
     paths_per_step: int = 4
+    alignment: float = 0.0  # share of the initial weights that all sub-blocks have in common; 0: published
+    lr_warmup_steps: int = 0  # steps of linear warm-up of the learning rate
+    clip_grad: float = 0.0  # largest norm of the gradients of a step; 0: any
     validation_paths: int = 8  # random paths whose accuracy is averaged after each epoch of the warm-up
     bn_recalibration_images: int = 2048  # training images that re-estimate BN before a path is validated; 0: none
     label_smoothing: float = 0.1
@@ -96,6 +99,7 @@ class Config:
     targets_per_step: int = 1  # the first of them also goes through the supernet
     straight_through: bool = False  # the hardware loss sees the discrete architecture, not the mixture
     hardware_loss: str = "absolute"  # or "relative" to the target
+    g_lr_scheduler: str = "constant"  # or "cosine" over search_epochs
     generator_ema: float = 0.0  # decay of the averaged generator weights that are evaluated and kept; 0: none
     tau: float = 5.0
     tau_decay: float = 0.95  # per epoch
@@ -281,8 +285,8 @@ def _layer_row(row, where: str, key: str) -> LayerRow:
 
 
 _AT_LEAST = {
-    0: "warmup_epochs search_epochs bn_recalibration_images crop_padding num_workers noise_weight target_jitter "
-    "cost_tolerance alpha seed",
+    0: "warmup_epochs search_epochs lr_warmup_steps clip_grad bn_recalibration_images crop_padding "
+    "num_workers noise_weight target_jitter cost_tolerance alpha seed",
     2: "batch_size",  # batch norm needs two images
     1: "classes input_size paths_per_step validation_paths epochs hc_dim pool_size targets_per_step stem_channels "
     "first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq ngpu",
@@ -293,6 +297,7 @@ _ONE_OF = {
     "lr_scheduler": ("cosine", "step"),
     "activation": ("relu6", "hswish"),
     "hardware_loss": ("absolute", "relative"),
+    "g_lr_scheduler": ("constant", "cosine"),
 }
 
 
@@ -317,6 +322,8 @@ def _check_values(config: Config, where: str) -> None:
     for key in ("label_smoothing", "dropout", "generator_ema"):
         if not 0 <= getattr(config, key) < 1:
             refuse(key, "at least 0 and below 1")
+    if not 0 <= config.alignment <= 1:
+        refuse("alignment", "0 to 1")
     if config.stem_stride not in (None, 1, 2):
         refuse("stem_stride", "1 or 2")
     if not 0 < config.low_flops < config.high_flops:

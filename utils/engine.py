@@ -117,12 +117,13 @@ def train_epoch(
     first_step: int,
     place: Placement,
     progress: Progress,
+    clip_grad: float = 0.0,
 ) -> EpochMeans:
     """Train for one epoch.
 
     `forwards(images)` yields logits one after another (one for an ordinary network, one for each path of a supernet);
     each is differentiated before the next is asked for, so that only one graph lives at a time, and the gradients add
-    up before the optimiser steps.
+    up before the optimiser steps, on gradients of a norm of at most `clip_grad` unless that is 0.
     """
     losses, hits, seen, passes = 0.0, 0, 0, 0
     for step, (images, labels) in enumerate(batches, start=first_step):
@@ -135,6 +136,8 @@ def train_epoch(
                 loss.backward()
                 losses, passes = losses + check_finite(loss, progress.title, step), passes + 1
                 hits, seen = hits + int((logits.argmax(dim=1) == labels).sum()), seen + len(labels)
+        if clip_grad:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_grad)
         optimizer.step()
         progress.update(loss=losses / passes, top1=100 * hits / seen, lr=optimizer.param_groups[0]["lr"])
     return EpochMeans(losses / max(passes, 1), 100 * hits / max(seen, 1))

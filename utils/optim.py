@@ -18,17 +18,30 @@ def make_optimizer(parameters: Iterable[nn.Parameter], state: OptimState) -> tor
 class Schedule:
     """The learning rate as a function of the step, so that a resumed run needs no state of it.
 
-    "cosine" falls from `lr` to 0 over `epochs`, and stays there; "step" multiplies by `decay_ratio` every `step_size`
-    epochs.
+    "constant" stays at `lr`; "cosine" falls to 0 over `epochs`, and stays there; "step" multiplies by `decay_ratio`
+    every `step_size` epochs. In the first `warmup_steps` steps all that is reached linearly.
     """
 
     def __init__(
-        self, kind: str, lr: float, epochs: int, steps_per_epoch: int, step_size: int = 80, decay_ratio: float = 0.1
+        self,
+        kind: str,
+        lr: float,
+        epochs: int,
+        steps_per_epoch: int,
+        step_size: int = 80,
+        decay_ratio: float = 0.1,
+        warmup_steps: int = 0,
     ):
         self.kind, self.lr, self.epochs, self.steps_per_epoch = kind, lr, epochs, steps_per_epoch
-        self.step_size, self.decay_ratio = step_size, decay_ratio
+        self.step_size, self.decay_ratio, self.warmup_steps = step_size, decay_ratio, warmup_steps
 
     def at(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
+        return self._decayed(step) * min(1.0, (step + 1) / (self.warmup_steps + 1))
+
+    def _decayed(self, step: int) -> float:
+        if self.kind == "constant":
+            return self.lr
         if self.kind == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(step / (self.epochs * self.steps_per_epoch), 1.0)))
         return self.lr * self.decay_ratio ** (step // self.steps_per_epoch // self.step_size)
