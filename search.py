@@ -197,46 +197,24 @@ class PathValidation:
 
 
 def train_generator(
-    supernet: UnifiedSupernet,
-    pool: PriorPool,
-    images: SearchImages,
-    config: Config,
-    run: RunFolder,
-    place: Placement,
+    supernet: UnifiedSupernet, pool: PriorPool, images: SearchImages, config: Config, run: RunFolder, place: Placement
 ) -> None:
     """Train the architecture generator against the frozen supernet (SGNAS, section 3.4)."""
     table, hardware_loss = LookUpTable(supernet.space), build_hardware_loss(config)
-    torch.manual_seed(stream(config.seed, "generator").initial_seed())
-    generator = ArchitectureGenerator(config.low_flops, config.high_flops, config.hc_dim).to(place.device)
-    averaged = copy.deepcopy(generator)
-    optimizer = make_optimizer(generator.parameters(), config.g_optim_state)
     batches = search_loader(images.feed, config, "generator", training=True)
-    schedule = Schedule(config.g_lr_scheduler, config.g_optim_state.lr, config.search_epochs, len(batches))
     validation = PathValidation(supernet, images, config, place)
-    state = run.restore("generator_last", generator, optimizer)
-    state = state or {"epoch": 0, "best_loss": float("inf"), "best_top1": -1.0, "averaged": averaged.state_dict()}
-    averaged.load_state_dict(state["averaged"])
-    best_loss, best_top1 = state["best_loss"], state["best_top1"]
-    run.forget_after("generator", state["epoch"])
-    frozen = supernet.eval().frozen()
-    for epoch in range(state["epoch"], config.search_epochs):
+    training = GeneratorTraining(supernet.eval().frozen(), pool, hardware_loss, len(batches), config, place)
+    state = run.restore("generator_last", training.generator, training.optimizer)
+    done, best_loss, best_top1 = 0, float("inf"), -1.0
+    if state:
+        training.averaged.load_state_dict(state["averaged"])
+        done, best_loss, best_top1 = state["epoch"], state["best_loss"], state["best_top1"]
+    run.forget_after("generator", done)
+    for epoch in range(done, config.search_epochs):
         title = f"generator {epoch + 1}/{config.search_epochs}"
         with Progress(title, len(batches), config.print_freq) as progress:
-            generator_epoch(
-                generator,
-                averaged,
-                frozen,
-                pool,
-                hardware_loss,
-                optimizer,
-                schedule,
-                batches,
-                epoch,
-                config,
-                place,
-                progress,
-            )
-        ready = ReadyGenerator(averaged.eval(), pool, table, title)
+            training.epoch(batches, epoch, progress)
+        ready = ReadyGenerator(training.averaged.eval(), pool, table, title)
         evaluated, total, rank = evaluate_targets(ready, hardware_loss, config)
         middle = ready.generate(torch.tensor([(config.low_flops + config.high_flops) / 2], dtype=torch.float64))[0]
         top1 = validation.top1(supernet.space.encode(middle.architecture))
@@ -251,7 +229,7 @@ def train_generator(
         weights = {
             "kind": "generator",
             "epoch": epoch + 1,
-            "model": averaged.state_dict(),
+            "model": training.averaged.state_dict(),
             "low": config.low_flops,
             "high": config.high_flops,
         }
@@ -263,54 +241,77 @@ def train_generator(
             best_top1 = top1
             write_validated(middle, top1, run, config.path_to_save_evaluate_architecture)
             run.save("generator_best", weights, config.path_to_save_generator)
-        state = {"optimizer": optimizer.state_dict(), "best_loss": best_loss, "best_top1": best_top1}
-        state |= {"model": generator.state_dict(), "averaged": averaged.state_dict()}
         run.save("generator_final", weights, config.path_to_final_generator)
-        run.save("generator_last", {**weights, **state})
+        run.save("generator_last", {**weights, **training.state(), "best_loss": best_loss, "best_top1": best_top1})
 
 
-def generator_epoch(
-    generator: ArchitectureGenerator,
-    averaged: ArchitectureGenerator,
-    frozen: FrozenSupernet,
-    pool: PriorPool,
-    hardware_loss: HardwareLoss,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    batches: Loader,
-    epoch: int,
-    config: Config,
-    place: Placement,
-    progress: Progress,
-) -> None:
-    """One pass over the images that feed the generator.
+class GeneratorTraining:
+    """The generator, the average of its weights that is evaluated and kept, and what trains it."""
 
-    A step has `targets_per_step` targets; the mixture generated for the first of them goes through the supernet, and
-    all of them pay for missing their targets.
-    """
-    space, table = frozen.space, LookUpTable(frozen.space).to(place.device)
-    tau, count = config.tau * config.tau_decay**epoch, config.targets_per_step
-    gumbel = stream(config.seed, "gumbel", epoch)
-    targets = training_targets(config, len(batches) * count, stream(config.seed, "targets", epoch)).to(place.device)
-    generator.train()
-    for step, (images, labels) in enumerate(batches.epoch(epoch)):
-        images, labels = place.batch(images, labels)
-        chosen = targets[step * count : (step + 1) * count]
-        logits = generator(pool.nearest(chosen), chosen)
+    def __init__(
+        self,
+        frozen: FrozenSupernet,
+        pool: PriorPool,
+        hardware_loss: HardwareLoss,
+        steps_per_epoch: int,
+        config: Config,
+        place: Placement,
+    ):
+        self.frozen, self.pool, self.hardware_loss, self.config, self.place = frozen, pool, hardware_loss, config, place
+        self.table = LookUpTable(frozen.space).to(place.device)
+        torch.manual_seed(stream(config.seed, "generator").initial_seed())
+        self.generator = ArchitectureGenerator(config.low_flops, config.high_flops, config.hc_dim).to(place.device)
+        self.averaged = copy.deepcopy(self.generator)
+        self.optimizer = make_optimizer(self.generator.parameters(), config.g_optim_state)
+        state = config.g_optim_state
+        self.schedule = Schedule(config.g_lr_scheduler, state.lr, config.search_epochs, steps_per_epoch)
+
+    def state(self) -> dict:
+        """What a later sitting needs to go on."""
+        return {
+            "model": self.generator.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def epoch(self, batches: Loader, epoch: int, progress: Progress) -> None:
+        """One pass over the images that feed the generator, `targets_per_step` targets a step."""
+        config, count = self.config, self.config.targets_per_step
+        tau, gumbel = config.tau * config.tau_decay**epoch, stream(config.seed, "gumbel", epoch)
+        targets = training_targets(config, len(batches) * count, stream(config.seed, "targets", epoch))
+        self.generator.train()
+        for step, (images, labels) in enumerate(batches.epoch(epoch)):
+            self.schedule.apply(self.optimizer, epoch * len(batches) + step)
+            chosen = targets[step * count : (step + 1) * count].to(self.place.device)
+            loss, numbers = self.losses(*self.place.batch(images, labels), chosen, tau, gumbel)
+            self.optimizer.zero_grad()
+            loss.backward()
+            check_finite(loss, progress.title, step)
+            self.optimizer.step()
+            average(self.averaged, self.generator, config.generator_ema, self.optimizer)
+            progress.update(**numbers)
+
+    def losses(
+        self, images: Tensor, labels: Tensor, targets: Tensor, tau: float, gumbel: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a step (SGNAS, equation 6) and what the progress shows of it.
+
+        The mixture generated for the first of `targets [N]` goes through the supernet; all of them pay for missing
+        their targets.
+        """
+        space = self.frozen.space
+        logits = self.generator(self.pool.nearest(targets), targets)
         paths = space.relax(logits, tau, gumbel)
-        with place.autocast():
-            supernet_loss = F.cross_entropy(frozen(images, paths[0]), labels, label_smoothing=config.label_smoothing)
-        if config.straight_through:
+        with self.place.autocast():
+            scores = self.frozen(images, paths[0])
+            supernet_loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
+        if self.config.straight_through:
             paths = straight_through(space.discretize(logits), space.relax(logits, 1.0))
-        costs = table(paths)
-        loss = supernet_loss + hardware_loss(costs, chosen).mean()
-        schedule.apply(optimizer, epoch * len(batches) + step)
-        optimizer.zero_grad()
-        loss.backward()
-        check_finite(loss, progress.title, step)
-        optimizer.step()
-        average(averaged, generator, config.generator_ema, optimizer)
-        progress.update(loss=float(loss.detach()), target=float(chosen[0]), cost=float(costs[0].detach()))
+        costs = self.table(paths)
+        loss = supernet_loss + self.hardware_loss(costs, targets).mean()
+        top1 = 100 * float((scores.argmax(dim=1) == labels).float().mean())
+        first = {"target": float(targets[0]), "cost": float(costs[0].detach())}
+        return loss, {"loss": float(loss.detach()), "top1": top1, **first}
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:

@@ -352,7 +352,6 @@ def test_several_targets_a_step_and_a_chained_pool(tiny_config):
             "pool_chain=true",
             "pool_size=6",
             "generator_ema=0.9",
-            "prior_weight=1",
         ]
     )
     run = tiny_config.parent / "logs" / "tiny"
