@@ -11,6 +11,7 @@ from torch import Tensor
 from model.build import build_space
 from model.generator import ArchitectureGenerator, PriorPool
 from model.lookup_table import LookUpTable
+from model.repair import Demand, repair
 from model.space import Architecture, UnifiedSpace, load_architecture
 from utils import checkpoint
 from utils.config import Config, load_config
@@ -46,10 +47,26 @@ class ReadyGenerator:
     source: str
 
     @torch.no_grad()
+    def logits(self, targets: Tensor) -> Tensor:
+        """Logits `[N, L, E, K]` for `targets [N]` (M) on the CPU, all in one forward pass."""
+        on_device = targets.to(self.generator.tail[0].weight)
+        return self.generator(self.pool.nearest(on_device), on_device).cpu()
+
     def generate(self, targets: Tensor) -> list[Generated]:
-        """One architecture for each of `targets [N]` (M), all in one forward pass."""
-        space, on_device = self.table.space, targets.to(self.generator.tail[0].weight)
-        paths = space.discretize(self.generator(self.pool.nearest(on_device), on_device)).cpu()
+        """The architecture of the largest logits for each of `targets [N]` (M)."""
+        return self._described(targets, self.table.space.discretize(self.logits(targets)))
+
+    def repaired(self, targets: Tensor, **demand) -> tuple[list[Generated], list[float]]:
+        """As `generate`, with the least change that meets `Demand(target, **demand)`; and the targets not met."""
+        logits = self.logits(targets)
+        paths = self.table.space.discretize(logits)
+        pairs = zip(targets.tolist(), logits, paths, strict=True)
+        results = [repair(self.table, row, path, Demand(target, **demand)) for target, row, path in pairs]
+        unmet = [target for target, (_, met) in zip(targets.tolist(), results, strict=True) if not met]
+        return self._described(targets, torch.stack([path for path, _ in results])), unmet
+
+    def _described(self, targets: Tensor, paths: Tensor) -> list[Generated]:
+        space = self.table.space
         costs, parameters = self.table(paths).tolist(), self.table.parameters_m(paths).tolist()
         return [
             Generated(target, space.decode(path), macs, params)

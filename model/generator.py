@@ -161,7 +161,7 @@ def _walk(table: LookUpTable, mark: float, path: Tensor, rng: torch.Generator) -
     """Where a walk towards `mark` ends, and the cost there."""
     cost = float(table(path))
     while abs(cost - mark) > tolerance(mark):
-        changed = _single_changes(table.space, path)
+        changed = table.space.neighbours(path)
         costs = table(changed)
         misses = (costs - mark).abs()
         good = misses <= tolerance(mark)
@@ -171,14 +171,3 @@ def _walk(table: LookUpTable, mark: float, path: Tensor, rng: torch.Generator) -
         pick = better[torch.randint(len(better), (), generator=rng)]
         path, cost = changed[pick], float(costs[pick])
     return path, cost
-
-
-def _single_changes(space: UnifiedSpace, path: Tensor) -> Tensor:
-    """All paths `[M, L, E, K]` one choice away that obey the mask and keep `min_expansion` in every layer."""
-    L, E, K = space.shape
-    changed = path.repeat(L * E * K, 1, 1, 1).view(L, E, K, L, E, K)
-    l, e, k = torch.meshgrid(torch.arange(L), torch.arange(E), torch.arange(K), indexing="ij")
-    changed[l, e, k, l, e] = torch.eye(K)[k]
-    least = torch.tensor([spec.least_active(space.min_expansion) for spec in space.layers])
-    enough = (space.active(changed) >= least - 0.5).all(dim=-1)
-    return changed[enough & space.mask & (path == 0)]

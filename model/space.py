@@ -96,6 +96,20 @@ class SearchSpace(Protocol):
     @property
     def mask(self) -> Tensor: ...
     def sample(self, count: int, rng: torch.Generator) -> Tensor: ...
+    def neighbours(self, path: Tensor) -> Tensor:
+        """All paths `[M, L, E, K]` one choice away from a one-hot `path` that obey the mask.
+
+        None of them takes a layer below `min_expansion` active sub-blocks, or further below it.
+        """
+        L, E, K = self.shape
+        changed = path.repeat(L * E * K, 1, 1, 1).view(L, E, K, L, E, K)
+        l, e, k = torch.meshgrid(torch.arange(L), torch.arange(E), torch.arange(K), indexing="ij")
+        changed[l, e, k, l, e] = torch.eye(K)[k]
+        least = torch.tensor([spec.least_active(self.min_expansion) for spec in self.layers])
+        least = torch.minimum(least, self.active(path))
+        enough = (self.active(changed) >= least - 0.5).all(dim=-1)
+        return changed[enough & self.mask & (path == 0)]
+
     def relax(self, logits: Tensor, temperature: float, rng: torch.Generator | None = None) -> Tensor: ...
     def discretize(self, logits: Tensor) -> Tensor: ...
     def encode(self, architecture: Architecture) -> Tensor: ...
@@ -226,6 +240,20 @@ class UnifiedSpace:
         rows = [[self.kernels.index(k) for k in sorted(layer.kernels)] for layer in self.layers]
         width = max(map(len, rows))
         return torch.tensor([row + [0] * (width - len(row)) for row in rows])
+
+    def neighbours(self, path: Tensor) -> Tensor:
+        """All paths `[M, L, E, K]` one choice away from a one-hot `path` that obey the mask.
+
+        None of them takes a layer below `min_expansion` active sub-blocks, or further below it.
+        """
+        L, E, K = self.shape
+        changed = path.repeat(L * E * K, 1, 1, 1).view(L, E, K, L, E, K)
+        l, e, k = torch.meshgrid(torch.arange(L), torch.arange(E), torch.arange(K), indexing="ij")
+        changed[l, e, k, l, e] = torch.eye(K)[k]
+        least = torch.tensor([spec.least_active(self.min_expansion) for spec in self.layers])
+        least = torch.minimum(least, self.active(path))
+        enough = (self.active(changed) >= least - 0.5).all(dim=-1)
+        return changed[enough & self.mask & (path == 0)]
 
     def relax(self, logits: Tensor, temperature: float, rng: torch.Generator | None = None) -> Tensor:
         """Legal mixtures from logits `[..., L, E, K]`: Gumbel softmax with `rng`, plain softmax without.

@@ -233,6 +233,23 @@ def test_generate_answers_all_targets_in_order(searched, tmp_path, capsys):
     assert "generator_best_avg.pth" in capsys.readouterr().out
 
 
+def test_generate_exactly_and_under_ceilings(searched, tmp_path, capsys):
+    run, out = str(searched / "logs" / "tiny"), str(tmp_path / "found.json")
+    arguments = ["--run", run, "--flops", "0.1:0.2:0.02", "--out", out]
+    generate.main([*arguments, "--exact"])
+    said = capsys.readouterr().out
+    for row in json.loads(Path(out).read_text()):
+        near = abs(row["macs_m"] / row["target"] - 1) <= 0.005 + 1e-5
+        assert near != (f"target {row['target']:g} M: no architecture near" in said)
+    generate.main([*arguments, "--at-most", "--max-params", "0.0025"])
+    for row in json.loads(Path(out).read_text()):
+        assert row["macs_m"] <= row["target"] + 1e-6
+        assert row["params_m"] <= 0.0025
+    with pytest.raises(SystemExit) as error:
+        generate.main([*arguments, "--max-params", "1"])
+    assert error.value.code == 2
+
+
 def test_generate_with_the_released_files_and_the_published_config(tmp_path, capsys):
     settings = [
         f"generator_pretrained={released('sgnas_generator_imagenet.pth')}",

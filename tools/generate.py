@@ -15,37 +15,50 @@ from model.generation import ReadyGenerator, find_generator, miss_table, run_con
 from utils.checkpoint import write_text
 from utils.config import load_config
 from utils.errors import UserError
-from utils.runtime import command
+from utils.runtime import add_config_options, command
 from utils.table import format_table
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--cfg", help="config file; its generator_preready, else the newest run of its space")
-    source.add_argument("--run", type=Path, metavar="DIR", help="run folder of a finished search")
-    parser.add_argument("--flops", required=True, help="targets in M: 270:450:5 (with its stop) or 300,320,365")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the architectures here")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="override the config"
-    )
-    args = parser.parse_args(argv)
-
+    args = parse_arguments(argv)
     targets = parse_targets(args.flops)
-    if args.run is None:
-        config = load_config(args.cfg, args.set)
-    else:
-        config = run_config(args.run, args.set)
+    config = load_config(args.cfg, args.set) if args.cfg else run_config(args.run, args.set)
     ready = find_generator(config, args.run)
     ready.check(targets)
-    found = ready.generate(targets)
+    unmet = []
+    if args.exact:
+        found, unmet = ready.repaired(targets)
+    elif args.at_most:
+        found, unmet = ready.repaired(targets, at_most=True, max_params=args.max_params)
+    else:
+        found = ready.generate(targets)
     if args.out:
         write_text(args.out, json.dumps([g.to_dict() for g in found], indent=1) + "\n")
     print(format_table(*miss_table(found)))
+    for target in unmet:
+        print(f"target {target:g} M: no architecture near the generated one meets it; the nearest found is shown")
     print(f"generator {ready.source}{outside_note(targets, ready)}")
     if args.out:
         print(f"{len(found)} architectures in {args.out}")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--cfg", help="config file; its generator_pretrained, else the newest run of its space")
+    source.add_argument("--run", type=Path, metavar="DIR", help="run folder of a finished search")
+    parser.add_argument("--flops", required=True, help="targets in M: 270:450:5 (with its stop) or 300,320,365")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the architectures here")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--exact", action="store_true", help="within 0.5 %% of each target, by the least change")
+    how.add_argument("--at-most", action="store_true", help="targets are ceilings, met by the least change")
+    parser.add_argument("--max-params", type=float, metavar="M", help="with --at-most: a ceiling on parameters too")
+    add_config_options(parser)
+    args = parser.parse_args(argv)
+    if args.max_params is not None and not (args.at_most and args.max_params > 0):
+        parser.error("--max-params takes a positive number and goes with --at-most")
+    return args
 
 
 MOST_TARGETS = 100_000
