@@ -96,20 +96,7 @@ class SearchSpace(Protocol):
     @property
     def mask(self) -> Tensor: ...
     def sample(self, count: int, rng: torch.Generator) -> Tensor: ...
-    def neighbours(self, path: Tensor) -> Tensor:
-        """All paths `[M, L, E, K]` one choice away from a one-hot `path` that obey the mask.
-
-        None of them takes a layer below `min_expansion` active sub-blocks, or further below it.
-        """
-        L, E, K = self.shape
-        changed = path.repeat(L * E * K, 1, 1, 1).view(L, E, K, L, E, K)
-        l, e, k = torch.meshgrid(torch.arange(L), torch.arange(E), torch.arange(K), indexing="ij")
-        changed[l, e, k, l, e] = torch.eye(K)[k]
-        least = torch.tensor([spec.least_active(self.min_expansion) for spec in self.layers])
-        least = torch.minimum(least, self.active(path))
-        enough = (self.active(changed) >= least - 0.5).all(dim=-1)
-        return changed[enough & self.mask & (path == 0)]
-
+    def neighbours(self, path: Tensor) -> Tensor: ...
     def relax(self, logits: Tensor, temperature: float, rng: torch.Generator | None = None) -> Tensor: ...
     def discretize(self, logits: Tensor) -> Tensor: ...
     def encode(self, architecture: Architecture) -> Tensor: ...
