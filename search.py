@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from model.build import build_hardware_loss, build_schedule, build_space, load_supernet, prior_pool
 from model.forecast import forecast
-from model.generation import GENERATOR_FILE, Generated, ReadyGenerator, load_generator, miss_table, run_config
+from model.generation import GENERATOR_FILE, Generated, ReadyGenerator, load_generator, miss_table
 from model.generator import ArchitectureGenerator, PriorPool
 from model.lookup_table import HardwareLoss, LookUpTable
 from model.space import UnifiedSpace
@@ -53,9 +53,8 @@ def main(argv: list[str] | None = None) -> None:
 
     load_pretrained(supernet, config, args.cfg)
     dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes)
-    run = RunFolder.open(config, args.title or Path(args.cfg).stem, args.resume)
-    if run.origin is not None and build_space(run_config(run.origin)) != space:
-        raise UserError(f"--resume {args.resume}: that run searches another space")
+    split_for_search(dataset, config.train_portion, config.seed)  # bad portions show before anything is written
+    run = RunFolder.open("search", config, args.title or Path(args.cfg).stem, args.resume)
     pool = open_prior_pool(config, LookUpTable(space), run)
     run.begin(config, place.device)
     save_prior_pool(pool, config, run)
@@ -288,7 +287,7 @@ class GeneratorTraining:
             loss.backward()
             check_finite(loss, progress.title, step)
             self.optimizer.step()
-            average(self.averaged, self.generator, config.generator_ema, self.optimizer)
+            average(self.averaged, self.generator, config.generator_ema, epoch * len(batches) + step)
             progress.update(**numbers)
 
     def losses(
@@ -320,9 +319,8 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def average(averaged: nn.Module, network: nn.Module, decay: float, optimizer: torch.optim.Optimizer) -> None:
-    """Move `averaged` towards `network`, faster in the first steps; with decay 0 it is a copy."""
-    step = int(next(iter(optimizer.state.values()))["step"]) if decay else 0
+def average(averaged: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Move `averaged` towards `network` after a step (from 0), faster in the first ones; with decay 0 it is a copy."""
     decay = min(decay, step / (step + 9))
     for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     overrides = args.set + [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_config(args.cfg, overrides) if args.cfg else newest_config(Path("./logs"), overrides)
     space, place = build_space(config), Placement(pick_device(config.cuda), config.channels_last, config.amp)
-    run = RunFolder.open(config, args.title or default_title(args), args.resume)
+    run = RunFolder.open("train_cifar", config, args.title or default_title(args), args.resume)
     chosen = stored_choice(run, args) or choose(config, space, args.flops, args.architecture)
     print(f"architecture from {chosen.source}")
     options = {"se": config.se, "activation": config.activation, "dropout": config.dropout}
@@ -121,7 +121,8 @@ def stored_choice(run: RunFolder, args: argparse.Namespace) -> Chosen | None:
         if choose_from_file(space, args.flops, args.architecture).architecture != architecture:
             raise UserError(f"--title {run.path.name}: this run trains another architecture; choose another title")
     elif target != args.flops:
-        raise UserError(f"--title {run.path.name}: this run was begun for {target} M, not {args.flops:g} M")
+        begun = f"for {target:g} M" if target is not None else "from a file"
+        raise UserError(f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g} M")
     return Chosen(architecture, target, f"{file}, as this run was begun")
 
 

@@ -22,7 +22,7 @@ from utils.config import load_config
 from utils.data import Normalisation, load_test_images, loader
 from utils.engine import Placement, evaluate
 from utils.errors import UserError
-from utils.runtime import boolean, command, pick_device, positive
+from utils.runtime import boolean, command, not_negative, pick_device, positive
 from utils.table import format_table
 
 
@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
     parser.add_argument("--activation", help="relu6 or hswish")
     parser.add_argument("-b", "--batch-size", type=positive, default=256)
-    parser.add_argument("-j", "--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument("-j", "--workers", type=not_negative, default=0, help="processes that read images")
     parser.add_argument(
         "--cuda", type=boolean, default=True, metavar="BOOL", help="use an accelerator when there is one"
     )

@@ -52,6 +52,7 @@ def prior_pool(config: Config, table: LookUpTable, run_file: Path | None) -> Pri
     """The pool of the run being continued, else that in `path_to_prior_pool`, else a new one."""
     for path in (run_file, config.path_to_prior_pool):
         if path and Path(path).exists():
+            print(f"prior pool from {path}")
             return PriorPool.load(path, table.space)
     rng = stream(config.seed, "prior pool")
     return PriorPool.build(table, config.low_flops, config.high_flops, config.pool_size, rng, config.pool_chain)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.lookup_table import LookUpTable
@@ -43,21 +43,24 @@ def forecast(
             loss(supernet, path).backward()
 
     supernet.train()
-    activations = saved_bytes(lambda: loss(supernet, largest))
+    activations = saved_bytes(lambda: loss(supernet, largest), supernet)
     warmup = seconds(warmup_step, place)
     frozen = supernet.eval().frozen()
-    activations = max(activations, saved_bytes(lambda: loss(frozen, soft)))
+    activations = max(activations, saved_bytes(lambda: loss(frozen, soft), frozen))
     generator = seconds(lambda: loss(frozen, soft).backward(), place)
     weights = 3 * sum(p.numel() * p.element_size() for p in supernet.parameters())  # and gradients, and momentum
     scale = batch_size / count
     return Forecast(weights + activations * scale, warmup * scale, generator * scale)
 
 
-def saved_bytes(forward: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps of one forward pass."""
+def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:
+    """Bytes that autograd keeps of one forward pass, the weights of the network not counted."""
     kept: dict[int, int] = {}
+    weights = {part.untyped_storage().data_ptr() for part in (*network.parameters(), *network.buffers())}
 
     def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() in weights:
+            return tensor
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -74,5 +77,7 @@ def seconds(step: Callable[[], None], place: Placement, times: int = 3) -> float
         step()
         if place.device.type == "cuda":
             torch.cuda.synchronize()
+        elif place.device.type == "mps":
+            torch.mps.synchronize()
         measured.append(time.perf_counter() - began)
     return min(measured)

@@ -73,11 +73,11 @@ class ReadyGenerator:
             for target, path, macs, params in zip(targets.tolist(), paths, costs, parameters, strict=True)
         ]
 
-    def check(self, targets: Tensor) -> None:
-        """UserError naming the first of `targets` that no architecture can meet."""
+    def check(self, targets: Tensor, at_most: bool = False) -> None:
+        """UserError naming the first of `targets` that no architecture can meet (with `at_most`: stay below)."""
         least, most = self.table.reach()
         for target in targets.tolist():
-            if not least <= target <= most:
+            if target < least or (target > most and not at_most):
                 raise UserError(
                     f"target {target:g} M: no architecture meets it; this space reaches {least:.2f} to {most:.2f} M"
                 )
@@ -147,6 +147,7 @@ def newest_config(log_dir: Path, overrides: list[str] | tuple[str, ...] = ()) ->
 def _runs_with_generator(log_dir: Path) -> list[Path]:
     """Newest first."""
     found = log_dir.glob(f"**/checkpoints/{GENERATOR_FILE}.pth")
+    found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(log_dir).parts)]
     return [file.parent.parent for file in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)]
 
 
@@ -189,6 +190,8 @@ def choose_from_file(space: UnifiedSpace, target: float | None, file: Path) -> C
         if target is None and len(found) != 1:
             raise UserError(f"{file}: it holds {len(found)} architectures; a target must choose one")
         nearest = min(found, key=lambda g: abs(g.target - target) if target is not None else 0)
+        if target is not None and abs(nearest.target / target - 1) > 0.01:
+            raise UserError(f"{file}: its target nearest to {target:g} M is {nearest.target:g} M")
         space.check(nearest.architecture)
         return Chosen(nearest.architecture, nearest.target, str(file))
     stored_space, architecture, record = load_architecture(file)

@@ -176,6 +176,27 @@ def test_a_changed_config_is_refused_unless_the_old_run_moves_aside(tiny_config,
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {"tiny", "tiny.old1"}
 
 
+def test_another_run_is_begun_from_only_with_the_same_config(searched, capsys, tmp_path):
+    arguments = ["--cfg", searched / "tiny.yml", "--title", "other", "--resume", searched / "logs" / "tiny"]
+    line = refused(capsys, search.main, *arguments, "--set", "g_optim_state.optimizer=sgd")
+    assert "g_optim_state" in line
+    assert not (searched / "logs" / "other").exists()
+
+
+def test_a_folder_that_is_no_run_and_a_run_of_another_stage_are_left_alone(searched, tiny_config, tmp_path, capsys):
+    (tmp_path / "logs" / "tiny").mkdir(parents=True)
+    (tmp_path / "logs" / "tiny" / "precious").write_text("data")
+    assert "is no run folder" in refused(capsys, search.main, "--cfg", tiny_config)
+    assert (tmp_path / "logs" / "tiny" / "precious").exists()
+    line = refused(capsys, train_cifar.main, "--cfg", searched / "tiny.yml", "--flops", "0.1", "--title", "tiny")
+    assert "this is a run of search; choose another title" in line
+
+
+def test_a_generator_trains_with_sgd_and_an_average_too(tiny_config):
+    settings = ["warmup_epochs=1", "search_epochs=1", "g_optim_state.optimizer=sgd", "generator_ema=0.9"]
+    search.main(["--cfg", str(tiny_config), "--set", *settings])
+
+
 def test_a_dry_run_says_what_the_run_needs_and_writes_nothing(tiny_config, capsys, tmp_path):
     search.main(["--cfg", str(tiny_config), "--dry-run"])
     out = capsys.readouterr().out
@@ -202,6 +223,7 @@ def test_a_dry_run_of_the_published_cifar_config_needs_no_data(capsys, tmp_path,
         (["--set", "dataset=mnist"], "dataset: 'mnist' cannot be read"),
         (["--set", "high_flops=900"], "high_flops: 900 M; this space reaches"),
         (["--title", "../x"], "--title '../x': it must name a folder inside log_dir"),
+        (["--set", "train_portion=0.9999"], "train_portion: 0.9999 leaves too few"),
         (["--set", "path_to_save_model=/"], "/: a file is to be written here, but it is a folder"),
         (["--resume", "nowhere"], "--resume nowhere: it must be auto, none, a run folder"),
     ],
@@ -245,6 +267,7 @@ def test_generate_exactly_and_under_ceilings(searched, tmp_path, capsys):
     for row in json.loads(Path(out).read_text()):
         assert row["macs_m"] <= row["target"] + 1e-6
         assert row["params_m"] <= 0.0025
+    generate.main(["--run", run, "--flops", "5", "--out", out, "--at-most"])
     with pytest.raises(SystemExit) as error:
         generate.main([*arguments, "--max-params", "1"])
     assert error.value.code == 2
@@ -353,7 +376,7 @@ def test_a_continued_training_keeps_its_architecture_and_options(searched, capsy
     line = refused(capsys, train_cifar.main, *arguments, "--flops", "0.1", "--activation", "hswish")
     assert "this run was begun with activation: 'relu6', now it is 'hswish'" in line
     line = refused(capsys, train_cifar.main, *arguments, "--flops", "0.2")
-    assert "this run was begun for 0.1 M, not 0.2 M" in line
+    assert "this run was begun for 0.1 M, not for 0.2 M" in line
     line = refused(capsys, train_cifar.main, *arguments, "--flops", "0.1", "--set", "nonsense=1")
     assert "nonsense: unknown key" in line
 

@@ -54,6 +54,10 @@ def test_the_supernet_drops_only_the_dense_skip_convolutions(cifar_space):
     assert count[id(reference)] - count[id(ours)] == skips
 
 
+def test_the_imagenet_supernet_has_five_and_a_half_million_parameters(imagenet_space):
+    assert sum(p.numel() for p in UnifiedSupernet(imagenet_space).parameters()) / 1e6 == pytest.approx(5.50, abs=5e-3)
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_hard_paths_equal_the_reference_in_logits_gradients_and_statistics(small_space, training):
     ours, reference = pair(small_space)

@@ -118,13 +118,13 @@ def test_the_gradients_of_all_paths_add_up_though_the_stem_is_computed_once():
 def test_an_average_without_decay_is_a_copy_and_with_decay_lags():
     mean, network = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.Adam(network.parameters(), 1.0)
-    for _ in range(100):
+    for step in range(100):
         optimizer.zero_grad()
         network.weight.sum().backward()
         optimizer.step()
-        average(mean, network, 0.9, optimizer)
+        average(mean, network, 0.9, step)
     assert float(mean.weight.detach()) - float(network.weight.detach()) == pytest.approx(9, abs=0.5)  # 0.9 / 0.1 steps
-    average(mean, network, 0.0, optimizer)
+    average(mean, network, 0.0, 100)
     assert mean.weight.equal(network.weight)
 
 

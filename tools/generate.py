@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     targets = parse_targets(args.flops)
     config = load_config(args.cfg, args.set) if args.cfg else run_config(args.run, args.set)
     ready = find_generator(config, args.run)
-    ready.check(targets)
+    ready.check(targets, args.at_most)
     unmet = []
     if args.exact:
         found, unmet = ready.repaired(targets)

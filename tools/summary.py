@@ -23,20 +23,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--architectures", required=True, type=Path, help="a list that tools.generate wrote")
     parser.add_argument("--result", required=True, type=Path, help="result.json of the trained network")
     args = parser.parse_args(argv)
-    space = build_space(load_config(args.cfg))
+    config = load_config(args.cfg)
+    space = build_space(config)
     try:
         result = json.loads(args.result.read_text())
-    except (OSError, ValueError) as error:
+        target, top1, checkpoint = result["target"], result["top1"], result["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--result {args.result}: cannot be read ({error})") from None
     rows = []
     for found in read_generated(args.architectures):
-        network = SubNet(space, found.architecture)
+        network = SubNet(space, found.architecture, se=config.se, activation=config.activation)
         counted = count_macs(network, space.image_size)
-        top1 = f"{result['top1']:.2f}" if found.target == result["target"] else None
+        reached = f"{top1:.2f}" if found.target == target else None
         parameters = f"{count_parameters(network):.3f}"
-        rows.append([f"{found.target:g}", f"{found.macs_m:.3f}", f"{counted:.3f}", parameters, top1])
+        rows.append([f"{found.target:g}", f"{found.macs_m:.3f}", f"{counted:.3f}", parameters, reached])
     print(format_table(["target M", "cost by table M", "cost counted M", "params M", "test top-1 %"], rows))
-    print(f"architectures {args.architectures}; trained network {result['checkpoint']}")
+    print(f"architectures {args.architectures}; trained network {checkpoint}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """YAML -> `Config`, a frozen record of checked values. An unknown or wrong key is a UserError that names it.
 
-The published YAMLs load unchanged. Only the stage scripts and `model/build.py` read a `Config`; what lies below takes
-named values.
+The published YAMLs load unchanged. A `Config` is read by the stage scripts and where files become objects
+(`model/build.py`, `model/generation.py`, the run folder); what lies below takes named values.
 """
 
 import contextlib

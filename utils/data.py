@@ -28,7 +28,7 @@ DATASETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet")
 SMALL = 64
 
 # What Pillow raises on files that are no images, or broken ones.
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError)
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -209,15 +209,15 @@ class SearchImages:
 HELD_OUT_BY_DEFAULT = 0.8
 
 
-def split_for_search(dataset: Dataset, train_portion: float, seed: int, file: Path) -> SearchImages:
-    """Cut the parts of a search, stratified by class; written to `file`, and read from it when it is there.
+def split_for_search(dataset: Dataset, train_portion: float, seed: int, file: Path | None = None) -> SearchImages:
+    """Cut the parts of a search, stratified by class; written to `file` if given, and read from it when it is there.
 
     What is held out of training (the data set's own part when it has one) is cut again: three quarters feed the
     generator, one quarter validates.
     """
     source = dataset.held_out or dataset.train
     rest = torch.ones(len(source.labels), dtype=torch.bool)
-    if file.exists():
+    if file is not None and file.exists():
         split = _read_split(file, len(source.labels))
     else:
         rng = stream(seed, "split")
@@ -231,7 +231,8 @@ def split_for_search(dataset: Dataset, train_portion: float, seed: int, file: Pa
         if nothing_left or not all(len(part) for part in split.values()):
             raise UserError(f"train_portion: {train_portion} leaves too few of {len(rest)} images to train or hold out")
         record = {"images": len(source.labels), **{name: part.tolist() for name, part in split.items()}}
-        write_text(file, json.dumps(record) + "\n")
+        if file is not None:
+            write_text(file, json.dumps(record) + "\n")
     rest[torch.cat(list(split.values()))] = False
     train = dataset.train.subset(rest.nonzero().flatten()) if dataset.held_out is None else dataset.train
     return SearchImages(train, source.subset(split["feed"]), source.subset(split["validate"]))

@@ -47,6 +47,13 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def not_negative(text: str) -> int:
+    """An argparse type: a whole number from 0."""
+    if int(text) < 0:
+        raise ValueError(text)
+    return int(text)
+
+
 def positive(text: str) -> int:
     """An argparse type: a whole number above 0."""
     if int(text) < 1:
@@ -114,26 +121,34 @@ class RunFolder:
     def __init__(self, path: Path, events: Path | None = None):
         self.path = Path(path)
         self.continues = False  # whether the folder holds an earlier part of this very run
+        self.stage = ""
         self.origin: Path | None = None  # the run folder whose state a new run begins with
         self._events = events or self.path / "tensorboard"
         self._writer = None
 
     @classmethod
-    def open(cls, config: Config, title: str, resume: str = "auto") -> "RunFolder":
-        """The folder of `title`.
+    def open(cls, stage: str, config: Config, title: str, resume: str = "auto") -> "RunFolder":
+        """The folder of `title` for a run of `stage`.
 
         `resume` "auto" continues a run of the same config and refuses another one; "none" begins anew; a path to
-        another run folder, or to a checkpoint in it, begins a new title with the state of that run.
+        another run folder, or to a checkpoint in it, begins a new title with the state of that run, whose config may
+        differ in the number of epochs.
         """
         if not title or Path(title).is_absolute() or ".." in Path(title).parts:
             raise UserError(f"--title {title!r}: it must name a folder inside log_dir")
         run = cls(Path(config.log_dir) / title, Path(config.write_dir) / title if config.write_dir else None)
+        run.stage = stage
         saved = run.file("config.yml")
+        if run.path.exists() and not saved.exists() and any(run.path.iterdir()):
+            raise UserError(f"--title {title}: {run.path} is there already, but is no run folder; choose another title")
         run.continues = resume != "none" and saved.exists()
         if resume not in ("auto", "none"):
             run.origin = _run_folder_of(Path(resume))
-            if run.continues and run._recorded_origin() != str(run.origin):
+            _refuse_changes(load_config(run.origin / "config.yml"), config, str(run.origin), _LENGTH_KEYS)
+            if run.continues and run._recorded("origin") != str(run.origin):
                 raise UserError(f"--resume {resume}: --title {title} has a run of its own; choose another title")
+        if run.continues and run._recorded("stage") not in (stage, None):
+            raise UserError(f"--title {title}: this is a run of {run._recorded('stage')}; choose another title")
         if run.continues:
             _refuse_changes(load_config(saved), config, title)
         for key, value in config.to_dict().items():
@@ -144,22 +159,22 @@ class RunFolder:
     def begin(self, config: Config, device: torch.device) -> None:
         """Make the folder; what lies there of another run moves aside."""
         if not self.continues:
-            if self.path.exists() and any(self.path.iterdir()):
+            if self.file("config.yml").exists():
                 self._move_aside()
             self._begin_anew(config)
-        record = describe_environment(device) | {"origin": str(self.origin) if self.origin else None}
-        if self.continues:
-            record["origin"] = self._recorded_origin()
+        origin = self._recorded("origin")
+        record = {"stage": self.stage, "origin": origin, **describe_environment(device)}
         self.write_text("environment.json", json.dumps(record, indent=1) + "\n")
         print(f"run folder {self.path}, on {device}", flush=True)
 
     def _begin_anew(self, config: Config) -> None:
         """All that a new run begins with, in one rename: a kill leaves the folder whole or absent."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"stage": self.stage, "origin": str(self.origin) if self.origin else None}
         with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}.") as folder:
             new = Path(folder) / "run"
             checkpoint.write_text(new / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-            checkpoint.write_text(new / "environment.json", json.dumps({"origin": str(self.origin)}))
+            checkpoint.write_text(new / "environment.json", json.dumps(record))
             for name in _STATE_FILES if self.origin else ():
                 for file in self.origin.glob(name):
                     checkpoint.copy(file, new / file.relative_to(self.origin))
@@ -167,9 +182,9 @@ class RunFolder:
                 self.path.rmdir()
             new.rename(self.path)
 
-    def _recorded_origin(self) -> str | None:
+    def _recorded(self, key: str) -> str | None:
         try:
-            return json.loads(self.file("environment.json").read_text())["origin"]
+            return json.loads(self.file("environment.json").read_text())[key]
         except (OSError, ValueError, KeyError):
             return None
 
@@ -177,9 +192,9 @@ class RunFolder:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
-        print(f"moved the earlier run to {self.path.rename(aside)}")
-        if self._events.exists():  # kept elsewhere by write_dir
+        if self._events.exists() and not self._events.is_relative_to(self.path):  # kept elsewhere by write_dir
             self._events.rename(self._events.with_name(aside.name))
+        print(f"moved the earlier run to {self.path.rename(aside)}")
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -260,9 +275,13 @@ def _is_after(line: str, stage: str, epoch: int) -> bool:
 _FREE_KEYS = {"num_workers", "print_freq", "log_dir", "write_dir", "ngpu"}
 
 
-def _refuse_changes(saved: Config, config: Config, title: str) -> None:
+# Keys that may differ where a run begins with the state of another one.
+_LENGTH_KEYS = {"warmup_epochs", "search_epochs", "epochs"}
+
+
+def _refuse_changes(saved: Config, config: Config, title: str, free: set[str] = frozenset()) -> None:
     old, new = saved.to_dict(), config.to_dict()
-    changed = [key for key in new if old.get(key) != new[key] and key not in _FREE_KEYS]
+    changed = [key for key in new if old.get(key) != new[key] and key not in _FREE_KEYS | free]
     if changed:
         key = changed[0]
         before, now = (text if len(text) < 60 else text[:56] + " ..." for text in (repr(old.get(key)), repr(new[key])))
