@@ -195,6 +195,9 @@ def test_a_folder_that_is_no_run_and_a_run_of_another_stage_are_left_alone(searc
 def test_a_generator_trains_with_sgd_and_an_average_too(tiny_config):
     settings = ["warmup_epochs=1", "search_epochs=1", "g_optim_state.optimizer=sgd", "generator_ema=0.9"]
     search.main(["--cfg", str(tiny_config), "--set", *settings])
+    state = checkpoint.load(tiny_config.parent / "logs" / "tiny" / "checkpoints" / "generator_last.pth")
+    assert "momentum_buffer" in state["optimizer"]["state"][0]
+    assert not same(state["model"], state["averaged"])
 
 
 def test_a_dry_run_says_what_the_run_needs_and_writes_nothing(tiny_config, capsys, tmp_path):
