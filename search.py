@@ -5,7 +5,6 @@ CVPR 2021. Stage 1 is `warm_up`, stage 2 `train_generator`.
 """
 
 import argparse
-import copy
 import json
 import math
 from functools import partial
@@ -35,9 +34,9 @@ from utils.data import (
     loader,
     split_for_search,
 )
-from utils.engine import Placement, check_finite, evaluate, recalibrated, train_epoch
+from utils.engine import Placement, Recipe, check_finite, evaluate, recalibrated, train_epoch
 from utils.errors import UserError
-from utils.optim import Schedule, make_optimizer
+from utils.optim import Schedule, make_optimizer, moving_average
 from utils.runtime import Progress, RunFolder, add_config_options, command, pick_device, seed_everything, stream
 from utils.table import format_table
 
@@ -45,14 +44,16 @@ from utils.table import format_table
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    config = load_config(args.cfg, args.set)
+    config = load_config(args.cfg, args.set + ["strict_data=true"] * args.strict_data)
     space, place = build_space(config), Placement(pick_device(config.cuda), config.channels_last, config.amp)
     supernet = UnifiedSupernet(space, stream(config.seed, "supernet"), config.alignment).to(place.device)
     if args.dry_run:
         return dry_run(config, supernet, place)
 
     load_pretrained(supernet, config, args.cfg)
-    dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes)
+    dataset = load_dataset(
+        config.dataset, config.dataset_dir, config.input_size, config.classes, strict=config.strict_data
+    )
     split_for_search(dataset, config.train_portion, config.seed)  # bad portions show before anything is written
     run = RunFolder.open("search", config, args.title or Path(args.cfg).stem, args.resume)
     pool = open_prior_pool(config, LookUpTable(space), run)
@@ -78,6 +79,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "PATH: begin with the state of another run folder",
     )
     add_config_options(parser)
+    parser.add_argument("--strict-data", action="store_true", help="stop at an image that cannot be read")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would need, and stop")
     return parser.parse_args(argv)
 
@@ -123,7 +125,7 @@ def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run
     validated = space.sample(config.validation_paths, stream(config.seed, "validation paths"))
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     optimizer = make_optimizer(supernet.parameters(), config.optim_state)
-    schedule = build_schedule(config, len(batches))
+    recipe = Recipe(criterion, optimizer, build_schedule(config, len(batches)), place, config.clip_grad)
     state = run.restore("supernet_last", supernet, optimizer) or {"epoch": 0, "best_top1": -1.0}
     done, best = state["epoch"], state["best_top1"]
     run.forget_after("warm-up", done)
@@ -133,17 +135,7 @@ def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run
         title, first_step = f"warm-up {epoch + 1}/{config.warmup_epochs}", epoch * len(batches)
         supernet.train()
         with Progress(title, len(batches), config.print_freq) as progress:
-            means = train_epoch(
-                forwards,
-                criterion,
-                batches.epoch(epoch),
-                optimizer,
-                schedule,
-                first_step,
-                place,
-                progress,
-                config.clip_grad,
-            )
+            means = train_epoch(forwards, recipe, batches.epoch(epoch), first_step, progress)
         top1 = [validation.top1(path) for path in validated]
         mean = sum(top1) / len(top1)
         print(f"{title} loss {means.loss:.4f}, random paths top-1 {mean:.2f} %", flush=True)
@@ -206,14 +198,14 @@ def train_generator(
     state = run.restore("generator_last", training.generator, training.optimizer)
     done, best_loss, best_top1 = 0, float("inf"), -1.0
     if state:
-        training.averaged.load_state_dict(state["averaged"])
+        training.average.load_state_dict(state["average"])
         done, best_loss, best_top1 = state["epoch"], state["best_loss"], state["best_top1"]
     run.forget_after("generator", done)
     for epoch in range(done, config.search_epochs):
         title = f"generator {epoch + 1}/{config.search_epochs}"
         with Progress(title, len(batches), config.print_freq) as progress:
             training.epoch(batches, epoch, progress)
-        ready = ReadyGenerator(training.averaged.eval(), pool, table, title)
+        ready = ReadyGenerator(training.average.module.eval(), pool, table, title, config.priors_per_target)
         evaluated, total, rank = evaluate_targets(ready, hardware_loss, config)
         middle = ready.generate(torch.tensor([(config.low_flops + config.high_flops) / 2], dtype=torch.float64))[0]
         top1 = validation.top1(supernet.space.encode(middle.architecture))
@@ -223,12 +215,17 @@ def train_generator(
             flush=True,
         )
         numbers = {"hardware_loss": total, "kendall_tau": rank, "mean_miss": mean_miss(evaluated), "middle_top1": top1}
-        run.log("generator", epoch + 1, **numbers, prior_kept=prior_kept(evaluated, pool, table.space))
+        run.log(
+            "generator",
+            epoch + 1,
+            **numbers,
+            prior_kept=prior_kept(evaluated, pool, table.space, config.priors_per_target),
+        )
         write_evaluation(evaluated, "generator_evaluate.csv", run, config.path_to_generator_eval)
         weights = {
             "kind": "generator",
             "epoch": epoch + 1,
-            "model": training.averaged.state_dict(),
+            "model": training.average.module.state_dict(),
             "low": config.low_flops,
             "high": config.high_flops,
         }
@@ -260,7 +257,7 @@ class GeneratorTraining:
         self.table = LookUpTable(frozen.space).to(place.device)
         torch.manual_seed(stream(config.seed, "generator").initial_seed())
         self.generator = ArchitectureGenerator(config.low_flops, config.high_flops, config.hc_dim).to(place.device)
-        self.averaged = copy.deepcopy(self.generator)
+        self.average = moving_average(self.generator, config.generator_ema)
         self.optimizer = make_optimizer(self.generator.parameters(), config.g_optim_state)
         state = config.g_optim_state
         self.schedule = Schedule(config.g_lr_scheduler, state.lr, config.search_epochs, steps_per_epoch)
@@ -269,7 +266,7 @@ class GeneratorTraining:
         """What a later sitting needs to go on."""
         return {
             "model": self.generator.state_dict(),
-            "averaged": self.averaged.state_dict(),
+            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -287,7 +284,7 @@ class GeneratorTraining:
             loss.backward()
             check_finite(loss, progress.title, step)
             self.optimizer.step()
-            average(self.averaged, self.generator, config.generator_ema, epoch * len(batches) + step)
+            self.average.update_parameters(self.generator)
             progress.update(**numbers)
 
     def losses(
@@ -318,14 +315,6 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return hard + soft - soft.detach()
 
 
-@torch.no_grad()
-def average(averaged: nn.Module, network: nn.Module, decay: float, step: int) -> None:
-    """Move `averaged` towards `network` after a step (from 0), faster in the first ones; with decay 0 it is a copy."""
-    decay = min(decay, step / (step + 9))
-    for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
-
-
 def training_targets(config: Config, count: int, rng: torch.Generator) -> Tensor:
     """Targets `[count]` in M: the multiples of `target_step` in shuffled rounds, each with its jitter."""
     first, stop = (math.ceil(round(b / config.target_step, 6)) for b in (config.low_flops, config.high_flops))
@@ -352,11 +341,12 @@ def mean_miss(found: list[Generated]) -> float:
     return sum(abs(g.macs_m - g.target) / g.target for g in found) / len(found)
 
 
-def prior_kept(found: list[Generated], pool: PriorPool, space: UnifiedSpace) -> float:
-    """Share of the choices that are those of the prior they were generated from."""
-    priors = pool.nearest(torch.tensor([g.target for g in found]))
+def prior_kept(found: list[Generated], pool: PriorPool, space: UnifiedSpace, priors_per_target: int) -> float:
+    """Share of the choices that are those of the most similar of the priors they were generated from."""
+    priors = pool.near(torch.tensor([g.target for g in found]), priors_per_target)
     paths = torch.stack([space.encode(g.architecture) for g in found])
-    return float((paths * priors).sum(dim=-1)[:, space.exists].mean())
+    same = (paths[:, None] * priors).sum(dim=-1)[:, :, space.exists].mean(dim=2)
+    return float(same.max(dim=1).values.mean())
 
 
 def write_evaluation(found: list[Generated], name: str, run: RunFolder, mirror: str | None) -> None:
@@ -382,15 +372,16 @@ def report(pool: PriorPool, table: LookUpTable, config: Config, run: RunFolder) 
     file = run.checkpoint(GENERATOR_FILE)
     generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim)
     found, _, rank = evaluate_targets(
-        ReadyGenerator(generator, pool, table, str(file)), build_hardware_loss(config), config
+        ReadyGenerator(generator, pool, table, str(file), config.priors_per_target), build_hardware_loss(config), config
     )
     run.write_text("architectures.json", json.dumps([g.to_dict() for g in found]) + "\n")
     rows = [(f"{g.target:g}", f"{g.macs_m:.4f}", choices_text(g)) for g in found]
     run.write_csv("architecture.csv", ("true_flops", "gen_flops", "choices"), rows, config.path_to_save_architecture)
     print(format_table(*miss_table(found)))
+    kept = prior_kept(found, pool, table.space, config.priors_per_target)
     print(
         f"mean miss {100 * mean_miss(found):.2f} % of the target, Kendall tau {rank:.3f}, "
-        f"{100 * prior_kept(found, pool, table.space):.0f} % of the choices are those of the priors"
+        f"{100 * kept:.0f} % of the choices are those of the priors"
     )
     print(f"all files are in {run.path}")
 

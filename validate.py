@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     network = SubNet(space, architecture, **described["options"])
     checkpoint.load_into(network, checkpoint.weights(payload, args.checkpoint), args.checkpoint)
     source = (data["dataset"], data["dataset_dir"], space.image_size, space.classes, data.get("part"))
-    images = load_test_images(*source)
+    images = load_test_images(*source, strict=args.strict_data)
     place = Placement(pick_device(args.cuda))
     normalise = Normalisation(tuple(data["mean"]), tuple(data["std"]))
     batches = loader(images, args.batch_size, normalise, workers=args.workers)
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         "macs_m_counted": count_macs(network, space.image_size),
         "params_m": count_parameters(network),
         "checkpoint": str(args.checkpoint),
+        "chosen_by": payload.get("chosen_by"),
     }
     if args.json:
         print(json.dumps(result))
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     columns = ["top-1 %", "top-5 %", "loss", "cost M", "counted M", "params M"]
     print(format_table(columns, [[f"{result[name]:.3f}" for name in numbers]]))
     print(f"{score.images} test images of {data['dataset']}; checkpoint {args.checkpoint}")
+    if result["chosen_by"]:
+        print(f"this checkpoint was chosen by {result['chosen_by']}: on them it looks better than it is")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -74,6 +77,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cuda", type=boolean, default=True, metavar="BOOL", help="use an accelerator when there is one"
     )
+    parser.add_argument("--strict-data", action="store_true", help="stop at an image that cannot be read")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     return parser.parse_args(argv)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from utils.errors import UserError
 
@@ -74,7 +75,9 @@ class SqueezeExcite(nn.Module):
 class InvertedBottleneck(nn.Module):
     """MBConv (Sandler et al., CVPR 2018) whose depthwise part mixes kernel sizes, one per sub-block.
 
-    The expansion ratio is the number of kernels; with one there is no expand convolution.
+    The expansion ratio is the number of kernels; with one there is no expand convolution. `drop_path` is the rate at
+    which training leaves out all but the residual, image by image (Huang et al., "Deep networks with stochastic
+    depth", ECCV 2016).
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class InvertedBottleneck(nn.Module):
         residual: bool = False,
         se: bool = False,
         activation: str = "relu6",
+        drop_path: float = 0.0,
     ):
         super().__init__()
         middle = in_channels * len(kernels)
@@ -94,6 +98,7 @@ class InvertedBottleneck(nn.Module):
         self.se = SqueezeExcite(middle) if se else None
         self.point_wise_1 = ConvBN(middle, out_channels)
         self.residual = residual
+        self.drop_path = StochasticDepth(drop_path, mode="row") if residual and drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.point_wise(x) if self.point_wise is not None else x
@@ -101,7 +106,7 @@ class InvertedBottleneck(nn.Module):
         if self.se is not None:
             y = self.se(y)
         y = self.point_wise_1(y)
-        return x + y if self.residual else y
+        return x + self.drop_path(y) if self.residual else y
 
 
 def head_stage(in_channels: int, out_channels: int, activation: str) -> nn.Sequential:

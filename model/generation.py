@@ -45,12 +45,22 @@ class ReadyGenerator:
     pool: PriorPool
     table: LookUpTable
     source: str
+    priors_per_target: int = 1
 
     @torch.no_grad()
     def logits(self, targets: Tensor) -> Tensor:
-        """Logits `[N, L, E, K]` for `targets [N]` (M) on the CPU, all in one forward pass."""
+        """Logits `[N, L, E, K]` for `targets [N]` (M) on the CPU, all in one forward pass.
+
+        Each target is answered from each of its `priors_per_target` nearest priors; the answer that costs nearest to it
+        counts.
+        """
         on_device = targets.to(self.generator.tail[0].weight)
-        return self.generator(self.pool.nearest(on_device), on_device).cpu()
+        priors = self.pool.near(on_device, self.priors_per_target)
+        count = priors.shape[1]
+        answers = self.generator(priors.flatten(0, 1), on_device.repeat_interleave(count))
+        answers = answers.cpu().unflatten(0, (-1, count))
+        misses = (self.table(self.table.space.discretize(answers)).double() - targets[:, None]).abs()
+        return answers[torch.arange(len(targets)), misses.argmin(dim=1)]
 
     def generate(self, targets: Tensor) -> list[Generated]:
         """The architecture of the largest logits for each of `targets [N]` (M)."""
@@ -127,7 +137,9 @@ def find_generator(config: Config, run: Path | None = None) -> ReadyGenerator:
 
 def _ready(config: Config, space: UnifiedSpace, file: Path, pool: Path) -> ReadyGenerator:
     generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim)
-    return ReadyGenerator(generator, PriorPool.load(pool, space), LookUpTable(space), str(file))
+    return ReadyGenerator(
+        generator, PriorPool.load(pool, space), LookUpTable(space), str(file), config.priors_per_target
+    )
 
 
 def run_config(run: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -89,8 +89,12 @@ class PriorPool:
 
     def nearest(self, targets: Tensor) -> Tensor:
         """The priors `[N, L, E, K]` whose marks are nearest `targets [N]`."""
-        marks = self.marks.to(targets)
-        index = (targets[:, None] - marks).abs().argmin(dim=1)
+        return self.near(targets, 1)[:, 0]
+
+    def near(self, targets: Tensor, count: int) -> Tensor:
+        """The `count` priors (all, if there are fewer) of marks nearest each of `targets [N]`: `[N, P, L, E, K]`."""
+        distance = (targets[:, None] - self.marks.to(targets)).abs()
+        index = distance.argsort(dim=1, stable=True)[:, :count]
         return self.paths.to(targets.device)[index]
 
     def save(self, path: Path) -> None:

@@ -14,8 +14,9 @@ class SubNet(nn.Module):
     """`network(images [B, 3, H, W]) -> logits [B, classes]`.
 
     Per layer the expansion ratio is the number of active sub-blocks; a layer without any is left out. `se` puts
-    squeeze-excite into every block, also into layers whose spec has none; `activation` is "relu6" or "hswish".
-    State-dict keys are those of the published weights. UserError when the architecture is none of the space.
+    squeeze-excite into every block, also into layers whose spec has none; `activation` is "relu6" or "hswish";
+    `drop_path` is the rate of the last searched block, and falls linearly to 0 before the first one. State-dict keys
+    are those of the published weights. UserError when the architecture is none of the space.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class SubNet(nn.Module):
         se: bool = False,
         activation: str = "relu6",
         dropout: float = 0.2,
+        drop_path: float = 0.0,
         bn_momentum: float = 0.1,
         rng: torch.Generator | None = None,
     ):
@@ -34,13 +36,20 @@ class SubNet(nn.Module):
         stem, first = space.stem_channels, space.first_channels
         self.first = ConvBN(3, stem, kernel=3, stride=space.stem_stride, activation=activation)
         self.first_mb = InvertedBottleneck(stem, first, kernels=(3,), se=se, activation=activation)
+        layers = [(spec, kernels) for spec, kernels in zip(space.layers, architecture.kernels, strict=True) if kernels]
         self.stages = nn.Sequential(
             *(
                 InvertedBottleneck(
-                    spec.in_channels, spec.out_channels, kernels, spec.stride, spec.residual, se or spec.se, activation
+                    spec.in_channels,
+                    spec.out_channels,
+                    kernels,
+                    spec.stride,
+                    spec.residual,
+                    se or spec.se,
+                    activation,
+                    drop_path * (index + 1) / len(layers),
                 )
-                for spec, kernels in zip(space.layers, architecture.kernels, strict=True)
-                if kernels
+                for index, (spec, kernels) in enumerate(layers)
             )
         )
         self.last_stage = head_stage(space.layers[-1].out_channels, space.head_channels, activation)

@@ -204,23 +204,24 @@ class UnifiedSupernet(nn.Module):
         return FrozenSupernet(self)
 
     @torch.no_grad()
-    def extract(self, path: Tensor, **options) -> SubNet:
+    def extract(self, path: Tensor, exact: bool = True, **options) -> SubNet:
         """The stand-alone network of a one-hot path with inherited weights; `options` go to `SubNet`.
 
-        It equals the supernet in evaluation mode. UserError for a path with fewer than `min_expansion` (and two)
-        active sub-blocks in a layer, since a stand-alone layer of expansion 1 has no expand convolution.
+        It equals the supernet in evaluation mode, unless the options give it squeeze-excite that the supernet does not
+        have, which then begins at random. A stand-alone layer of expansion 1 has no expand convolution, so that it
+        cannot equal the supernet's: UserError, or with `exact` false the layer inherits what it has.
         """
         architecture = self.space.decode(path)
         for index, (kernels, spec) in enumerate(zip(architecture.kernels, self.space.layers, strict=True)):
             least = spec.least_active(max(2, self.space.min_expansion))
-            if len(kernels) < least and not (spec.may_vanish and not kernels):
+            if exact and len(kernels) < least and not (spec.may_vanish and not kernels):
                 raise UserError(
                     f"extract: layer {index} has {len(kernels)} active sub-blocks; a supernet and its stand-alone "
                     f"network agree only from {least} on"
                 )
         network = SubNet(self.space, architecture, **options).to(self.classifier.weight.device)
         network.first.load_state_dict(self.first.state_dict())
-        network.first_mb.load_state_dict(self.first_mb.state_dict())
+        network.first_mb.load_state_dict(self.first_mb.state_dict(), strict=network.first_mb.se is None)
         network.last_stage.load_state_dict(self.last_stage.state_dict())
         network.classifier[1].load_state_dict(self.classifier.state_dict())
         active = [(block, row) for block, row in zip(self.stages, architecture.choices, strict=True) if any(row)]

@@ -13,7 +13,9 @@ from utils.data import (
     ImageFiles,
     MemoryLoader,
     Normalisation,
+    autoaugment,
     crop_and_flip,
+    cutout,
     load_dataset,
     load_test_images,
     loader,
@@ -113,6 +115,43 @@ def test_no_padding_and_no_flip_change_nothing():
     assert crop_and_flip(images, 0, False, rng()).equal(images)
 
 
+def test_cutout_equals_the_naive_loop():
+    images = torch.rand(20, 3, 8, 8, generator=rng()) + 1
+    cut = cutout(images, 3, rng(1))
+    corners = (torch.randint(8, (2, 20, 1), generator=rng(1)) - 1)[:, :, 0].T.tolist()
+    for image, found, (top, left) in zip(images, cut, corners, strict=True):
+        expected = image.clone()
+        for row in range(max(top, 0), min(top + 3, 8)):
+            for column in range(max(left, 0), min(left + 3, 8)):
+                expected[:, row, column] = 0
+        assert found.equal(expected)
+    assert (cut == 0).any()
+
+
+def test_autoaugment_draws_for_each_image_by_the_stream_alone():
+    image = torch.randint(256, (1, 3, 12, 12), generator=rng()).to(torch.uint8)
+    first = autoaugment(image.repeat(16, 1, 1, 1), rng(1))
+    state = torch.get_rng_state()
+    again = autoaugment(image.repeat(16, 1, 1, 1), rng(1))
+    assert first.equal(again)
+    assert torch.get_rng_state().equal(state)
+    assert len({tuple(one.flatten().tolist()) for one in first}) > 8
+    assert not first.equal(autoaugment(image.repeat(16, 1, 1, 1), rng(2)))
+
+
+@pytest.mark.parametrize("size", [16, 80])
+def test_augmentation_is_for_training_alone(tmp_path, size):
+    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    dataset = load_dataset("imagefolder", str(tmp_path), size, 3)
+    augment = Augmentation(0, False, (0.99, 1.0), autoaugment=True, cutout=8)
+    first, again = ([images for images, _ in loader(dataset.train, 4, PLAIN, augment, 1).epoch(2)] for _ in range(2))
+    assert all(one.equal(other) for one, other in zip(first, again, strict=True))
+    whole = (torch.cat(first) == 0).all(dim=1).flatten(1).sum(dim=1)  # pixels of the mean colour
+    assert int(whole.min()) >= 4 * 4
+    plain = torch.cat([images for images, _ in loader(dataset.test, 4, PLAIN).epoch()])
+    assert int((plain == 0).all(dim=1).sum()) == 0
+
+
 def test_normalisation_is_per_channel():
     images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     result = Normalisation((0.0, 0.5, 1.0), (1.0, 0.5, 2.0))(images)
@@ -173,7 +212,23 @@ def test_a_corrupt_image_is_skipped_and_named(tmp_path, capsys):
     (tmp_path / "train" / "class1" / "2.png").write_bytes(b"no image")
     dataset = load_dataset("imagefolder", str(tmp_path), 16, 3)
     assert len(dataset.train.labels) == 11
-    assert "class1/2.png" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "class1/2.png" in said
+    assert "train: skipped 1 of 12 images" in said
+
+
+@pytest.mark.parametrize(("size", "workers"), [(16, 0), (80, 0), (80, 2)])
+def test_strict_data_stops_at_a_corrupt_image(tmp_path, size, workers):
+    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    (tmp_path / "val" / "class1" / "1.png").write_bytes(b"no image")
+
+    def read():
+        images = load_test_images("imagefolder", str(tmp_path), size, 3, strict=True)
+        return list(loader(images, 2, PLAIN, workers=workers).epoch())
+
+    with pytest.raises(UserError, match=r"class1/1\.png: cannot be read as an image .*") as caught:
+        read()
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_data_says_what_to_do(tmp_path):

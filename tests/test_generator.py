@@ -98,6 +98,25 @@ def test_the_nearest_mark_gives_the_prior(cifar_space):
     assert pool.nearest(torch.tensor([80.0, 94.9, 95.1, 300.0])).equal(paths[[0, 0, 1, 2]])
 
 
+def test_a_target_is_answered_from_its_nearest_priors_by_the_one_that_costs_nearest(small_space):
+    table = LookUpTable(small_space)
+    low, high = (float(cost) for cost in table(small_space.sample(40, rng())).sort().values[[10, 30]])
+    pool = PriorPool.build(table, low, high, 5, rng())
+    generator = ArchitectureGenerator(low, high).eval()
+    targets = torch.linspace(low, high, 7, dtype=torch.float64)
+    found = ReadyGenerator(generator, pool, table, "here", priors_per_target=3).generate(targets)
+    for target, answer in zip(targets.tolist(), found, strict=True):
+        nearest = sorted(range(5), key=lambda i: abs(float(pool.marks[i]) - target))[:3]
+        costs = []
+        for prior in pool.paths[nearest]:
+            with torch.no_grad():
+                logits = generator(prior[None], torch.tensor([target], dtype=torch.float32))
+            costs.append(float(table(small_space.discretize(logits))))
+        assert abs(answer.macs_m - target) == pytest.approx(min(abs(c - target) for c in costs), abs=1e-6)
+    alone = ReadyGenerator(generator, pool, table, "here").generate(targets)
+    assert sum(abs(a.macs_m - a.target) for a in found) <= sum(abs(a.macs_m - a.target) for a in alone)
+
+
 def test_a_pool_is_read_as_it_was_written_with_decimal_marks(tmp_path, small_space):
     pool = PriorPool(torch.tensor([1.25, 3.0]), small_space.sample(2, rng()))
     pool.save(tmp_path / "pool.json")

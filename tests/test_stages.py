@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ import torch
 import search
 import train_cifar
 import validate
+from model.build import build_space, load_supernet
 from model.space import Architecture
 from model.subnet import SubNet
+from model.supernet import UnifiedSupernet
 from tests.conftest import GOLDEN, TINY_CONFIG, golden, released
 from tests.reference import ReferenceSupernet
 from tools import generate, summary
 from utils import checkpoint
+from utils.config import load_config
 from utils.runtime import RunFolder, boolean
 
 
@@ -197,7 +201,7 @@ def test_a_generator_trains_with_sgd_and_an_average_too(tiny_config):
     search.main(["--cfg", str(tiny_config), "--set", *settings])
     state = checkpoint.load(tiny_config.parent / "logs" / "tiny" / "checkpoints" / "generator_last.pth")
     assert "momentum_buffer" in state["optimizer"]["state"][0]
-    assert not same(state["model"], state["averaged"])
+    assert not state["model"]["tail.0.weight"].equal(state["average"]["module.tail.0.weight"])
 
 
 def test_a_dry_run_says_what_the_run_needs_and_writes_nothing(tiny_config, capsys, tmp_path):
@@ -348,6 +352,72 @@ def test_training_goes_on_to_the_same_bits(searched, monkeypatch):
     assert (logs / "unbroken" / "metrics.jsonl").read_text() == (logs / "broken" / "metrics.jsonl").read_text()
 
 
+EVERYTHING = "--se True --activation hswish --drop 0.1 --drop-path 0.2 --cutout 4 --autoaugment --mixup --ema 0.9"
+
+
+def test_all_options_together_resume_to_the_same_bits(searched, monkeypatch):
+    arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.12", *EVERYTHING.split(), "--clip-grad", "1"]
+    arguments += ["--inherit", str(searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"), "--title"]
+    train_cifar.main([*arguments, "all"])
+    save = train_cifar.ScratchTraining.save
+
+    def killed_after_the_first(training, *rest):
+        save(training, *rest)
+        raise Killed
+
+    monkeypatch.setattr(train_cifar.ScratchTraining, "save", killed_after_the_first)
+    with pytest.raises(Killed):
+        train_cifar.main([*arguments, "all_killed"])
+    monkeypatch.undo()
+    train_cifar.main([*arguments, "all_killed"])
+    logs = searched / "logs"
+    for name in ("last", "ema", "best"):
+        assert same(run_weights(logs / "all", name), run_weights(logs / "all_killed", name))
+    one, other = (json.loads((logs / name / "result.json").read_text()) for name in ("all", "all_killed"))
+    assert one["ema"] == other["ema"]
+    assert one["ema"]["images"] == one["images"]
+    assert not same(run_weights(logs / "all", "last"), run_weights(logs / "all", "ema"))
+
+
+def test_validate_scores_the_average_too_and_says_what_was_chosen_on_test_images(searched, capsys):
+    arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--ema", "0.5", "--title", "ema"]
+    train_cifar.main(arguments)
+    run = searched / "logs" / "ema"
+    result = json.loads((run / "result.json").read_text())
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    expected = {"last": result["top1"], "ema": result["ema"]["top1"], "best": max(row["top1"] for row in epochs)}
+    for name, top1 in expected.items():
+        capsys.readouterr()
+        validate.main(["--checkpoint", str(run / "checkpoints" / f"{name}.pth"), "--json"])
+        validated = json.loads(capsys.readouterr().out)
+        assert validated["top1"] == pytest.approx(top1, abs=1e-6)
+        assert validated["chosen_by"] == ("test images" if name == "best" else None)
+    validate.main(["--checkpoint", str(run / "checkpoints" / "best.pth")])
+    assert "chosen by test images: on them it looks better than it is" in capsys.readouterr().out
+
+
+def test_training_begins_with_the_weights_of_the_supernet(searched):
+    supernet = searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"
+    config = load_config(searched / "tiny.yml", [f"inherit={supernet}"])
+    space = build_space(config)
+    path = space.sample(1, torch.Generator().manual_seed(0))[0]
+    network = train_cifar.build_network(space, space.decode(path), config).eval()
+    whole = UnifiedSupernet(space)
+    load_supernet(whole, str(supernet))
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(network(images), whole.eval()(images, path), atol=1e-5, rtol=1e-4)
+
+
+def test_a_compiled_training_is_an_ordinary_one_on_disk(searched, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no C++ compiler needed
+    arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--set", "epochs=1", "--title"]
+    train_cifar.main([*arguments, "plain"])
+    train_cifar.main([*arguments, "compiled", "--compile"])
+    plain, compiled = (run_weights(searched / "logs" / name, "last") for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(plain[key], compiled[key], atol=1e-4) for key in plain)
+
+
 def test_training_takes_an_architecture_file_or_list(searched, tmp_path):
     found = tmp_path / "found.json"
     generate.main(["--run", str(searched / "logs" / "tiny"), "--flops", "0.1,0.15,0.2", "--out", str(found)])
@@ -399,8 +469,9 @@ def test_several_targets_a_step_and_a_chained_pool(tiny_config):
     )
     run = tiny_config.parent / "logs" / "tiny"
     state = checkpoint.load(run / "checkpoints" / "generator_last.pth")
-    assert not same(state["model"], state["averaged"])
-    assert same(run_weights(run, "generator_final"), state["averaged"])
+    average = {key.removeprefix("module."): v for key, v in state["average"].items() if key != "n_averaged"}
+    assert not same(state["model"], average)
+    assert same(run_weights(run, "generator_final"), average)
 
 
 def test_the_published_validation_line(tmp_path, tiny_config, searched, capsys):
@@ -410,9 +481,6 @@ def test_the_published_validation_line(tmp_path, tiny_config, searched, capsys):
     run = searched / "logs" / "tiny"
     generate.main(["--run", str(run), "--flops", "0.15", "--out", str(tmp_path / "found.json")])
     choices = json.loads((tmp_path / "found.json").read_text())[0]["choices"]
-    from model.build import build_space
-    from utils.config import load_config
-
     network = SubNet(build_space(load_config(tiny_config)), Architecture.of(choices), se=True, activation="hswish")
     torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "w.pth")
     for label in range(10):

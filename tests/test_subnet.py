@@ -42,3 +42,25 @@ def test_counting_leaves_the_network_as_it_was(cifar_space):
 def test_an_unknown_activation_is_refused(cifar_space):
     with pytest.raises(UserError, match="'gelu' is unknown; allowed are relu6, hswish"):
         SubNet(cifar_space, Architecture.of([[3] * 6] * 19), activation="gelu")
+
+
+def test_drop_path_leaves_out_the_residual_branch_of_some_images_and_keeps_the_mean(cifar_space):
+    architecture = Architecture.of([[3, 5, 7, None, None, 3]] * 19)
+    network = SubNet(cifar_space, architecture, drop_path=0.5)
+    rates = [getattr(block.drop_path, "p", 0.0) for block in network.stages]
+    residual = [spec.residual for spec in cifar_space.layers]
+    assert rates == pytest.approx([0.5 * (i + 1) / 19 if kept else 0.0 for i, kept in enumerate(residual)])
+    assert network.state_dict().keys() == SubNet(cifar_space, architecture).state_dict().keys()
+    block = network.stages[17]
+    assert block.residual
+    for part in block.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.eval()
+    images = torch.rand(400, block.point_wise.conv.in_channels, 2, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        branch = block(images) - images
+        whole = block.eval()(images) - images
+    dropped = (branch == 0).flatten(1).all(dim=1)
+    assert float(dropped.float().mean()) == pytest.approx(0.5 * 18 / 19, abs=0.08)
+    torch.testing.assert_close(branch[~dropped], whole[~dropped] / (1 - 0.5 * 18 / 19), atol=1e-4, rtol=1e-3)

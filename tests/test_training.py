@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from model.lookup_table import HardwareLoss
 from model.supernet import UnifiedSupernet
-from search import average, path_logits, straight_through, training_targets
+from search import path_logits, straight_through, training_targets
 from tests.conftest import mixed_space, rng
+from train_cifar import mixed
 from utils.config import OptimState, load_config
-from utils.engine import Placement, check_finite, evaluate, recalibrated, train_epoch
+from utils.engine import Placement, Recipe, check_finite, evaluate, recalibrated, train_epoch
 from utils.errors import UserError
-from utils.optim import Schedule, make_optimizer
-from utils.runtime import Progress, stream
+from utils.optim import Schedule, make_optimizer, moving_average
+from utils.runtime import Progress, seed_everything, stream
 
 CPU = Placement(torch.device("cpu"))
 
@@ -105,8 +106,8 @@ def test_the_gradients_of_all_paths_add_up_though_the_stem_is_computed_once():
     optimizer = make_optimizer(together.parameters(), OptimState(lr=1e-9, momentum=0.0, weight_decay=0.0))
     forwards = partial(path_logits, together, 3, rng(5))
     with Progress("test", 1) as progress:
-        schedule = Schedule("cosine", 1e-9, 1, 1)
-        means = train_epoch(forwards, criterion, [(images, labels)], optimizer, schedule, 0, CPU, progress)
+        recipe = Recipe(criterion, optimizer, Schedule("cosine", 1e-9, 1, 1), CPU)
+        means = train_epoch(forwards, recipe, [(images, labels)], 0, progress)
     losses = [criterion(alone(images, path), labels) for path in space.sample_fair(3, rng(5))]
     sum(losses).backward()
     assert means.loss == pytest.approx(float(sum(losses).detach()) / 3, rel=1e-4)
@@ -115,17 +116,47 @@ def test_the_gradients_of_all_paths_add_up_though_the_stem_is_computed_once():
             torch.testing.assert_close(one.grad, other.grad, atol=1e-5, rtol=1e-3, msg=name)
 
 
-def test_an_average_without_decay_is_a_copy_and_with_decay_lags():
-    mean, network = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+def test_labels_may_be_probabilities():
+    network = nn.Linear(2, 3)
+    optimizer = make_optimizer(network.parameters(), OptimState(lr=1e-9))
+    recipe = Recipe(nn.CrossEntropyLoss(), optimizer, Schedule("constant", 1e-9, 1, 1), CPU)
+    images, labels = torch.randn(4, 2, 1, 1, generator=rng()), torch.tensor([0, 1, 2, 2])
+    losses = []
+    for given in (labels, F.one_hot(labels, 3).float()):
+        with Progress("test", 1) as progress:
+            means = train_epoch(lambda x: [network(x.flatten(1))], recipe, [(images, given)], 0, progress)
+        losses.append((means.loss, means.top1))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_moving_average_without_decay_is_a_copy_and_with_decay_lags():
+    network = nn.Linear(1, 1, bias=False)
+    lagging, copy = moving_average(network, 0.9), moving_average(network, 0.0)
     optimizer = torch.optim.Adam(network.parameters(), 1.0)
-    for step in range(100):
+    for _ in range(100):
         optimizer.zero_grad()
         network.weight.sum().backward()
         optimizer.step()
-        average(mean, network, 0.9, step)
-    assert float(mean.weight.detach()) - float(network.weight.detach()) == pytest.approx(9, abs=0.5)  # 0.9 / 0.1 steps
-    average(mean, network, 0.0, 100)
-    assert mean.weight.equal(network.weight)
+        lagging.update_parameters(network)
+        copy.update_parameters(network)
+    lag = float(lagging.module.weight.detach()) - float(network.weight.detach())
+    assert lag == pytest.approx(9, abs=0.5)  # 0.9 / 0.1 steps
+    assert copy.module.weight.equal(network.weight)
+
+
+def test_a_moving_average_equals_the_naive_one_and_holds_batch_norm_statistics():
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    average, naive = moving_average(network, 0.9), None
+    for step in range(20):
+        network(torch.randn(8, 2, generator=rng(step)))
+        with torch.no_grad():
+            network[0].weight += 0.1
+        average.update_parameters(network)
+        now = torch.cat([network[0].weight.detach().flatten(), network[1].running_mean])
+        keep = min(0.9, step / (step + 9))
+        naive = now if naive is None else keep * naive + (1 - keep) * now
+    torch.testing.assert_close(torch.cat([average.module[0].weight.flatten(), average.module[1].running_mean]), naive)
+    assert int(average.module[1].num_batches_tracked) == 20
 
 
 def test_random_streams_have_names():
@@ -133,6 +164,14 @@ def test_random_streams_have_names():
     assert draws[0] == draws[1]
     assert draws[0] != draws[2]
     assert draws[0] != draws[3]
+
+
+def test_mixup_gives_the_shares_of_the_images_to_the_labels():
+    images, labels = torch.eye(4)[:, :, None, None], torch.arange(4)  # pixel k of image k is 1
+    seed_everything(0, "mixup")
+    ((mixed_images, mixed_labels),) = mixed([(images, labels)], alpha=1.0, classes=4)
+    torch.testing.assert_close(mixed_images[:, :, 0, 0], mixed_labels)
+    assert 0.01 < float(mixed_labels[0, 0]) < 0.99
 
 
 def test_recalibration_gives_a_path_the_statistics_of_the_batches_and_then_the_old_ones():

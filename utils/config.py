@@ -61,6 +61,7 @@ class Config:
     crop_padding: int = 4  # pixels of zero padding before the random crop of small images
     horizontal_flip: bool = True
     num_workers: int = 0
+    strict_data: bool = False  # stop at an image that cannot be read, instead of skipping it
     # search space
     static_layers: tuple[int, ...] = ()
     min_expansion: int = 2
@@ -83,8 +84,15 @@ class Config:
     bn_recalibration_images: int = 2048  # training images that re-estimate BN before a path is validated; 0: none
     label_smoothing: float = 0.1
     dropout: float = 0.2
-    se: bool = False  # squeeze-excite in every block of the network trained from scratch
-    activation: str = "relu6"  # of the network trained from scratch
+    se: bool = False  # this and the following: of the network trained from scratch; squeeze-excite in every block
+    activation: str = "relu6"
+    drop_path: float = 0.0  # rate of stochastic depth in the last block, less in those before
+    inherit: str | None = None  # a supernet checkpoint whose weights it begins with
+    cutout: int = 0  # side in pixels
+    autoaugment: bool = False
+    mixup: float = 0.0  # alpha of the Beta distribution; 0: none
+    ema: float = 0.0  # decay of the averaged weights that are reported beside the last; 0: none
+    compile: bool = False
     optim_state: OptimState = field(default_factory=OptimState)
     lr_scheduler: str = "cosine"
     step_size: int = 80  # epochs between two decays of the "step" scheduler
@@ -96,6 +104,7 @@ class Config:
     g_optim_state: OptimState = field(default_factory=lambda: OptimState("adam", 0.001, 0.9, 0.0, 0.5))
     pool_size: int = 1
     pool_chain: bool = False  # each prior begins as its neighbour
+    priors_per_target: int = 1  # nearest priors from which a target is answered; the answer of least miss counts
     targets_per_step: int = 1  # the first of them also goes through the supernet
     straight_through: bool = False  # the hardware loss sees the discrete architecture, not the mixture
     hardware_loss: str = "absolute"  # or "relative" to the target
@@ -285,11 +294,12 @@ def _layer_row(row, where: str, key: str) -> LayerRow:
 
 
 _AT_LEAST = {
-    0: "warmup_epochs search_epochs lr_warmup_steps clip_grad bn_recalibration_images crop_padding "
+    0: "warmup_epochs search_epochs lr_warmup_steps clip_grad bn_recalibration_images crop_padding cutout mixup "
     "num_workers noise_weight target_jitter cost_tolerance alpha seed",
     2: "batch_size",  # batch norm needs two images
-    1: "classes input_size paths_per_step validation_paths epochs hc_dim pool_size targets_per_step stem_channels "
-    "first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq ngpu",
+    1: "classes input_size paths_per_step validation_paths epochs hc_dim pool_size priors_per_target targets_per_step "
+    "stem_channels first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq "
+    "ngpu",
 }
 _POSITIVE = "tau tau_decay loss_penalty hardware_loss_limit target_step cost_unit eval_step decay_ratio"
 _ONE_OF = {
@@ -319,7 +329,7 @@ def _check_values(config: Config, where: str) -> None:
             refuse(key, " or ".join(names))
     if not 0 < config.train_portion <= 1:
         refuse("train_portion", "above 0 and at most 1")
-    for key in ("label_smoothing", "dropout", "generator_ema"):
+    for key in ("label_smoothing", "dropout", "drop_path", "ema", "generator_ema"):
         if not 0 <= getattr(config, key) < 1:
             refuse(key, "at least 0 and below 1")
     if not 0 <= config.alignment <= 1:

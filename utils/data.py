@@ -44,14 +44,30 @@ class ImageData:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images on disk: `paths` of N files, `labels` int64 `[N]`; they are loaded at `size` pixels."""
+    """Images on disk: `paths` of N files, `labels` int64 `[N]`; they are loaded at `size` pixels.
+
+    One that cannot be read is skipped and named, or with `strict` a UserError.
+    """
 
     paths: tuple[str, ...]
     labels: Tensor
     size: int
+    strict: bool = False
 
     def subset(self, index: Tensor) -> "ImageFiles":
-        return ImageFiles(tuple(self.paths[i] for i in index.tolist()), self.labels[index], self.size)
+        paths = tuple(self.paths[i] for i in index.tolist())
+        return ImageFiles(paths, self.labels[index], self.size, self.strict)
+
+    def open(self, index: int) -> Image.Image | None:
+        """The image as RGB; None when it is skipped."""
+        try:
+            with Image.open(self.paths[index]) as image:
+                return image.convert("RGB")
+        except BROKEN_IMAGE as error:
+            if self.strict:
+                raise UserError(f"{self.paths[index]}: cannot be read as an image ({error})") from None
+            print(f"skipped {self.paths[index]}: cannot be read as an image ({error})", file=sys.stderr)
+            return None
 
 
 Images = ImageData | ImageFiles
@@ -69,8 +85,13 @@ class Dataset:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load_dataset(name: str, directory: str, size: int, classes: int, download: bool = True) -> Dataset:
-    """The data set `name` in `directory` at `size` pixels; UserError when it is missing or has other classes."""
+def load_dataset(
+    name: str, directory: str, size: int, classes: int, download: bool = True, strict: bool = False
+) -> Dataset:
+    """The data set `name` in `directory` at `size` pixels; UserError when it is missing or has other classes.
+
+    Image files that cannot be read are skipped, counted and named; with `strict` the first of them is a UserError.
+    """
     if name not in DATASETS:
         raise UserError(f"dataset: {name!r} cannot be read; allowed are {', '.join(DATASETS)}")
     if name == "digits":
@@ -78,22 +99,24 @@ def load_dataset(name: str, directory: str, size: int, classes: int, download: b
     elif name in ("cifar10", "cifar100"):
         dataset = _cifar(name, directory, size, download)
     else:
-        dataset = _image_folders(Path(directory), size)
+        dataset = _image_folders(Path(directory), size, strict)
     found = int(dataset.train.labels.max()) + 1
     if found != classes:
         raise UserError(f"classes: the config says {classes}, but {name} in {directory} has {found}")
     return dataset
 
 
-def load_test_images(name: str, directory: str, size: int, classes: int, part: str | None = None) -> Images:
+def load_test_images(
+    name: str, directory: str, size: int, classes: int, part: str | None = None, strict: bool = False
+) -> Images:
     """The test part alone, so that it needs no training images beside it; of image folders another `part` if named."""
     if name in ("imagefolder", "imagenet"):
         folder = Path(directory) / part if part else _test_folder(Path(directory))
-        images, names = _image_folder(folder, size)
+        images, names = _image_folder(folder, size, strict)
         if len(names) != classes:
             raise UserError(f"classes: {directory} has {len(names)} class folders, the network {classes} classes")
         return images
-    return load_dataset(name, directory, size, classes).test
+    return load_dataset(name, directory, size, classes, strict=strict).test
 
 
 def _digits(size: int) -> Dataset:
@@ -132,12 +155,12 @@ def _resize(images: Tensor, size: int) -> Tensor:
     return images.round().clamp(0, 255).to(torch.uint8)
 
 
-def _image_folders(directory: Path, size: int) -> Dataset:
+def _image_folders(directory: Path, size: int, strict: bool) -> Dataset:
     """Folders train/, val/ and maybe test/, each with a folder a class; with test/, val/ is a held-out part."""
     folders = {"train": directory / "train", "test": _test_folder(directory)}
     if folders["test"] != directory / "val" and (directory / "val").is_dir():
         folders["held_out"] = directory / "val"
-    parts = {part: _image_folder(folder, size) for part, folder in folders.items()}
+    parts = {part: _image_folder(folder, size, strict) for part, folder in folders.items()}
     names = parts["train"][1]
     for part, (_, found) in parts.items():
         if found != names:
@@ -152,34 +175,36 @@ def _test_folder(directory: Path) -> Path:
     return test if test.is_dir() and any(entry.is_dir() for entry in test.iterdir()) else directory / "val"
 
 
-def _image_folder(directory: Path, size: int) -> tuple[Images, list[str]]:
+def _image_folder(directory: Path, size: int, strict: bool) -> tuple[Images, list[str]]:
     """The images of a folder with a folder for each class, and the names of the classes."""
     try:
         folder = torchvision.datasets.ImageFolder(str(directory))
     except FileNotFoundError:
         raise UserError(f"{directory}: it must be a folder with a folder of images for each class") from None
-    files = ImageFiles(tuple(path for path, _ in folder.samples), torch.tensor(folder.targets), size)
+    files = ImageFiles(tuple(path for path, _ in folder.samples), torch.tensor(folder.targets), size, strict)
     return (_decode(files) if size <= SMALL else files), folder.classes
 
 
 def _decode(files: ImageFiles) -> ImageData:
-    """All images as one tensor. Those that cannot be read are left out and named."""
+    """All images as one tensor, but for those that are skipped."""
     images = np.empty((len(files.paths), files.size, files.size, 3), dtype=np.uint8)
     good = torch.ones(len(files.paths), dtype=torch.bool)
-    for index, path in enumerate(files.paths):
-        try:
-            with Image.open(path) as image:
-                image = image.convert("RGB")
-                if image.size != (files.size, files.size):
-                    image = image.resize((files.size, files.size), Image.Resampling.BICUBIC)
-                images[index] = np.asarray(image)
-        except BROKEN_IMAGE as error:
+    for index in range(len(files.paths)):
+        image = files.open(index)
+        if image is None:
             good[index] = False
-            print(f"skipped {path}: cannot be read as an image ({error})", file=sys.stderr)
+            continue
+        if image.size != (files.size, files.size):
+            image = image.resize((files.size, files.size), Image.Resampling.BICUBIC)
+        images[index] = np.asarray(image)
+    folder = Path(files.paths[0]).parent.parent
     if not good.any():
-        raise UserError(f"{Path(files.paths[0]).parent.parent}: none of its images can be read")
+        raise UserError(f"{folder}: none of its images can be read")
     data = ImageData(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), files.labels)
-    return data if good.all() else data.subset(good.nonzero().flatten())
+    if good.all():
+        return data
+    print(f"{folder}: skipped {int((~good).sum())} of {len(good)} images", file=sys.stderr)
+    return data.subset(good.nonzero().flatten())
 
 
 # -- splitting -------------------------------------------------------------------------------------------------------
@@ -269,11 +294,17 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop (small images: after zero padding; others: resized, of a share of the area) and horizontal flip."""
+    """Random crop (small images: after zero padding; others: resized, of a share of the area) and horizontal flip.
+
+    Then, where asked for, AutoAugment (Cubuk et al., CVPR 2019: the CIFAR-10 policy for small images, else that for
+    ImageNet), and a square of `cutout` pixels (DeVries and Taylor, 2017) that is the mean colour.
+    """
 
     crop_padding: int = 4
     horizontal_flip: bool = True
     crop_scale: tuple[float, float] = (0.2, 1.0)
+    autoaugment: bool = False
+    cutout: int = 0
 
 
 class MemoryLoader:
@@ -302,7 +333,12 @@ class MemoryLoader:
             images = self.data.images[index]
             if self.augment is not None:
                 images = crop_and_flip(images, self.augment.crop_padding, self.augment.horizontal_flip, rng)
-            yield self.normalise(images), self.data.labels[index]
+                if self.augment.autoaugment:
+                    images = autoaugment(images, rng)
+            images = self.normalise(images)
+            if self.augment is not None and self.augment.cutout:
+                images = cutout(images, self.augment.cutout, rng)
+            yield images, self.data.labels[index]
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
@@ -318,6 +354,32 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator
         columns = torch.where(turned, columns.flip(1), columns)
     batch = torch.arange(count)[:, None, None]
     return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def autoaugment(images: Tensor, rng: torch.Generator) -> Tensor:
+    """uint8 images `[B, 3, S, S]`, each with a draw of its own from the CIFAR-10 policy, in the same memory format.
+
+    One by one and through Pillow, which is faster on small images than torchvision's tensor operations.
+    """
+    policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128)
+    changed = torch.empty_like(images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        for index, image in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
+            augmented = np.asarray(policy(Image.fromarray(image)))
+            changed[index] = torch.from_numpy(augmented.copy()).permute(2, 0, 1)
+    return changed
+
+
+def cutout(images: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """Normalised images `[B, 3, S, S]`, each with a square of `side` pixels set to 0, the mean colour.
+
+    Its centre is uniform over the image, so that part of it may lie outside (DeVries and Taylor, 2017, section 3.2).
+    """
+    corner = torch.randint(images.shape[-1], (2, len(images), 1), generator=rng) - side // 2
+    pixels = torch.arange(images.shape[-1])
+    rows, columns = (pixels >= corner) & (pixels < corner + side)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 class FileLoader:
@@ -343,6 +405,7 @@ class FileLoader:
         else:
             steps = [v2.RandomResizedCrop(files.size, scale=augment.crop_scale)]
             steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip
+            steps += [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)] * augment.autoaugment
         self.transform = v2.Compose(
             [
                 *steps,
@@ -366,7 +429,12 @@ class FileLoader:
             generator=stream(self.seed, "batches", epoch),
             collate_fn=_collate,
         )
-        return (batch for batch in loader if batch is not None)
+        rng = stream(self.seed, "cutout", epoch)
+        for batch in filter(None, loader):
+            if isinstance(batch, UserError):
+                raise batch
+            images, labels = batch
+            yield (cutout(images, self.augment.cutout, rng) if training and self.augment.cutout else images), labels
 
 
 class _Files(torch.utils.data.Dataset):
@@ -378,21 +446,23 @@ class _Files(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.files.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | None:
-        path = self.files.paths[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | UserError | None:
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except BROKEN_IMAGE as error:
-            print(f"skipped {path}: cannot be read as an image ({error})", file=sys.stderr)
+            image = self.files.open(index)
+        except UserError as error:  # handed on, since a worker process would wrap it into a traceback
+            return error
+        if image is None:
             return None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(*self.names, index).initial_seed())
             return self.transform(image), self.files.labels[index]
 
 
-def _collate(samples: list) -> list[Tensor] | None:
-    """A batch of the images that could be read."""
+def _collate(samples: list) -> list[Tensor] | UserError | None:
+    """A batch of the images that could be read; or the first error among them."""
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
     samples = [sample for sample in samples if sample is not None]
     return torch.utils.data.default_collate(samples) if samples else None
 

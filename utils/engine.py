@@ -108,36 +108,51 @@ class EpochMeans:
     top1: float
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a network learns: what is minimised, and how gradients become steps.
+
+    Gradients have a norm of at most `clip_grad`, unless that is 0. `after_step` is called after each step.
+    """
+
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    place: Placement
+    clip_grad: float = 0.0
+    after_step: Callable[[], None] = lambda: None
+
+
 def train_epoch(
     forwards: Callable[[Tensor], Iterable[Tensor]],
-    criterion: Callable[[Tensor, Tensor], Tensor],
+    recipe: Recipe,
     batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
     first_step: int,
-    place: Placement,
     progress: Progress,
-    clip_grad: float = 0.0,
 ) -> EpochMeans:
-    """Train for one epoch.
+    """Train for one epoch on `batches` of images and labels, int64 `[B]` or probabilities `[B, classes]`.
 
     `forwards(images)` yields logits one after another (one for an ordinary network, one for each path of a supernet);
     each is differentiated before the next is asked for, so that only one graph lives at a time, and the gradients add
-    up before the optimiser steps, on gradients of a norm of at most `clip_grad` unless that is 0.
+    up before the optimiser steps.
     """
+    optimizer, place = recipe.optimizer, recipe.place
     losses, hits, seen, passes = 0.0, 0, 0, 0
     for step, (images, labels) in enumerate(batches, start=first_step):
         images, labels = place.batch(images, labels)
-        schedule.apply(optimizer, step)
+        likeliest = labels.argmax(dim=1) if labels.ndim == 2 else labels
+        recipe.schedule.apply(optimizer, step)
         optimizer.zero_grad(set_to_none=False)
         with place.autocast():
             for logits in forwards(images):
-                loss = criterion(logits, labels)
+                loss = recipe.criterion(logits, labels)
                 loss.backward()
                 losses, passes = losses + check_finite(loss, progress.title, step), passes + 1
-                hits, seen = hits + int((logits.argmax(dim=1) == labels).sum()), seen + len(labels)
-        if clip_grad:
-            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_grad)
+                hits, seen = hits + int((logits.argmax(dim=1) == likeliest).sum()), seen + len(labels)
+        if recipe.clip_grad:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
         optimizer.step()
+        recipe.after_step()
         progress.update(loss=losses / passes, top1=100 * hits / seen, lr=optimizer.param_groups[0]["lr"])
     return EpochMeans(losses / max(passes, 1), 100 * hits / max(seen, 1))

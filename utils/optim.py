@@ -1,10 +1,11 @@
-"""Optimisers and learning-rate schedules."""
+"""Optimisers, learning-rate schedules and averaged weights."""
 
 import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from utils.config import OptimState
 
@@ -49,3 +50,18 @@ class Schedule:
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = self.at(step)
+
+
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of the weights and buffers of `network`, which begins as they are now.
+
+    `update_parameters(network)` after each step moves it, faster in the first ones: after n steps the old average
+    counts min(decay, n / (n + 9)). With decay 0 it is a copy. The averaged network is its `module`.
+    """
+
+    def move(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
+        keep = min(decay, float(steps) / (float(steps) + 9))
+        for average, value in zip(averages, values, strict=True):
+            average.lerp_(value, 1 - keep) if average.is_floating_point() else average.copy_(value)
+
+    return AveragedModel(network, multi_avg_fn=torch.no_grad()(move), use_buffers=True)

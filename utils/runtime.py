@@ -272,7 +272,7 @@ def _is_after(line: str, stage: str, epoch: int) -> bool:
 
 
 # Keys that may change between two sittings of one run: they do not touch its results.
-_FREE_KEYS = {"num_workers", "print_freq", "log_dir", "write_dir", "ngpu"}
+_FREE_KEYS = {"strict_data", "num_workers", "print_freq", "log_dir", "write_dir", "ngpu"}
 
 
 # Keys that may differ where a run begins with the state of another one.
