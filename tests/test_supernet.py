@@ -132,11 +132,14 @@ def test_an_extracted_network_equals_its_path(small_space):
             close(network(images), ours(images, path))
 
 
-def test_extracting_expansion_one_is_refused(cifar_space):
+def test_extracting_expansion_one_is_refused_unless_it_need_not_be_exact(cifar_space):
     supernet = UnifiedSupernet(cifar_space).eval()
     path = cifar_space.encode(Architecture.of([[3] * 6] * 4 + [[3] + [None] * 5] + [[3] * 6] * 14))
     with pytest.raises(ValueError, match="layer 4 has 1 active sub-blocks"):
         supernet.extract(path)
+    layer = supernet.extract(path, exact=False).stages[4]
+    assert layer.point_wise is None
+    assert layer.depthwise.blocks[0].weight.equal(supernet.stages[4].depthwise["3"][0])
 
 
 def test_training_one_path_leaves_inactive_slices_without_gradient(cifar_space):

@@ -1,0 +1,311 @@
+"""How fast the SGNAS stages are, beside a plain reference and beside the stand-alone networks of the same paths.
+
+    python3 -m benchmarks.supernet [--json]
+
+All steps are timed in one process, in turns, so that a noisy machine disturbs them alike; the medians count. Peak
+memory is that of a process of its own for each. The reference (`tests/reference.py`) has a module for each sub-block
+and kernel and computes every path as the published release does; the tests prove it equal to ours.
+"""
+
+import argparse
+import json
+import math
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from model.build import build_hardware_loss, build_space
+from model.generation import ReadyGenerator
+from model.generator import ArchitectureGenerator, PriorPool
+from model.lookup_table import LookUpTable
+from model.space import UnifiedSpace
+from model.supernet import UnifiedSupernet, from_published
+from search import path_logits
+from tests.reference import ReferenceSupernet
+from utils.config import Config, OptimState, load_config
+from utils.engine import Placement
+from utils.optim import make_optimizer
+from utils.runtime import positive
+from utils.table import format_table
+
+CONFIG = Path(__file__).parent.parent / "config_file" / "cifar_config.yml"
+CPU = Placement(torch.device("cpu"))
+PATHS = 4  # single-path passes of a warm-up step
+TARGETS = 1000
+
+Step = Callable[[], None]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    config = load_config(CONFIG)
+    space = build_space(config)
+    if args.only:
+        step = contestants(space, config, args.batch)[args.only]()
+        step(), step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        return
+    built = {name: build() for name, build in contestants(space, config, args.batch).items()}
+    seconds = paired(built, args.rounds)
+    memory = {name: peak_bytes(name, args.batch) for name in built}
+    result = summary(seconds, memory)
+    rows = [[name, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}"] for name in built]
+    print(format_table(["step", "seconds (median)", "peak GiB"], rows))
+    print(format_table(["ratio", "measured"], [[name, f"{value:.3f}"] for name, value in result.items()]))
+    if not args.no_scaling:
+        exponents = scaling(space, config, args.batch, args.rounds)
+        rows = [[axis, *(f"{exponent:.2f}" for exponent in found)] for axis, found in exponents.items()]
+        print(format_table(["step time grows as", "hard-path step", "generator step"], rows))
+    print(f"CIFAR-100 space, batch {args.batch}, medians of {args.rounds}; {torch.get_num_threads()} threads,", end=" ")
+    print(f"{platform.machine()}, torch {torch.__version__}, {gflops():.0f} GFLOP/s in a product of 2048 x 2048")
+    if args.json:
+        print(json.dumps(result))
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=positive, default=32)
+    parser.add_argument("--rounds", type=positive, default=7, help="how often each step is timed")
+    parser.add_argument("--no-scaling", action="store_true", help="leave out how the times grow")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # run one step twice, print the peak memory in bytes
+    return parser.parse_args(argv)
+
+
+def summary(seconds: dict[str, float], memory: dict[str, float]) -> dict[str, float]:
+    return {
+        "hard_vs_reference": seconds["hard path, reference"] / seconds["hard path"],
+        "hard_vs_standalone": seconds["hard path"] / seconds["hard path, stand-alone"],
+        "generator_vs_reference": seconds["generator, reference"] / seconds["generator"],
+        "generator_memory_ratio": memory["generator"] / memory["generator, reference"],
+        "generate_1000_s": seconds["generate 1000"],
+    }
+
+
+# -- what is timed ---------------------------------------------------------------------------------------------------
+
+
+def contestants(space: UnifiedSpace, config: Config, batch: int) -> dict[str, Callable[[], Step]]:
+    """Builders of the steps, by name: all of the same weights, images and paths."""
+    images, labels = images_of(space, batch)
+    return {
+        "hard path": lambda: hard_step(space, images, labels),
+        "hard path, reference": lambda: reference_hard_step(space, images, labels),
+        "hard path, stand-alone": lambda: standalone_step(space, images, labels),
+        "generator": lambda: generator_step(space, config, images, labels),
+        "generator, reference": lambda: reference_generator_step(space, config, images, labels),
+        "generate 1000": lambda: generation(space, config),
+    }
+
+
+def images_of(space: UnifiedSpace, batch: int) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, space.image_size, space.image_size, generator=rng)
+    return images, torch.randint(space.classes, (batch,), generator=rng)
+
+
+def supernets(space: UnifiedSpace) -> tuple[UnifiedSupernet, ReferenceSupernet]:
+    """Ours and the reference, with the same weights."""
+    torch.manual_seed(0)
+    reference = ReferenceSupernet(space)
+    ours = UnifiedSupernet(space)
+    ours.load_state_dict(from_published(space, reference.state_dict()), strict=False)
+    return ours, reference
+
+
+def optimiser(*networks: nn.Module) -> torch.optim.Optimizer:
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    return make_optimizer(parameters, OptimState(lr=1e-4))
+
+
+def paths_of(space: UnifiedSpace) -> Tensor:
+    return space.sample_fair(PATHS, torch.Generator().manual_seed(1))
+
+
+def hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
+    """The warm-up step of `search.py`: four fairly sampled paths, their gradients added, one optimiser step."""
+    supernet = supernets(space)[0].train()
+    optimizer = optimiser(supernet)
+    images, labels = CPU.batch(images, labels)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        for logits in path_logits(supernet, PATHS, torch.Generator().manual_seed(1), images):
+            F.cross_entropy(logits, labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def reference_hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
+    reference = supernets(space)[1].train()
+    optimizer, paths = optimiser(reference), paths_of(space)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        for path in paths:
+            F.cross_entropy(reference(images, path), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def standalone_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
+    """The stand-alone networks of the same paths, each in the memory format that is fastest."""
+    supernet = supernets(space)[0]
+    networks = [supernet.extract(path, dropout=0.0) for path in paths_of(space)]
+    networks = [network.train().to(memory_format=torch.channels_last) for network in networks]
+    optimizers = [optimiser(network) for network in networks]
+    images, labels = CPU.batch(images, labels)
+
+    def step() -> None:
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=False)
+            F.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+
+    return step
+
+
+def generator_and_prior(space: UnifiedSpace, config: Config) -> tuple[ArchitectureGenerator, PriorPool]:
+    rng = torch.Generator().manual_seed(2)
+    torch.manual_seed(2)
+    pool = PriorPool.build(LookUpTable(space), config.low_flops, config.high_flops, 1, rng)
+    return ArchitectureGenerator(config.low_flops, config.high_flops), pool
+
+
+def generator_step(space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor) -> Step:
+    """The published generator step: one target, a Gumbel softmax at temperature 5, cross entropy and cost."""
+    frozen, table = supernets(space)[0].eval().frozen(), LookUpTable(space)
+    generator, pool = generator_and_prior(space, config)
+    optimizer, loss_of = make_optimizer(generator.parameters(), config.g_optim_state), build_hardware_loss(config)
+    images, labels = CPU.batch(images, labels)
+    target = torch.tensor([100.0])
+
+    def step() -> None:
+        path = space.relax(generator(pool.nearest(target), target), 5.0, torch.Generator().manual_seed(3))[0]
+        loss = F.cross_entropy(frozen(images, path), labels) + loss_of(table(path)[None], target).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def reference_generator_step(space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor) -> Step:
+    reference, table = supernets(space)[1].eval().requires_grad_(False), LookUpTable(space)
+    generator, pool = generator_and_prior(space, config)
+    optimizer, loss_of = make_optimizer(generator.parameters(), config.g_optim_state), build_hardware_loss(config)
+    target = torch.tensor([100.0])
+
+    def step() -> None:
+        path = space.relax(generator(pool.nearest(target), target), 5.0, torch.Generator().manual_seed(3))[0]
+        loss = F.cross_entropy(reference(images, path), labels) + loss_of(table(path)[None], target).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def generation(space: UnifiedSpace, config: Config) -> Step:
+    """A thousand architectures with their costs and parameters, from a generator of the published size."""
+    generator, pool = generator_and_prior(space, config)
+    ready = ReadyGenerator(generator.eval(), pool, LookUpTable(space), "benchmark")
+    targets = torch.linspace(config.low_flops, config.high_flops, TARGETS, dtype=torch.float64)
+    return partial(ready.generate, targets)
+
+
+# -- timing ----------------------------------------------------------------------------------------------------------
+
+
+def paired(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Median seconds of each step, all of them timed in turns after one untimed round."""
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def peak_bytes(name: str, batch: int) -> float:
+    """Peak resident memory of a process that runs a step twice."""
+    command = [sys.executable, "-m", "benchmarks.supernet", "--only", name, "--batch", str(batch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CONFIG.parent.parent)
+    return float(done.stdout.split()[-1])
+
+
+def scaling(space: UnifiedSpace, config: Config, batch: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """Exponents of the growth of both steps with batch size, layers and sub-blocks, fitted in logarithms."""
+
+    def grown(variants: list[tuple[float, UnifiedSpace, int]]) -> tuple[float, float]:
+        steps = {}
+        for size, variant, images in variants:
+            drawn = images_of(variant, images)
+            steps["hard", size] = hard_step(variant, *drawn)
+            steps["generator", size] = frozen_step(variant, *drawn)
+        seconds = paired(steps, rounds)
+        return tuple(
+            exponent([(size, seconds[kind, size]) for size, _, _ in variants]) for kind in ("hard", "generator")
+        )
+
+    like = space.layers[9]  # a layer in the middle, repeated
+    deep = [(n, _space_of(space, [replace(like, in_channels=80, out_channels=80)] * n), batch) for n in (4, 8, 16)]
+    wide = [
+        (e, _space_of(space, [replace(like, in_channels=80, out_channels=80, expansion=e)] * 6), batch)
+        for e in (2, 4, 8)
+    ]
+    return {
+        "batch": grown([(b, space, b) for b in (batch // 2, batch, batch * 2)]),
+        "layers": grown(deep),
+        "sub-blocks": grown(wide),
+    }
+
+
+def _space_of(space: UnifiedSpace, layers: list) -> UnifiedSpace:
+    return replace(space, layers=tuple(layers), first_channels=80)
+
+
+def frozen_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
+    """Forward and backward of the frozen supernet on a soft path, without a generator: for spaces of any cost."""
+    frozen = supernets(space)[0].eval().frozen()
+    images, labels = CPU.batch(images, labels)
+    path = space.relax(torch.zeros(space.shape), 1.0).requires_grad_()
+
+    def step() -> None:
+        F.cross_entropy(frozen(images, path), labels).backward()
+
+    return step
+
+
+def exponent(points: list[tuple[float, float]]) -> float:
+    """Slope of the least-squares line through the logarithms of (size, seconds)."""
+    x, y = ([math.log(point[i]) for point in points] for i in (0, 1))
+    return statistics.linear_regression(x, y).slope
+
+
+def gflops(size: int = 2048, times: int = 5) -> float:
+    """What this machine reaches in a large fp32 matrix product."""
+    a, b = torch.randn(2, size, size)
+    seconds = paired({"product": lambda: a @ b}, times)["product"]
+    return 2 * size**3 / seconds / 1e9
+
+
+if __name__ == "__main__":
+    main()
