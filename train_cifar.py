@@ -10,7 +10,9 @@ reported is chosen by them. Source: SGNAS, section 4.1.
 import argparse
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from model.subnet import SubNet, count_macs, count_parameters
 from model.supernet import UnifiedSupernet
 from utils.config import Config, load_config
 from utils.data import Augmentation, Dataset, Loader, Normalisation, load_dataset, loader
-from utils.engine import EpochMeans, Placement, Recipe, Score, evaluate, train_epoch
+from utils.engine import Placement, Recipe, Score, Tally, evaluate, train_epoch
 from utils.errors import UserError
 from utils.optim import make_optimizer, moving_average
 from utils.runtime import (
@@ -35,7 +37,7 @@ from utils.runtime import (
     boolean,
     command,
     pick_device,
-    seed_everything,
+    saved_when_stopped,
     stream,
 )
 from utils.table import format_table
@@ -78,8 +80,9 @@ def main(argv: list[str] | None = None) -> None:
         "macs_m_counted": count_macs(network, space.image_size),
         "params_m": count_parameters(network),
     }
-    provenance = {"source": chosen.source, "target": chosen.target}
-    save_architecture(run.file("architecture.json"), space, chosen.architecture, costs, provenance)
+    if not run.file("architecture.json").exists():
+        provenance = {"source": chosen.source, "target": chosen.target}
+        save_architecture(run.file("architecture.json"), space, chosen.architecture, costs, provenance)
     described = {
         "kind": "subnet",
         "space": space.to_dict(),
@@ -172,62 +175,85 @@ def train(
     seed = stream(config.seed, "scratch batches").initial_seed()
     batches = loader(dataset.train, config.batch_size, normalise, augment, seed, config.num_workers)
     test = loader(dataset.test, config.batch_size, normalise, workers=config.num_workers)
-    training = ScratchTraining(network, len(batches), config, place)
-    done = training.restore(run)
+    training = ScratchTraining(network, described, len(batches), config, place, run.checkpoint("last"))
+    done = run.restore("last", training)
     run.forget_after("scratch", done)
     for epoch in range(done, config.epochs):
         title = f"epoch {epoch + 1}/{config.epochs}"
-        with Progress(title, len(batches), config.print_freq) as progress:
-            means = training.epoch(batches, epoch, progress)
-        scores = training.score(test)
+        with saved_when_stopped(partial(run.keep, "last", training, epoch)):
+            with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
+                means = training.epoch(batches, epoch, progress)
+            scores = training.score(test)
         shown = ", ".join(f"{name} {score.top1:.2f} %" for name, score in scores.items())
         print(f"{title} loss {means.loss:.4f}, test top-1: {shown}", flush=True)
         numbers = {"train_loss": means.loss, "train_top1": means.top1, "test_loss": scores["last"].loss}
         numbers |= {"top1": scores["last"].top1, "top5": scores["last"].top5}
         run.log("scratch", epoch + 1, **numbers, **({"ema_top1": scores["ema"].top1} if "ema" in scores else {}))
-        training.save(run, {**described, "epoch": epoch + 1}, config.path_to_save_scratch)
+        training.tally = Tally()
+        training.keep_others(run, epoch + 1, config.path_to_save_scratch)
+        run.keep("last", training, epoch + 1)
     return training.scores
 
 
 class ScratchTraining:
     """A network, the average of its weights when there is one, and what trains them."""
 
-    def __init__(self, network: SubNet, steps_per_epoch: int, config: Config, place: Placement):
+    def __init__(
+        self,
+        network: SubNet,
+        described: dict,
+        steps_per_epoch: int,
+        config: Config,
+        place: Placement,
+        checkpoint: Path,
+    ):
         self.network = network.to(memory_format=torch.channels_last) if place.channels_last else network
-        self.config, self.place = config, place
+        self.described, self.place = described, place
         self.average = moving_average(network, config.ema) if config.ema else None
         self.recipe = Recipe(
             nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
             make_optimizer(network.parameters(), config.optim_state),
             build_schedule(config, steps_per_epoch),
             place,
+            (config.seed, "scratch"),
+            checkpoint,
             config.clip_grad,
-            after_step=self._move_average,
+            mixup(config.mixup, config.classes) if config.mixup else Recipe.mix,
+            self._move_average,
         )
         self._compiled = torch.compile(network) if config.compile else network
+        self.tally = Tally()
         self.scores: dict[str, Score] = {}
         self.best_top1 = -1.0
 
-    def restore(self, run: RunFolder) -> int:
-        """Take up the last state in `run`; returns the number of epochs that are done."""
-        state = run.restore("last", self.network, self.recipe.optimizer)
-        if state is None:
-            return 0
+    def state(self, epochs: int) -> dict:
+        return {
+            **self.described,
+            "epoch": epochs,
+            "model": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.recipe.optimizer.state_dict(),
+            "tally": asdict(self.tally),
+            "scores": {name: score.to_dict() for name, score in self.scores.items()},
+            "best_top1": self.best_top1,
+        }
+
+    def load_state(self, state: dict) -> int:
+        self.network.load_state_dict(state["model"])
+        self.recipe.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
         self.scores = {name: Score(**score) for name, score in state["scores"].items()}
-        self.best_top1 = state["best_top1"]
+        self.tally, self.best_top1 = Tally(**state["tally"]), state["best_top1"]
         return state["epoch"]
 
-    def epoch(self, batches: Loader, epoch: int, progress: Progress) -> EpochMeans:
-        seed_everything(self.config.seed, "scratch", epoch)
+    def epoch(self, batches: Loader, epoch: int, progress: Progress) -> Tally:
+        """What is left of an epoch, after the steps in `tally`."""
         self.network.train()
-        drawn = batches.epoch(epoch)
-        if self.config.mixup:
-            drawn = mixed(drawn, self.config.mixup, self.config.classes)
-        return train_epoch(self._forwards, self.recipe, drawn, epoch * len(batches), progress)
+        train_epoch(self._forwards, self.recipe, batches, epoch, self.tally, progress)
+        return self.tally
 
-    def _forwards(self, images: Tensor) -> Iterator[Tensor]:
+    def _forwards(self, images: Tensor, rng: torch.Generator) -> Iterator[Tensor]:
         yield self._compiled(images)
 
     def _move_average(self) -> None:
@@ -242,30 +268,19 @@ class ScratchTraining:
         self.scores = {name: evaluate(one.eval(), test.epoch(), self.place) for name, one in self._weights().items()}
         return self.scores
 
-    def save(self, run: RunFolder, described: dict, mirror: str | None) -> None:
-        """`last` and `ema` are what is reported; `best` is the epoch of most test images right, and says so."""
+    def keep_others(self, run: RunFolder, epochs: int, mirror: str | None) -> None:
+        """Checkpoints beside the last: the average; and as `best` the epoch of most test images right, saying so."""
+        described = {**self.described, "epoch": epochs}
         if self.average:
             run.save("ema", {**described, "model": self.average.module.state_dict()})
-        state = {**described, "model": self.network.state_dict()}
         if self.scores["last"].top1 > self.best_top1:
             self.best_top1 = self.scores["last"].top1
-            run.save("best", {**state, "chosen_by": "test images"}, mirror)
-        run.save(
-            "last",
-            {
-                **state,
-                "average": self.average.state_dict() if self.average else None,
-                "optimizer": self.recipe.optimizer.state_dict(),
-                "scores": {name: score.to_dict() for name, score in self.scores.items()},
-                "best_top1": self.best_top1,
-            },
-        )
+            run.save("best", {**described, "model": self.network.state_dict(), "chosen_by": "test images"}, mirror)
 
 
-def mixed(batches: Iterable[tuple[Tensor, Tensor]], alpha: float, classes: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches by mixup (Zhang et al., ICLR 2018): each image with its neighbour, and labels as probabilities."""
-    mixup = v2.MixUp(alpha=alpha, num_classes=classes)
-    return (mixup(images, labels) for images, labels in batches)
+def mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Mixup (Zhang et al., ICLR 2018): each image of a batch with its neighbour, and labels as probabilities."""
+    return v2.MixUp(alpha=alpha, num_classes=classes)
 
 
 def report(result: dict, seconds: float, run: RunFolder) -> None:

@@ -32,7 +32,7 @@ from model.generator import ArchitectureGenerator, PriorPool
 from model.lookup_table import LookUpTable
 from model.space import UnifiedSpace
 from model.supernet import UnifiedSupernet, from_published
-from search import path_logits
+from model.warm_up import path_logits
 from tests.reference import ReferenceSupernet
 from utils.config import Config, OptimState, load_config
 from utils.engine import Placement
@@ -142,7 +142,7 @@ def hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=False)
-        for logits in path_logits(supernet, PATHS, torch.Generator().manual_seed(1), images):
+        for logits in path_logits(supernet, PATHS, images, torch.Generator().manual_seed(1)):
             F.cross_entropy(logits, labels).backward()
         optimizer.step()
 

@@ -8,6 +8,7 @@ from model.space import LayerSpec, UnifiedSpace
 from model.supernet import UnifiedSupernet, from_published
 from utils import checkpoint
 from utils.config import Config
+from utils.data import Augmentation, Images, Loader, Normalisation, loader
 from utils.errors import UserError
 from utils.optim import Schedule
 from utils.runtime import stream
@@ -66,6 +67,14 @@ def build_hardware_loss(config: Config) -> HardwareLoss:
         config.cost_unit,
         relative=config.hardware_loss == "relative",
     )
+
+
+def search_loader(images: Images, config: Config, purpose: str, training: bool) -> Loader:
+    """Batches for a part of the search; each `purpose` has random streams of its own."""
+    augment = Augmentation(config.crop_padding, config.horizontal_flip) if training else None
+    normalise = Normalisation(config.mean, config.std)
+    seed = stream(config.seed, purpose).initial_seed()
+    return loader(images, config.batch_size, normalise, augment, seed, config.num_workers)
 
 
 def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:

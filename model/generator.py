@@ -51,10 +51,27 @@ class ArchitectureGenerator(nn.Module):
 
     def forward(self, priors: Tensor, targets: Tensor) -> Tensor:
         N, L, E, K = priors.shape
-        place = (targets.to(priors) - self.low) / (self.high - self.low)
-        hardware = place.view(N, 1, 1, 1).expand(N, self.hc_dim, L, E * K)
-        features = self.bb_head(priors.reshape(N, 1, L, E * K)) + self.hc_head(hardware)
+        features = self.bb_head(priors.reshape(N, 1, L, E * K)) + self._hardware(targets.to(priors), L, E * K)
         return self.tail(self.body(self.head(features)) + features).view(N, L, E, K)
+
+    def _hardware(self, targets: Tensor, height: int, width: int) -> Tensor:
+        """`hc_head` of constant maps of the targets `[N]`: `[N, 32, height, width]`.
+
+        What comes of a constant map differs from pixel to pixel only within reach of the border, so that a small map
+        has all there is to compute.
+        """
+        reach = len(self.hc_head)
+        rows, columns = (_fold(size, reach, targets.device) for size in (height, width))
+        place = (targets - self.low) / (self.high - self.low)
+        least = 2 * reach + 1
+        small = place.view(-1, 1, 1, 1).expand(-1, self.hc_dim, min(height, least), min(width, least))
+        return self.hc_head(small)[:, :, rows][:, :, :, columns]
+
+
+def _fold(size: int, reach: int, device: torch.device) -> Tensor:
+    """For each of `size` pixels, that of a line of 2 `reach` + 1 which lies as far from both ends, up to `reach`."""
+    pixels = torch.arange(size, device=device)
+    return pixels.clamp(max=reach) + (pixels - (size - 1 - reach)).clamp(min=0) if size > 2 * reach else pixels
 
 
 class PriorPool:

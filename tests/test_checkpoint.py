@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,11 +24,12 @@ def test_a_failed_save_leaves_the_earlier_file(tmp_path, monkeypatch):
     file = tmp_path / "a.pth"
     checkpoint.save(file, {"epoch": 1})
 
-    def half(payload, path):
-        path.write_bytes(b"half")
+    def half(path, content):
+        with open(path, "wb") as file:
+            file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(file, {"epoch": 2})
     monkeypatch.undo()

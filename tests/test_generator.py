@@ -52,6 +52,16 @@ def test_size_and_keys_are_published():
     assert set(generator.state_dict()) == {*(f"{b}.conv.weight" for b in blocks), "tail.0.weight", "tail.0.bias"}
 
 
+@pytest.mark.parametrize(("layers", "blocks"), [(2, 1), (7, 2), (19, 6)])
+def test_the_hardware_head_equals_that_of_whole_maps(layers, blocks):
+    generator, targets = ArchitectureGenerator(1, 3).double(), torch.tensor([1.5, 2.9], dtype=torch.float64)
+    whole = ((targets - 1) / 2).view(2, 1, 1, 1).expand(2, 10, layers, 4 * blocks)
+    for block in generator.hc_head:
+        block.conv.weight.data.abs_()  # so that no ReLU hides a difference
+    found = generator._hardware(targets, layers, 4 * blocks)
+    torch.testing.assert_close(found, generator.hc_head(whole))
+
+
 def test_many_targets_in_one_forward_are_the_targets_one_by_one(small_space):
     generator = ArchitectureGenerator(1, 2).eval()
     priors, targets = small_space.sample(5, rng()), torch.linspace(1, 2, 5)

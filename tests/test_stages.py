@@ -359,13 +359,13 @@ def test_all_options_together_resume_to_the_same_bits(searched, monkeypatch):
     arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.12", *EVERYTHING.split(), "--clip-grad", "1"]
     arguments += ["--inherit", str(searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"), "--title"]
     train_cifar.main([*arguments, "all"])
-    save = train_cifar.ScratchTraining.save
+    keep = RunFolder.keep
 
-    def killed_after_the_first(training, *rest):
-        save(training, *rest)
+    def killed_after_the_first(run, *rest):
+        keep(run, *rest)
         raise Killed
 
-    monkeypatch.setattr(train_cifar.ScratchTraining, "save", killed_after_the_first)
+    monkeypatch.setattr(RunFolder, "keep", killed_after_the_first)
     with pytest.raises(Killed):
         train_cifar.main([*arguments, "all_killed"])
     monkeypatch.undo()

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code."""
 
 import argparse
+import io
 import os
 import pickle
 import shutil
@@ -42,8 +43,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def save(path: str | Path, payload: dict) -> None:
-    """Save tensors and plain values."""
-    write_atomically(path, lambda temporary: torch.save(payload, temporary))
+    """Save tensors and plain values.
+
+    By way of memory, since a full disk is an OSError for Python's own writing alone.
+    """
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def copy(source: str | Path, target: str | Path) -> None:

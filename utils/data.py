@@ -308,7 +308,10 @@ class Augmentation:
 
 
 class MemoryLoader:
-    """Batches of decoded images: `epoch(n)` yields (float `[B, 3, S, S]`, labels `[B]`)."""
+    """Batches of decoded images: `epoch(n)` yields (float `[B, 3, S, S]`, labels `[B]`).
+
+    Each batch has a random stream of its own, so that an epoch can begin at any of them.
+    """
 
     def __init__(
         self,
@@ -324,21 +327,22 @@ class MemoryLoader:
     def __len__(self) -> int:
         return _batches(len(self.data.labels), self.batch_size, self.augment is not None)
 
-    def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """With augmentation: shuffled, whole batches only."""
-        rng = stream(self.seed, "batches", epoch)
-        count = len(self.data.labels)
-        order = torch.arange(count) if self.augment is None else torch.randperm(count, generator=rng)
-        for index in order.split(self.batch_size)[: len(self)]:
-            images = self.data.images[index]
-            if self.augment is not None:
-                images = crop_and_flip(images, self.augment.crop_padding, self.augment.horizontal_flip, rng)
-                if self.augment.autoaugment:
-                    images = autoaugment(images, rng)
-            images = self.normalise(images)
-            if self.augment is not None and self.augment.cutout:
-                images = cutout(images, self.augment.cutout, rng)
-            yield images, self.data.labels[index]
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches from number `first` on. With augmentation: shuffled, whole batches only."""
+        for number, index in enumerate(_order(self, epoch).split(self.batch_size)[: len(self)]):
+            if number >= first:
+                yield self._batch(index, stream(self.seed, "augmentation", epoch, number))
+
+    def _batch(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, augment = self.data.images[index], self.augment
+        if augment is not None:
+            images = crop_and_flip(images, augment.crop_padding, augment.horizontal_flip, rng)
+            if augment.autoaugment:
+                images = autoaugment(images, rng)
+        images = self.normalise(images)
+        if augment is not None and augment.cutout:
+            images = cutout(images, augment.cutout, rng)
+        return images, self.data.labels[index]
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
@@ -394,7 +398,7 @@ class FileLoader:
         seed: int = 0,
         workers: int = 0,
     ):
-        self.files, self.batch_size, self.augment = files, batch_size, augment
+        self.data, self.batch_size, self.augment = files, batch_size, augment
         self.seed, self.workers = seed, workers
         # Evaluation: the published resize to size / 0.875, bicubic, then the centre.
         if augment is None:
@@ -416,25 +420,24 @@ class FileLoader:
         )
 
     def __len__(self) -> int:
-        return _batches(len(self.files.labels), self.batch_size, self.augment is not None)
+        return _batches(len(self.data.labels), self.batch_size, self.augment is not None)
 
-    def epoch(self, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        training = self.augment is not None
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         loader = torch.utils.data.DataLoader(
-            _Files(self.files, self.transform, (self.seed, epoch)),
+            _Files(self.data, self.transform, (self.seed, epoch)),
             self.batch_size,
-            shuffle=training,
-            drop_last=training and len(self.files.labels) >= self.batch_size,
+            sampler=_order(self, epoch)[first * self.batch_size : len(self) * self.batch_size].tolist(),
             num_workers=self.workers,
-            generator=stream(self.seed, "batches", epoch),
             collate_fn=_collate,
         )
-        rng = stream(self.seed, "cutout", epoch)
-        for batch in filter(None, loader):
+        side = self.augment.cutout if self.augment is not None else 0
+        for number, batch in enumerate(loader, start=first):
             if isinstance(batch, UserError):
                 raise batch
-            images, labels = batch
-            yield (cutout(images, self.augment.cutout, rng) if training and self.augment.cutout else images), labels
+            if batch is not None:
+                images, labels = batch
+                rng = stream(self.seed, "augmentation", epoch, number)
+                yield (cutout(images, side, rng) if side else images), labels
 
 
 class _Files(torch.utils.data.Dataset):
@@ -482,6 +485,14 @@ def loader(
     if isinstance(images, ImageData):
         return MemoryLoader(images, batch_size, normalise, augment, seed)
     return FileLoader(images, batch_size, normalise, augment, seed, workers)
+
+
+def _order(batches: Loader, epoch: int) -> Tensor:
+    """Indices of the images of an epoch; shuffled when they are augmented."""
+    count = len(batches.data.labels)
+    if batches.augment is None:
+        return torch.arange(count)
+    return torch.randperm(count, generator=stream(batches.seed, "batches", epoch))
 
 
 def _batches(images: int, batch_size: int, training: bool) -> int:

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.data import Loader
 from utils.errors import UserError
 from utils.optim import Schedule
-from utils.runtime import Progress
+from utils.runtime import Progress, check_stop, seed_global, stream
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
     top1 = top5 = loss = torch.zeros((), dtype=torch.float64)
     images_seen = 0
     for images, labels in batches:
+        check_stop()
         images, labels = place.batch(images, labels)
         with place.autocast():
             logits = forward(images).float()
@@ -75,15 +78,15 @@ def recalibrated(
     """
     norms = [module for module in network.modules() if hasattr(module, "running_mean")]
     saved = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
-    network.train()
-    with torch.no_grad():
-        for count, (images, labels) in enumerate(batches, start=1):
-            for norm in norms:
-                norm.momentum = 1 / count  # the running mean of all batches so far
-            with place.autocast():
-                forward(place.batch(images, labels)[0])
-    network.eval()
     try:
+        network.train()
+        with torch.no_grad():
+            for count, (images, labels) in enumerate(batches, start=1):
+                for norm in norms:
+                    norm.momentum = 1 / count  # the running mean of all batches so far
+                with place.autocast():
+                    forward(place.batch(images, labels)[0])
+        network.eval()
         yield
     finally:
         for norm, (mean, variance, momentum) in zip(norms, saved, strict=True):
@@ -92,67 +95,90 @@ def recalibrated(
             norm.momentum = momentum
 
 
-def check_finite(loss: Tensor, what: str, step: int) -> float:
-    """The loss as a number; UserError when it is none, naming the step."""
+def check_finite(loss: Tensor, what: str, step: int, checkpoint: Path) -> float:
+    """The loss as a number; UserError when it is none, naming the step and the checkpoint that is still good."""
     value = float(loss.detach())
     if value != value or abs(value) == float("inf"):
-        raise UserError(f"{what}: the loss is {value} at step {step}; the last checkpoint is good; try a lower lr")
+        good = f"{checkpoint} is the last good checkpoint" if checkpoint.exists() else "there is no checkpoint yet"
+        raise UserError(f"{what}: the loss is {value} at step {step}; {good}; try a lower lr")
     return value
 
 
-@dataclass(frozen=True)
-class EpochMeans:
-    """Mean loss and training accuracy (percent) of an epoch."""
+@dataclass
+class Tally:
+    """What an epoch has added up so far. In a checkpoint, it lets a stopped epoch go on in its middle."""
 
-    loss: float
-    top1: float
+    steps: int = 0
+    passes: int = 0
+    losses: float = 0.0
+    hits: int = 0
+    seen: int = 0
+
+    @property
+    def loss(self) -> float:
+        """Mean over the passes."""
+        return self.losses / max(self.passes, 1)
+
+    @property
+    def top1(self) -> float:
+        """Training accuracy in percent."""
+        return 100 * self.hits / max(self.seen, 1)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a network learns: what is minimised, and how gradients become steps.
 
-    Gradients have a norm of at most `clip_grad`, unless that is 0. `after_step` is called after each step.
+    `seed` names the random streams of its steps. Gradients have a norm of at most `clip_grad`, unless that is 0. `mix`
+    may change a batch, and `after_step` is called after each step. `checkpoint` is what a broken-off run goes back to.
     """
 
     criterion: Callable[[Tensor, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     place: Placement
+    seed: tuple[int, str]
+    checkpoint: Path
     clip_grad: float = 0.0
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, labels: (images, labels)
     after_step: Callable[[], None] = lambda: None
 
 
 def train_epoch(
-    forwards: Callable[[Tensor], Iterable[Tensor]],
+    forwards: Callable[[Tensor, torch.Generator], Iterable[Tensor]],
     recipe: Recipe,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    first_step: int,
+    batches: Loader,
+    epoch: int,
+    tally: Tally,
     progress: Progress,
-) -> EpochMeans:
-    """Train for one epoch on `batches` of images and labels, int64 `[B]` or probabilities `[B, classes]`.
+) -> None:
+    """Train for what is left of an epoch after `tally.steps` steps, and add it to `tally`.
 
-    `forwards(images)` yields logits one after another (one for an ordinary network, one for each path of a supernet);
-    each is differentiated before the next is asked for, so that only one graph lives at a time, and the gradients add
-    up before the optimiser steps.
+    `forwards(images, rng)` yields logits one after another (one for an ordinary network, one for each path of a
+    supernet); each is differentiated before the next is asked for, so that only one graph lives at a time, and the
+    gradients add up before the optimiser steps. Every step has a random stream of its own, for `forwards` and for the
+    global streams, so that an epoch can go on anywhere.
     """
     optimizer, place = recipe.optimizer, recipe.place
-    losses, hits, seen, passes = 0.0, 0, 0, 0
-    for step, (images, labels) in enumerate(batches, start=first_step):
-        images, labels = place.batch(images, labels)
+    for images, labels in batches.epoch(epoch, tally.steps):
+        check_stop()
+        rng = stream(*recipe.seed, epoch, tally.steps)
+        seed_global(rng)
+        images, labels = place.batch(*recipe.mix(images, labels))
         likeliest = labels.argmax(dim=1) if labels.ndim == 2 else labels
-        recipe.schedule.apply(optimizer, step)
+        recipe.schedule.apply(optimizer, epoch * len(batches) + tally.steps)
         optimizer.zero_grad(set_to_none=False)
         with place.autocast():
-            for logits in forwards(images):
+            for logits in forwards(images, rng):
                 loss = recipe.criterion(logits, labels)
                 loss.backward()
-                losses, passes = losses + check_finite(loss, progress.title, step), passes + 1
-                hits, seen = hits + int((logits.argmax(dim=1) == likeliest).sum()), seen + len(labels)
+                tally.losses += check_finite(loss, progress.title, tally.steps, recipe.checkpoint)
+                tally.hits += int((logits.argmax(dim=1) == likeliest).sum())
+                tally.passes, tally.seen = tally.passes + 1, tally.seen + len(labels)
         if recipe.clip_grad:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
         optimizer.step()
         recipe.after_step()
-        progress.update(loss=losses / passes, top1=100 * hits / seen, lr=optimizer.param_groups[0]["lr"])
-    return EpochMeans(losses / max(passes, 1), 100 * hits / max(seen, 1))
+        tally.steps += 1
+        progress.update(loss=tally.loss, top1=tally.top1, lr=optimizer.param_groups[0]["lr"])

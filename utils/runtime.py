@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import yaml
-from torch import nn
 from tqdm import tqdm
 
 from utils import checkpoint
@@ -23,18 +26,83 @@ from utils.config import Config, load_config
 from utils.errors import UserError
 
 
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C came, and all is in order to save and leave."""
+
+
+class _StopRequest:
+    """The signal that asks this process to stop; within `saved_when_stopped` it waits for `check_stop`."""
+
+    signal: int | None = None
+    waits = False
+
+    def receive(self, number: int, frame) -> None:
+        impatient = self.signal is not None
+        self.signal = number
+        if impatient or not self.waits:
+            raise KeyboardInterrupt
+        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+
+_request = _StopRequest()
+
+
+def check_stop() -> None:
+    """Raise `Stopped` if a signal has come: called where everything that trains is between two steps."""
+    if _request.waits and _request.signal is not None:
+        raise Stopped
+
+
+@contextmanager
+def saved_when_stopped(save: Callable[[], None]) -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C wait for the next `check_stop`, and `save()` is called before the process ends."""
+    _request.waits = True
+    try:
+        yield
+    except Stopped:
+        save()
+        print("saved; the same command goes on from here", file=sys.stderr)
+        raise
+    finally:
+        _request.waits = False
+
+
+@contextmanager
+def _signals_received() -> Iterator[None]:
+    """Let `_request` have SIGTERM and Ctrl-C, which only the main thread can arrange."""
+    _request.signal = None
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _request.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def command(main: Callable) -> Callable:
-    """Let a stage's `main(argv=None)` end bad input as one line on stderr and exit status 2."""
+    """Let a stage's `main(argv=None)` end bad input as one line on stderr and exit status 2.
+
+    SIGTERM and Ctrl-C end it with a line, too, and with the exit status that shells expect.
+    """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
-        try:
-            return main(argv)
-        except UserError as error:
-            reason = str(error)
-        except OSError as error:  # a full disk, a folder that cannot be written: nothing that a traceback explains
-            reason = f"{error.filename or 'input and output'}: {error.strerror or error}"
-        print(f"{Path(sys.argv[0]).name}: error: {reason}", file=sys.stderr)
+        name = Path(sys.argv[0]).name
+        with _signals_received():
+            try:
+                return main(argv)
+            except UserError as error:
+                reason = str(error)
+            except OSError as error:  # a full disk, a folder that cannot be written: nothing a traceback explains
+                reason = f"{error.filename or 'input and output'}: {error.strerror or error}"
+            except KeyboardInterrupt:
+                number = _request.signal or signal.SIGINT
+                print(f"{name}: stopped by {signal.Signals(number).name}", file=sys.stderr)
+                raise SystemExit(128 + number) from None
+        print(f"{name}: error: {reason}", file=sys.stderr)
         raise SystemExit(2)
 
     return run
@@ -79,14 +147,14 @@ def pick_device(accelerator: bool = True) -> torch.device:
 
 
 def stream(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU random stream of its own for each purpose and epoch, so that resuming needs no generator states."""
+    """A CPU random stream of its own for each purpose, epoch and step, so that resuming needs no generator states."""
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def seed_everything(seed: int, *names: str | int) -> None:
-    """Seed the global streams (dropout on any device uses them)."""
-    torch.manual_seed(stream(seed, *names).initial_seed())
+def seed_global(rng: torch.Generator) -> None:
+    """Seed the global streams, which dropout, stochastic depth and mixup draw from, by the seed of `rng`."""
+    torch.manual_seed(rng.initial_seed())
 
 
 def describe_environment(device: torch.device) -> dict:
@@ -109,6 +177,16 @@ def _commit() -> str | None:
         return subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip() or None
     except OSError:  # there is no git
         return None
+
+
+class Training(Protocol):
+    """What is trained, with all that training it further needs."""
+
+    def state(self, epochs: int) -> dict:
+        """A checkpoint after `epochs` whole epochs: tensors and plain values."""
+
+    def load_state(self, state: dict) -> int:
+        """Take up a checkpoint; returns its number of whole epochs."""
 
 
 class RunFolder:
@@ -215,15 +293,25 @@ class RunFolder:
         for path in filter(None, (mirror, self.checkpoint(name))):
             checkpoint.save(path, payload)
 
-    def restore(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
-        """Load module and optimiser from the checkpoint `name`; its payload, or None when there is none yet."""
+    def restore(self, name: str, training: Training) -> int:
+        """Let `training` take up the checkpoint `name`; its number of whole epochs, 0 when there is none yet."""
         file = self.checkpoint(name)
         if not file.exists():
-            return None
-        payload = checkpoint.load(file)
-        checkpoint.load_into(module, payload["model"], file)
-        optimizer.load_state_dict(payload["optimizer"])
-        return payload
+            return 0
+        try:
+            return training.load_state(checkpoint.load(file))
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = next(iter(str(error).splitlines()), "")
+            raise UserError(
+                f"{file}: this run cannot go on from it ({type(error).__name__}: {reason}); "
+                "--resume none moves the run aside and begins anew"
+            ) from None
+
+    def keep(self, name: str, training: Training, epochs: int) -> None:
+        """Save what `restore` takes up: after `epochs` whole epochs, and perhaps part of another one."""
+        self.save(name, training.state(epochs))
 
     def write_csv(self, name: str, columns: tuple[str, ...], rows: list[tuple], mirror: str | None = None) -> None:
         lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
@@ -294,10 +382,12 @@ def _refuse_changes(saved: Config, config: Config, title: str, free: set[str] = 
 class Progress:
     """A bar with time left on a terminal; in a log, a plain line every `print_freq` steps and at the end."""
 
-    def __init__(self, title: str, total: int, print_freq: int = 100):
+    def __init__(self, title: str, total: int, print_freq: int = 100, done: int = 0):
         self.title, self.total, self.print_freq = title, total, print_freq
-        self.step, self.began = 0, time.monotonic()
-        self.bar = tqdm(total=total, desc=title, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.step, self.first, self.began = done, done, time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=done, desc=title, leave=False, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
         return self
@@ -308,7 +398,7 @@ class Progress:
             self.bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()}, refresh=False)
             self.bar.update()
         elif self.step % self.print_freq == 0 and self.step < self.total:
-            left = (time.monotonic() - self.began) / self.step * (self.total - self.step)
+            left = (time.monotonic() - self.began) / (self.step - self.first) * (self.total - self.step)
             shown = " ".join(f"{name} {number:.4g}" for name, number in numbers.items())
             print(f"{self.title} step {self.step}/{self.total} {shown} left {tqdm.format_interval(left)}", flush=True)
 

@@ -1,0 +1,176 @@
+"""Training the architecture generator against the frozen supernet (SGNAS, section 3.4), and how well it answers."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.generation import Generated, ReadyGenerator
+from model.generator import ArchitectureGenerator, PriorPool
+from model.lookup_table import HardwareLoss, LookUpTable
+from model.supernet import FrozenSupernet
+from utils.config import Config
+from utils.data import Loader
+from utils.engine import Placement, Tally, check_finite
+from utils.optim import Schedule, make_optimizer, moving_average
+from utils.runtime import Progress, check_stop, stream
+
+
+class GeneratorTraining:
+    """The generator, the average of its weights that is evaluated and kept, and what trains them."""
+
+    def __init__(
+        self,
+        frozen: FrozenSupernet,
+        pool: PriorPool,
+        hardware_loss: HardwareLoss,
+        steps_per_epoch: int,
+        config: Config,
+        place: Placement,
+        checkpoint: Path,
+    ):
+        self.frozen, self.pool, self.hardware_loss, self.config, self.place = frozen, pool, hardware_loss, config, place
+        self.checkpoint = checkpoint
+        self.table = LookUpTable(frozen.space).to(place.device)
+        torch.manual_seed(stream(config.seed, "generator").initial_seed())
+        self.generator = ArchitectureGenerator(config.low_flops, config.high_flops, config.hc_dim).to(place.device)
+        self.average = moving_average(self.generator, config.generator_ema)
+        self.optimizer = make_optimizer(self.generator.parameters(), config.g_optim_state)
+        state = config.g_optim_state
+        self.schedule = Schedule(config.g_lr_scheduler, state.lr, config.search_epochs, steps_per_epoch)
+        self.tally, self.best_loss, self.best_top1 = Tally(), float("inf"), -1.0
+
+    def payload(self, epochs: int) -> dict:
+        """The checkpoint of the averaged generator: all that `load_generator` needs."""
+        return {
+            "kind": "generator",
+            "epoch": epochs,
+            "model": self.average.module.state_dict(),
+            "low": self.config.low_flops,
+            "high": self.config.high_flops,
+        }
+
+    def state(self, epochs: int) -> dict:
+        return {
+            **self.payload(epochs),
+            "model": self.generator.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "tally": asdict(self.tally),
+            "best_loss": self.best_loss,
+            "best_top1": self.best_top1,
+        }
+
+    def load_state(self, state: dict) -> int:
+        self.generator.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        self.tally = Tally(**state["tally"])
+        self.best_loss, self.best_top1 = state["best_loss"], state["best_top1"]
+        return state["epoch"]
+
+    def epoch(self, batches: Loader, epoch: int, progress: Progress) -> None:
+        """What is left of a pass over the images that feed the generator, `targets_per_step` targets a step."""
+        config, count = self.config, self.config.targets_per_step
+        tau = config.tau * config.tau_decay**epoch
+        targets = training_targets(config, len(batches) * count, stream(config.seed, "targets", epoch))
+        self.generator.train()
+        for images, labels in batches.epoch(epoch, self.tally.steps):
+            check_stop()
+            step = self.tally.steps
+            self.schedule.apply(self.optimizer, epoch * len(batches) + step)
+            chosen = targets[step * count : (step + 1) * count].to(self.place.device)
+            gumbel = stream(config.seed, "gumbel", epoch, step)
+            loss, numbers = self.losses(*self.place.batch(images, labels), chosen, tau, gumbel)
+            self.optimizer.zero_grad()
+            loss.backward()
+            check_finite(loss, progress.title, step, self.checkpoint)
+            self.optimizer.step()
+            self.average.update_parameters(self.generator)
+            self.tally.steps += 1
+            progress.update(**numbers)
+
+    def losses(
+        self, images: Tensor, labels: Tensor, targets: Tensor, tau: float, gumbel: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a step (SGNAS, equation 6) and what the progress shows of it.
+
+        The mixture generated for the first of `targets [N]` goes through the supernet; all of them pay for missing
+        their targets.
+        """
+        space = self.frozen.space
+        logits = self.generator(self.pool.nearest(targets), targets)
+        paths = space.relax(logits, tau, gumbel)
+        with self.place.autocast():
+            scores = self.frozen(images, paths[0])
+            supernet_loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
+        if self.config.straight_through:
+            paths = straight_through(space.discretize(logits), space.relax(logits, 1.0))
+        costs = self.table(paths)
+        loss = supernet_loss + self.hardware_loss(costs, targets).mean()
+        top1 = 100 * float((scores.argmax(dim=1) == labels).float().mean())
+        first = {"target": float(targets[0]), "cost": float(costs[0].detach())}
+        return loss, {"loss": float(loss.detach()), "top1": top1, **first}
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard` with the gradient of `soft` (Bengio et al., 2013)."""
+    return hard + soft - soft.detach()
+
+
+def training_targets(config: Config, count: int, rng: torch.Generator) -> Tensor:
+    """Targets `[count]` in M: the multiples of `target_step` in shuffled rounds, each with its jitter."""
+    first, stop = (math.ceil(round(b / config.target_step, 6)) for b in (config.low_flops, config.high_flops))
+    marks = config.target_step * torch.arange(first, stop, dtype=torch.float64)
+    rounds = [marks[torch.randperm(len(marks), generator=rng)] for _ in range(-(-count // len(marks)))]
+    jitter = (2 * torch.rand(count, generator=rng, dtype=torch.float64) - 1) * config.target_jitter
+    return (torch.cat(rounds)[:count] + jitter).float()
+
+
+# -- how well it answers ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The architectures for low..high in steps of `eval_step`, and what they say of the generator.
+
+    `hardware_loss` is the total over the targets, `kendall_tau` that between targets and costs, `mean_miss` the mean
+    of |cost - target| / target, `prior_kept` the share of choices that are those of a prior.
+    """
+
+    found: list[Generated]
+    hardware_loss: float
+    kendall_tau: float
+    mean_miss: float
+    prior_kept: float
+
+    @property
+    def middle(self) -> Generated:
+        return self.found[len(self.found) // 2]
+
+
+def answers(ready: ReadyGenerator, hardware_loss: HardwareLoss, config: Config) -> Answers:
+    steps = int((config.high_flops - config.low_flops) / config.eval_step + 1e-6)
+    targets = config.low_flops + config.eval_step * torch.arange(steps + 1, dtype=torch.float64)
+    found = ready.generate(targets)
+    costs = torch.tensor([g.macs_m for g in found], dtype=torch.float64)
+    return Answers(
+        found,
+        hardware_loss=float(hardware_loss(costs, targets).sum()),
+        kendall_tau=float(kendalltau(targets, costs).statistic) if len(costs.unique()) > 1 else 0.0,
+        mean_miss=float(((costs - targets).abs() / targets).mean()),
+        prior_kept=_prior_kept(ready, found),
+    )
+
+
+def _prior_kept(ready: ReadyGenerator, found: list[Generated]) -> float:
+    """Share of the choices that are those of the most similar of the priors they were generated from."""
+    space = ready.table.space
+    priors = ready.pool.near(torch.tensor([g.target for g in found]), ready.priors_per_target)
+    paths = torch.stack([space.encode(g.architecture) for g in found])
+    same = (paths[:, None] * priors).sum(dim=-1)[:, :, space.exists].mean(dim=2)
+    return float(same.max(dim=1).values.mean())

@@ -1,0 +1,384 @@
+"""Whatever goes wrong costs a line of text: broken inputs, kills at any moment, signals, full disks, hostile files."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import search
+import train_cifar
+import validate
+from tests.conftest import TINY_CONFIG
+from tools import generate
+from utils import checkpoint
+
+ROOT = Path(search.__file__).parent
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def write_images(folder: Path) -> None:
+    for part, count in (("train", 8), ("test", 2)):
+        for label in range(10):
+            (folder / part / str(label)).mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (16, 16), (25 * label, 9 * index, 0)).save(folder / part / str(label) / f"{index}.png")
+
+
+# -- broken inputs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory) -> Path:
+    """A folder with everything that a broken input is made from: configs, images, finished runs."""
+    root = tmp_path_factory.mktemp("valid")
+    (root / "tiny.yml").write_text(TINY_CONFIG.format(log_dir="logs") + "warmup_epochs: 1\nsearch_epochs: 1\n")
+    text = TINY_CONFIG.format(log_dir="logs").replace("dataset: digits", "dataset: imagefolder\ndataset_dir: images")
+    (root / "folder.yml").write_text(text)
+    write_images(root / "images")
+    before = os.getcwd()
+    os.chdir(root)
+    try:
+        search.main(["--cfg", "tiny.yml", "--title", "run", "--set", "warmup_epochs=1", "search_epochs=1"])
+        train_cifar.main(["--cfg", "tiny.yml", "--flops", "0.15", "--title", "net", "--set", "epochs=1"])
+        generate.main(["--run", "logs/run", "--flops", "0.1,0.15", "--out", "found.json"])
+    finally:
+        os.chdir(before)
+    return root
+
+
+def yaml_with(**changes):
+    """Break the config: keys set anew, or with None removed."""
+
+    def fault() -> None:
+        values = yaml.safe_load(Path("tiny.yml").read_text())
+        values.update(changes)
+        Path("tiny.yml").write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+
+    return fault
+
+
+def text_of(name: str, text: str):
+    return lambda: Path(name).write_text(text)
+
+
+def cut(name: str, share: float = 0.5):
+    def fault() -> None:
+        data = Path(name).read_bytes()
+        Path(name).write_bytes(data[: int(share * len(data))])
+
+    return fault
+
+
+def payload_with(name: str, **changes):
+    def fault() -> None:
+        payload = {**checkpoint.load(name), **changes}
+        checkpoint.save(name, {key: value for key, value in payload.items() if value is not None})
+
+    return fault
+
+
+def json_with(name: str, **changes):
+    return lambda: Path(name).write_text(json.dumps({**json.loads(Path(name).read_text()), **changes}))
+
+
+def nothing() -> None:
+    """The command line alone is at fault."""
+
+
+SEARCH = [search.main, "--cfg", "tiny.yml", "--title", "new"]
+FOLDER = [search.main, "--cfg", "folder.yml", "--title", "new"]
+TRAIN = [train_cifar.main, "--cfg", "tiny.yml", "--title", "new", "--flops", "0.15"]
+AGAIN = [search.main, "--cfg", "tiny.yml", "--title", "run", "--set", "warmup_epochs=1", "search_epochs=1"]
+NET = [train_cifar.main, "--cfg", "tiny.yml", "--title", "net", "--flops", "0.15", "--set", "epochs=1"]
+VALIDATE = [validate.main, "--checkpoint", "logs/net/checkpoints/last.pth"]
+GENERATE = [generate.main, "--run", "logs/run", "--flops"]
+LAST, NET_LAST = "logs/run/checkpoints/supernet_last.pth", "logs/net/checkpoints/last.pth"
+GENERATOR = "logs/run/checkpoints/generator_best_avg.pth"
+
+BROKEN = {
+    # configs
+    "unknown key": (yaml_with(batchsize=3), SEARCH, "batchsize: unknown key; did you mean batch_size"),
+    "missing key": (yaml_with(dataset=None), SEARCH, "dataset: this key is missing"),
+    "wrong type": (yaml_with(batch_size="many"), SEARCH, "batch_size: 'many' is not a whole number"),
+    "low above high": (yaml_with(low_flops=0.3), SEARCH, "low_flops: 0.3 is not allowed"),
+    "target out of reach": (yaml_with(high_flops=9), SEARCH, "high_flops: 9 M; this space reaches"),
+    "even kernel": (yaml_with(l_cfgs=[[6, 8, [4, "skip"], 1]]), SEARCH, "kernel sizes must be odd"),
+    "portion above one": (yaml_with(train_portion=1.5), SEARCH, "train_portion: 1.5 is not allowed"),
+    "portion of nothing": (yaml_with(train_portion=0), SEARCH, "train_portion: 0.0 is not allowed"),
+    "no layers": (yaml_with(l_cfgs=[]), SEARCH, "l_cfgs"),
+    "negative epochs": (yaml_with(warmup_epochs=-1), SEARCH, "warmup_epochs: -1 is not allowed"),
+    "learning rate zero": (yaml_with(optim_state={"lr": 0}), SEARCH, "optim_state: lr must be above 0"),
+    "unknown optimiser": (yaml_with(optim_state={"optimizer": "x"}), SEARCH, "allowed are sgd, adam"),
+    "unknown data set": (yaml_with(dataset="mnist"), SEARCH, "dataset: 'mnist' cannot be read; allowed are"),
+    "wrong classes": (yaml_with(classes=12), SEARCH, "classes: the config says 12, but digits"),
+    "pretrained is missing": (yaml_with(warmup_epochs=0, model_pretrained="no.pth"), SEARCH, "no such checkpoint"),
+    "copy onto a folder": (yaml_with(path_to_save_model="images"), SEARCH, "but it is a folder"),
+    "no YAML": (text_of("tiny.yml", "a: ["), SEARCH, "tiny.yml: no valid YAML"),
+    "no mapping": (text_of("tiny.yml", "- 1"), SEARCH, "tiny.yml: it holds no keys"),
+    "not text": (lambda: Path("tiny.yml").write_bytes(b"\xff\xfe\x00"), SEARCH, "tiny.yml: no valid YAML"),
+    "include outside": (text_of("tiny.yml", "a: !include ../../etc/passwd"), SEARCH, "outside the config's folder"),
+    "code in YAML": (text_of("tiny.yml", "a: !!python/object/apply:os.mkdir [ran]"), SEARCH, "no valid YAML"),
+    "missing config": (lambda: Path("tiny.yml").unlink(), SEARCH, "tiny.yml: cannot be read"),
+    # command lines
+    "set without value": (nothing, [*SEARCH, "--set", "seed"], "--set seed: it must be key=value"),
+    "title outside": (nothing, [*SEARCH, "--title", "../x"], "it must name a folder inside log_dir"),
+    "resume from nowhere": (nothing, [*SEARCH, "--resume", "nowhere"], "--resume nowhere: it must be"),
+    "changed config": (nothing, [*AGAIN, "seed=5"], "this run was begun with seed: 1, now it is 5"),
+    "title of another stage": (nothing, [*TRAIN, "--title", "run"], "this is a run of search"),
+    "no such target": (nothing, [*TRAIN, "--flops", "9"], "target 9 M: no architecture meets it"),
+    "unknown activation": (nothing, [*TRAIN, "--activation", "gelu"], "activation: 'gelu' is not allowed"),
+    "inherit from nothing": (nothing, [*TRAIN, "--inherit", "no.pth"], "no.pth: there is no such checkpoint"),
+    "inherit from a network": (nothing, [*TRAIN, "--inherit", NET_LAST], "keys do not fit"),
+    "rate above one": (nothing, [*TRAIN, "--drop-path", "1.5"], "drop_path: 1.5 is not allowed"),
+    "targets backwards": (nothing, [*GENERATE, "2:1:0.1"], "--flops 2:1:0.1: it must be start:stop:step"),
+    "targets of words": (nothing, [*GENERATE, "much"], "--flops much: it must be"),
+    "generate out of reach": (nothing, [*GENERATE, "0.1,99"], "target 99 M: no architecture meets it"),
+    "no run folder": (nothing, [generate.main, "--run", "images", "--flops", "0.1"], "it is no run folder"),
+    # checkpoints
+    "truncated supernet": (cut(LAST), AGAIN, "supernet_last.pth: not a readable checkpoint"),
+    "foreign supernet": (lambda: shutil.copy(NET_LAST, LAST), AGAIN, "supernet_last.pth: this run cannot go on"),
+    "supernet without optimiser": (payload_with(LAST, optimizer=None), AGAIN, "KeyError: 'optimizer'"),
+    "supernet with a broken tally": (payload_with(LAST, tally={"x": 1}), AGAIN, "this run cannot go on from it"),
+    "supernet of no weights": (payload_with(LAST, model=3), AGAIN, "this run cannot go on from it"),
+    "truncated generator": (cut(GENERATOR), [*GENERATE, "0.1"], "generator_best_avg.pth: not a readable checkpoint"),
+    "foreign generator": (lambda: shutil.copy(LAST, GENERATOR), [*GENERATE, "0.1"], "keys do not fit"),
+    "truncated network": (cut(NET_LAST), VALIDATE, "last.pth: not a readable checkpoint"),
+    "network of another shape": (payload_with(NET_LAST, architecture=[[3] * 6] * 2), VALIDATE, "last.pth: "),
+    "network of no architecture": (payload_with(NET_LAST, architecture=[[3]]), VALIDATE, "layer"),
+    "network that says nothing": (payload_with(NET_LAST, kind=None), VALIDATE, "it does not say its architecture"),
+    "truncated training": (cut(NET_LAST), NET, "last.pth: not a readable checkpoint"),
+    "a list as checkpoint": (lambda: torch.save([1], NET_LAST), VALIDATE, "a checkpoint must be a dictionary"),
+    # other files of a run
+    "pool cut short": (cut("logs/run/prior_pool.json"), AGAIN, "prior_pool.json: no prior pool in JSON"),
+    "pool of nothing": (text_of("logs/run/prior_pool.json", "{}"), AGAIN, "prior_pool.json"),
+    "pool of mixtures": (
+        text_of("logs/run/prior_pool.json", json.dumps({"0.1": [[0.25] * 24] * 2})),
+        AGAIN,
+        "every group of 4 numbers must be one 1 and else 0",
+    ),
+    "split cut short": (cut("logs/run/split.json"), AGAIN, "split.json: no split file"),
+    "split of other images": (json_with("logs/run/split.json", images=7), AGAIN, "it splits 7 images"),
+    "config of the run broken": (text_of("logs/run/config.yml", "a: ["), AGAIN, "config.yml: no valid YAML"),
+    "architecture broken": (cut("logs/net/architecture.json"), NET, "architecture.json"),
+    "list of architectures cut short": (cut("found.json"), [*TRAIN, "--architecture", "found.json"], "found.json: no"),
+    "list of another space": (
+        text_of("found.json", json.dumps([{"target": 0.15, "macs_m": 1, "params_m": 1, "choices": [[9]]}])),
+        [*TRAIN, "--architecture", "found.json"],
+        "layer",
+    ),
+    # images
+    "strict data": (cut("images/train/3/1.png"), [*FOLDER, "--strict-data"], "3/1.png: cannot be read as an image"),
+    "a class too few": (lambda: shutil.rmtree("images/test/3"), FOLDER, "its class folders are not those of"),
+    "no training images": (lambda: shutil.rmtree("images/train"), FOLDER, "train: it must be a folder"),
+    "no images at all": (lambda: shutil.rmtree("images"), FOLDER, "it must be a folder"),
+    "test images missing": (lambda: shutil.rmtree("images/test"), FOLDER, "val: it must be a folder"),
+    "an empty class": (lambda: shutil.rmtree("images/train/3") or os.mkdir("images/train/3"), FOLDER, "train"),
+    "only broken images": (
+        lambda: [file.write_bytes(b"x") for file in Path("images/train").rglob("*.png")],
+        FOLDER,
+        "none of its images can be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_input_is_one_line_and_changes_nothing(name, valid, tmp_path, monkeypatch, capsys):
+    fault, (main, *arguments), says = BROKEN[name]
+    here = tmp_path / "here"
+    shutil.copytree(valid, here)
+    monkeypatch.chdir(here)
+    fault()
+    before = contents(here)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("skipped ")]
+    assert len(lines) == 1, lines
+    assert says in lines[0]
+    assert contents(here) == before
+
+
+def test_a_checkpoint_that_tries_to_run_code_does_not(valid, tmp_path, monkeypatch, capsys):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, ("ran",)
+
+    here = tmp_path / "here"
+    shutil.copytree(valid, here)
+    monkeypatch.chdir(here)
+    for file, (main, *arguments) in ((LAST, AGAIN), (NET_LAST, VALIDATE), (GENERATOR, [*GENERATE, "0.1"])):
+        torch.save({"model": Hostile()}, file)
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert "not a readable checkpoint" in capsys.readouterr().err
+    assert not (here / "ran").exists()
+
+
+def test_a_loss_that_is_no_number_names_step_and_checkpoint(valid, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(valid, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(SystemExit) as stopped:
+        search.main(["--cfg", "tiny.yml", "--title", "wild", "--set", "warmup_epochs=1", "optim_state.lr=1e30"])
+    assert stopped.value.code == 2
+    assert re.search(r"the loss is (nan|inf) at step \d+; there is no checkpoint yet", capsys.readouterr().err)
+    keep = search.RunFolder.keep
+
+    def then_break(run, name, training, epochs):
+        keep(run, name, training, epochs)
+        if epochs == 1 and name == "supernet_last":
+            training.supernet.classifier.weight.data.fill_(float("inf"))
+
+    monkeypatch.setattr(search.RunFolder, "keep", then_break)
+    with pytest.raises(SystemExit):
+        search.main(["--cfg", "tiny.yml", "--title", "later", "--set", "warmup_epochs=2"])
+    said = capsys.readouterr().err
+    assert re.search(r"at step 0; logs/later/checkpoints/supernet_last\.pth is the last good checkpoint", said)
+    assert checkpoint.load("logs/later/checkpoints/supernet_last.pth")["epoch"] == 1
+
+
+# -- kills, signals and full disks: real child processes -------------------------------------------------------------
+
+LONGER = (
+    "warmup_epochs=3 search_epochs=6 epochs=3 batch_size=16 print_freq=1 generator_ema=0.9 path_to_prior_pool=p.json"
+)
+COMMANDS = {
+    "search": ["search.py", "--cfg", "tiny.yml", "--title", "run", "--set", *LONGER.split()],
+    "train_cifar": [
+        *("train_cifar.py", "--cfg", "tiny.yml", "--title", "net", "--architecture", "found.json", "--flops", "0.15"),
+        *("--ema", "0.9", "--mixup", "--drop-path", "0.2", "--cutout", "4", "--set", *LONGER.split()),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(valid, tmp_path_factory) -> Path:
+    """Both commands run without a break."""
+    folder = begin(valid, tmp_path_factory.mktemp("unbroken"))
+    for arguments in COMMANDS.values():
+        assert start(arguments, folder).wait() == 0
+    return folder
+
+
+def begin(valid: Path, folder: Path) -> Path:
+    for name in ("tiny.yml", "found.json"):
+        shutil.copy(valid / name, folder / name)
+    return folder
+
+
+def start(arguments: list[str], folder: Path, **options) -> subprocess.Popen:
+    """A stage as a user starts it, with its output in files."""
+    with open(folder / "out.txt", "w") as out, open(folder / "err.txt", "w") as err:
+        command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+        return subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, env={**os.environ}, **options)
+
+
+def wait_for(child: subprocess.Popen, folder: Path, pattern: str) -> None:
+    while child.poll() is None and not re.search(pattern, (folder / "out.txt").read_text()):
+        time.sleep(0.02)
+
+
+def equal(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.equal(other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    """All that a run leaves behind: checkpoints tensor by tensor, all else byte by byte but for TensorBoard's times."""
+    names = [sorted(name for name in contents(root) if "tensorboard" not in name) for root in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        if name.endswith(".pth"):
+            assert equal(checkpoint.load(one / name), checkpoint.load(other / name)), name
+        else:
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "title", "kills"), [("search", "run", 7), ("train_cifar", "net", 4)])
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(stage, title, kills, valid, unbroken, tmp_path):
+    folder, moments = begin(valid, tmp_path), random.Random(stage)
+    landed = 0
+    while landed < kills:
+        child = start(COMMANDS[stage], folder)
+        wait_for(child, folder, "run folder")
+        time.sleep(moments.uniform(0, 2.5))
+        if child.poll() == 0:  # it was done before the kill came: begin anew
+            shutil.rmtree(folder / "logs")
+            continue
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+        landed += 1
+    assert start(COMMANDS[stage], folder).wait() == 0, (folder / "err.txt").read_text()
+    assert_same_files(unbroken / "logs" / title, folder / "logs" / title)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "title", "number", "moment"),
+    [
+        ("search", "run", signal.SIGTERM, "warm-up 2/3 step 5/"),
+        ("search", "run", signal.SIGINT, "generator 3/6 step 3/"),
+        ("train_cifar", "net", signal.SIGTERM, "epoch 2/3 step 10/"),
+    ],
+)
+def test_sigterm_and_ctrl_c_save_in_the_middle_of_an_epoch(stage, title, number, moment, valid, unbroken, tmp_path):
+    folder = begin(valid, tmp_path)
+    child = start(COMMANDS[stage], folder)
+    wait_for(child, folder, moment)
+    child.send_signal(number)
+    assert child.wait() == 128 + number
+    said = (folder / "err.txt").read_text()
+    assert "saved; the same command goes on from here" in said
+    assert f"stopped by {number.name}" in said
+    assert "Traceback" not in said
+    name = {"w": "supernet_last", "g": "generator_last", "e": "last"}[moment[0]]
+    state = checkpoint.load(folder / "logs" / title / "checkpoints" / f"{name}.pth")
+    assert state["tally"]["steps"] >= int(re.search(r"step (\d+)", moment)[1])
+    assert start(COMMANDS[stage], folder).wait() == 0
+    assert_same_files(unbroken / "logs" / title, folder / "logs" / title)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_loses_no_checkpoint(valid, unbroken, tmp_path):
+    folder = begin(valid, tmp_path)
+    child = start(COMMANDS["search"], folder)
+    wait_for(child, folder, "warm-up 1/3 loss")
+    wait_for(child, folder, "warm-up 2/3 step 2/")
+    child.kill()
+    child.wait()
+    checkpoints = contents(folder / "logs" / "run" / "checkpoints")
+    assert checkpoints
+    largest = max(map(len, checkpoints.values()))
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
+
+    child = start(COMMANDS["search"], folder, preexec_fn=limited)
+    assert child.wait() == 2
+    lines = (folder / "err.txt").read_text().splitlines()
+    assert len(lines) == 1, lines
+    assert "File too large" in lines[0]
+    assert contents(folder / "logs" / "run" / "checkpoints") == checkpoints
+    assert start(COMMANDS["search"], folder).wait() == 0
+    assert_same_files(unbroken / "logs" / "run", folder / "logs" / "run")
