@@ -6,7 +6,6 @@ CVPR 2021. Stage 1 is `warm_up`, stage 2 `train_generator`.
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -19,11 +18,13 @@ from model.generator_training import Answers, GeneratorTraining, answers
 from model.lookup_table import LookUpTable
 from model.supernet import UnifiedSupernet
 from model.warm_up import PathValidation, WarmUp, supernet_payload
+from utils.command import Parser, add_config_options, command
 from utils.config import Config, load_config
 from utils.data import HELD_OUT_BY_DEFAULT, SearchImages, load_dataset, split_for_search
-from utils.engine import Placement, Tally
+from utils.engine import Placement
 from utils.errors import UserError
-from utils.runtime import Progress, RunFolder, add_config_options, command, pick_device, saved_when_stopped, stream
+from utils.run_folder import RunFolder
+from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table
 
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--cfg", required=True, help="config file (YAML)")
     parser.add_argument("--title", help="name of the run folder under log_dir; default: the config's name")
     parser.add_argument(
@@ -99,23 +100,21 @@ def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run
     validation = PathValidation(supernet, images, config, place)
     validated = supernet.space.sample(config.validation_paths, stream(config.seed, "validation paths"))
     training = WarmUp(supernet, len(batches), config, place, run.checkpoint("supernet_last"))
-    done = run.restore("supernet_last", training)
-    run.forget_after("warm-up", done)
-    for epoch in range(done, config.warmup_epochs):
+
+    def one_epoch(epoch: int) -> None:
         title = f"warm-up {epoch + 1}/{config.warmup_epochs}"
-        with saved_when_stopped(partial(run.keep, "supernet_last", training, epoch)):
-            with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
-                means = training.epoch(batches, epoch, progress)
-            top1 = [validation.top1(path) for path in validated]
+        with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
+            means = training.epoch(batches, epoch, progress)
+        top1 = [validation.top1(path) for path in validated]
         mean = sum(top1) / len(top1)
         print(f"{title} loss {means.loss:.4f}, random paths top-1 {mean:.2f} %", flush=True)
         run.log("warm-up", epoch + 1, loss=means.loss, top1=means.top1, random_path_top1=mean)
         write_validation(validated, top1, LookUpTable(supernet.space), config, run)
-        training.tally = Tally()
         if mean > training.best_top1:
             training.best_top1 = mean
             run.save("supernet_best", supernet_payload(supernet, epoch + 1), config.path_to_save_model)
-        run.keep("supernet_last", training, epoch + 1)
+
+    run.train("warm-up", "supernet_last", training, config.warmup_epochs, one_epoch)
     load_supernet(supernet, run.checkpoint("supernet_best"))
 
 
@@ -136,20 +135,18 @@ def train_generator(
     validation = PathValidation(supernet, images, config, place)
     frozen, last = supernet.eval().frozen(), run.checkpoint("generator_last")
     training = GeneratorTraining(frozen, pool, hardware_loss, len(batches), config, place, last)
-    done = run.restore("generator_last", training)
-    run.forget_after("generator", done)
-    for epoch in range(done, config.search_epochs):
+
+    def one_epoch(epoch: int) -> None:
         title = f"generator {epoch + 1}/{config.search_epochs}"
-        with saved_when_stopped(partial(run.keep, "generator_last", training, epoch)):
-            with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
-                training.epoch(batches, epoch, progress)
-            ready = ReadyGenerator(training.average.module.eval(), pool, table, title, config.priors_per_target)
-            answered = answers(ready, hardware_loss, config)
-            top1 = validation.top1(supernet.space.encode(answered.middle.architecture))
-        training.tally = Tally()
+        with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
+            training.epoch(batches, epoch, progress)
+        ready = ReadyGenerator(training.average.module.eval(), pool, table, title, config.priors_per_target)
+        answered = answers(ready, hardware_loss, config)
+        top1 = validation.top1(supernet.space.encode(answered.middle.architecture))
         log_answers(answered, top1, title, epoch + 1, run)
         keep_generator(training, answered, top1, epoch + 1, config, run)
-        run.keep("generator_last", training, epoch + 1)
+
+    run.train("generator", "generator_last", training, config.search_epochs, one_epoch)
 
 
 def log_answers(answered: Answers, top1: float, title: str, epochs: int, run: RunFolder) -> None:

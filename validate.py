@@ -18,11 +18,12 @@ from model.lookup_table import LookUpTable
 from model.space import Architecture, UnifiedSpace
 from model.subnet import SubNet, count_macs, count_parameters
 from utils import checkpoint
+from utils.command import Parser, boolean, command, not_negative, positive, positive_number
 from utils.config import load_config
 from utils.data import Normalisation, load_test_images, loader
 from utils.engine import Placement, evaluate
 from utils.errors import UserError
-from utils.runtime import boolean, command, not_negative, pick_device, positive
+from utils.runtime import pick_device
 from utils.table import format_table
 
 
@@ -60,13 +61,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("data", nargs="?", help="folder of the data set; default: what the checkpoint or config says")
     parser.add_argument("--checkpoint", required=True, type=Path)
     parser.add_argument(
         "--config_path", "--cfg", metavar="CFG", help="config file of weights that know no architecture"
     )
-    parser.add_argument("--target_flops", type=float, help="target (M) whose architecture the config's generator gives")
+    parser.add_argument(
+        "--target_flops", type=positive_number, help="target (M) whose architecture the config's generator gives"
+    )
     parser.add_argument(
         "--architecture", type=Path, metavar="FILE", help="architecture.json, or a list, instead of a target"
     )
@@ -85,12 +88,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def describe(args: argparse.Namespace, payload: dict) -> dict:
     """Space, architecture, options and data of a checkpoint: its own, unless the command line says otherwise."""
     if payload.get("kind") == "subnet":
-        described = {
-            "space": UnifiedSpace.from_dict(payload["space"]),
-            "architecture": Architecture.of(payload["architecture"]),
-            "options": dict(payload["options"]),
-            "data": dict(payload["data"]),
-        }
+        described = own_description(args.checkpoint, payload)
     else:
         described = describe_by_config(args)
     for name in ("se", "activation"):
@@ -101,6 +99,19 @@ def describe(args: argparse.Namespace, payload: dict) -> dict:
         if args.config_path and (Path(args.data) / "val").is_dir():  # the published line, whatever the config trains on
             described["data"] |= {"dataset": "imagefolder", "part": "val"}
     return described
+
+
+def own_description(file: Path, payload: dict) -> dict:
+    """What a checkpoint of ours says of itself; UserError where something is missing."""
+    try:
+        return {
+            "space": UnifiedSpace.from_dict(payload["space"]),
+            "architecture": Architecture.of(payload["architecture"]),
+            "options": {name: payload["options"][name] for name in ("se", "activation", "dropout")},
+            "data": {name: payload["data"][name] for name in ("dataset", "dataset_dir", "mean", "std")},
+        }
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: it does not describe its network ({type(error).__name__}: {error})") from None
 
 
 def describe_by_config(args: argparse.Namespace) -> dict:

@@ -8,6 +8,7 @@ and kernel and computes every path as the published release does; the tests prov
 """
 
 import argparse
+import itertools
 import json
 import math
 import platform
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from model.build import build_hardware_loss, build_space
+from model.build import build_hardware_loss, build_space, search_loader
 from model.generation import ReadyGenerator
 from model.generator import ArchitectureGenerator, PriorPool
 from model.lookup_table import LookUpTable
@@ -34,10 +35,11 @@ from model.space import UnifiedSpace
 from model.supernet import UnifiedSupernet, from_published
 from model.warm_up import path_logits
 from tests.reference import ReferenceSupernet
+from utils.command import Parser, command, positive
 from utils.config import Config, OptimState, load_config
+from utils.data import ImageData
 from utils.engine import Placement
 from utils.optim import make_optimizer
-from utils.runtime import positive
 from utils.table import format_table
 
 CONFIG = Path(__file__).parent.parent / "config_file" / "cifar_config.yml"
@@ -48,6 +50,7 @@ TARGETS = 1000
 Step = Callable[[], None]
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = load_config(CONFIG)
@@ -75,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--batch", type=positive, default=32)
     parser.add_argument("--rounds", type=positive, default=7, help="how often each step is timed")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how the times grow")
@@ -91,6 +94,8 @@ def summary(seconds: dict[str, float], memory: dict[str, float]) -> dict[str, fl
         "generator_vs_reference": seconds["generator, reference"] / seconds["generator"],
         "generator_memory_ratio": memory["generator"] / memory["generator, reference"],
         "generate_1000_s": seconds["generate 1000"],
+        "evaluation_vs_standalone": seconds["evaluation"] / seconds["evaluation, stand-alone"],
+        "loading_vs_hard_step": seconds["loading"] / seconds["hard path"],
     }
 
 
@@ -107,6 +112,9 @@ def contestants(space: UnifiedSpace, config: Config, batch: int) -> dict[str, Ca
         "generator": lambda: generator_step(space, config, images, labels),
         "generator, reference": lambda: reference_generator_step(space, config, images, labels),
         "generate 1000": lambda: generation(space, config),
+        "evaluation": lambda: evaluation(supernets(space)[0].eval(), paths_of(space)[0], images),
+        "evaluation, stand-alone": lambda: standalone_evaluation(space, images),
+        "loading": lambda: loading(space, config, batch),
     }
 
 
@@ -142,7 +150,7 @@ def hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=False)
-        for logits in path_logits(supernet, PATHS, images, torch.Generator().manual_seed(1)):
+        for logits in path_logits(supernet, PATHS, CPU, images, torch.Generator().manual_seed(1)):
             F.cross_entropy(logits, labels).backward()
         optimizer.step()
 
@@ -226,6 +234,28 @@ def generation(space: UnifiedSpace, config: Config) -> Step:
     ready = ReadyGenerator(generator.eval(), pool, LookUpTable(space), "benchmark")
     targets = torch.linspace(config.low_flops, config.high_flops, TARGETS, dtype=torch.float64)
     return partial(ready.generate, targets)
+
+
+def evaluation(network: nn.Module, path: Tensor | None, images: Tensor) -> Step:
+    """Logits of a batch of validation images: of a path of the supernet, or of a network of its own."""
+    images, _ = CPU.batch(images, torch.zeros(len(images)))
+    arguments = (images,) if path is None else (images, path)
+    return torch.no_grad()(partial(network, *arguments))
+
+
+def standalone_evaluation(space: UnifiedSpace, images: Tensor) -> Step:
+    network = supernets(space)[0].eval().extract(paths_of(space)[0])
+    return evaluation(network.to(memory_format=torch.channels_last), None, images)
+
+
+def loading(space: UnifiedSpace, config: Config, batch: int) -> Step:
+    """A training batch from 10,000 decoded images: cropped, flipped, normalised."""
+    rng = torch.Generator().manual_seed(0)
+    shape = (10_000, 3, space.image_size, space.image_size)
+    images = ImageData(torch.randint(256, shape, generator=rng, dtype=torch.uint8), torch.zeros(10_000).long())
+    batches = search_loader(images, replace(config, batch_size=batch), "benchmark", training=True)
+    drawn = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
+    return partial(next, drawn)
 
 
 # -- timing ----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,10 @@ class Generated:
         }
 
 
+# Answers of the generator in one forward pass, so that memory stays bounded.
+MOST_AT_ONCE = 2048
+
+
 @dataclass(frozen=True)
 class ReadyGenerator:
     """A generator on any device with all it needs to answer, and where it comes from; the table is on the CPU."""
@@ -47,13 +51,17 @@ class ReadyGenerator:
     source: str
     priors_per_target: int = 1
 
-    @torch.no_grad()
     def logits(self, targets: Tensor) -> Tensor:
-        """Logits `[N, L, E, K]` for `targets [N]` (M) on the CPU, all in one forward pass.
+        """Logits `[N, L, E, K]` for `targets [N]` (M) on the CPU, in one forward pass for each `MOST_AT_ONCE` answers.
 
         Each target is answered from each of its `priors_per_target` nearest priors; the answer that costs nearest to it
         counts.
         """
+        parts = targets.split(max(1, MOST_AT_ONCE // self.priors_per_target))
+        return torch.cat([self._logits(part) for part in parts])
+
+    @torch.no_grad()
+    def _logits(self, targets: Tensor) -> Tensor:
         on_device = targets.to(self.generator.tail[0].weight)
         priors = self.pool.near(on_device, self.priors_per_target)
         count = priors.shape[1]

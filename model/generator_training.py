@@ -17,7 +17,8 @@ from utils.config import Config
 from utils.data import Loader
 from utils.engine import Placement, Tally, check_finite
 from utils.optim import Schedule, make_optimizer, moving_average
-from utils.runtime import Progress, check_stop, stream
+from utils.runtime import Progress, stream
+from utils.stopping import check_stop
 
 
 class GeneratorTraining:
@@ -42,7 +43,8 @@ class GeneratorTraining:
         self.optimizer = make_optimizer(self.generator.parameters(), config.g_optim_state)
         state = config.g_optim_state
         self.schedule = Schedule(config.g_lr_scheduler, state.lr, config.search_epochs, steps_per_epoch)
-        self.tally, self.best_loss, self.best_top1 = Tally(), float("inf"), -1.0
+        self.epochs, self.tally = 0, Tally()
+        self.best_loss, self.best_top1 = float("inf"), -1.0
 
     def payload(self, epochs: int) -> dict:
         """The checkpoint of the averaged generator: all that `load_generator` needs."""
@@ -54,9 +56,9 @@ class GeneratorTraining:
             "high": self.config.high_flops,
         }
 
-    def state(self, epochs: int) -> dict:
+    def state(self) -> dict:
         return {
-            **self.payload(epochs),
+            **self.payload(self.epochs),
             "model": self.generator.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -65,13 +67,12 @@ class GeneratorTraining:
             "best_top1": self.best_top1,
         }
 
-    def load_state(self, state: dict) -> int:
+    def load_state(self, state: dict) -> None:
         self.generator.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
-        self.tally = Tally(**state["tally"])
+        self.epochs, self.tally = state["epoch"], Tally(**state["tally"])
         self.best_loss, self.best_top1 = state["best_loss"], state["best_top1"]
-        return state["epoch"]
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> None:
         """What is left of a pass over the images that feed the generator, `targets_per_step` targets a step."""

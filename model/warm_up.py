@@ -33,28 +33,27 @@ class WarmUp:
             checkpoint,
             config.clip_grad,
         )
-        self.tally, self.best_top1 = Tally(), -1.0
+        self.epochs, self.tally, self.best_top1 = 0, Tally(), -1.0
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> Tally:
         """What is left of an epoch, after the steps in `tally`."""
         self.supernet.train()
-        forwards = partial(path_logits, self.supernet, self.paths)
+        forwards = partial(path_logits, self.supernet, self.paths, self.recipe.place)
         train_epoch(forwards, self.recipe, batches, epoch, self.tally, progress)
         return self.tally
 
-    def state(self, epochs: int) -> dict:
+    def state(self) -> dict:
         return {
-            **supernet_payload(self.supernet, epochs),
+            **supernet_payload(self.supernet, self.epochs),
             "optimizer": self.recipe.optimizer.state_dict(),
             "tally": asdict(self.tally),
             "best_top1": self.best_top1,
         }
 
-    def load_state(self, state: dict) -> int:
+    def load_state(self, state: dict) -> None:
         self.supernet.load_state_dict(state["model"])
         self.recipe.optimizer.load_state_dict(state["optimizer"])
-        self.tally, self.best_top1 = Tally(**state["tally"]), state["best_top1"]
-        return state["epoch"]
+        self.epochs, self.tally, self.best_top1 = state["epoch"], Tally(**state["tally"]), state["best_top1"]
 
 
 def supernet_payload(supernet: UnifiedSupernet, epochs: int) -> dict:
@@ -62,15 +61,20 @@ def supernet_payload(supernet: UnifiedSupernet, epochs: int) -> dict:
     return {"kind": "supernet", "epoch": epochs, "model": supernet.state_dict(), "space": supernet.space.to_dict()}
 
 
-def path_logits(supernet: UnifiedSupernet, paths: int, images: Tensor, rng: torch.Generator) -> Iterator[Tensor]:
+def path_logits(
+    supernet: UnifiedSupernet, paths: int, place: Placement, images: Tensor, rng: torch.Generator
+) -> Iterator[Tensor]:
     """The logits of the fairly sampled paths of one step, one after another.
 
     All paths share stem and first block, which are computed once, and differentiated once all paths have been.
     """
-    features = supernet.stem(images)
+    with place.autocast():
+        features = supernet.stem(images)
     shared = features.detach().requires_grad_()
     for path in supernet.space.sample_fair(paths, rng):
-        yield supernet.classify(shared, path)
+        with place.autocast():
+            logits = supernet.classify(shared, path)
+        yield logits
     features.backward(shared.grad)
 
 

@@ -28,7 +28,8 @@ ROOT = Path(search.__file__).parent
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    """Every file with its bytes, and every folder."""
+    return {str(f.relative_to(folder)): f.read_bytes() if f.is_file() else b"" for f in sorted(folder.rglob("*"))}
 
 
 def write_images(folder: Path) -> None:
@@ -133,6 +134,10 @@ BROKEN = {
     "not text": (lambda: Path("tiny.yml").write_bytes(b"\xff\xfe\x00"), SEARCH, "tiny.yml: no valid YAML"),
     "include outside": (text_of("tiny.yml", "a: !include ../../etc/passwd"), SEARCH, "outside the config's folder"),
     "code in YAML": (text_of("tiny.yml", "a: !!python/object/apply:os.mkdir [ran]"), SEARCH, "no valid YAML"),
+    "flag unknown": (nothing, [*SEARCH, "--nonsense"], "unrecognized arguments: --nonsense"),
+    "flag without value": (nothing, [search.main], "the following arguments are required: --cfg"),
+    "target of no number": (nothing, [*TRAIN, "--flops", "nan"], "argument --flops: invalid positive_number value"),
+    "target zero": (nothing, [*TRAIN, "--architecture", "found.json", "--flops", "0"], "argument --flops: invalid"),
     "missing config": (lambda: Path("tiny.yml").unlink(), SEARCH, "tiny.yml: cannot be read"),
     # command lines
     "set without value": (nothing, [*SEARCH, "--set", "seed"], "--set seed: it must be key=value"),
@@ -160,6 +165,8 @@ BROKEN = {
     "truncated network": (cut(NET_LAST), VALIDATE, "last.pth: not a readable checkpoint"),
     "network of another shape": (payload_with(NET_LAST, architecture=[[3] * 6] * 2), VALIDATE, "last.pth: "),
     "network of no architecture": (payload_with(NET_LAST, architecture=[[3]]), VALIDATE, "layer"),
+    "network without options": (payload_with(NET_LAST, options=None), VALIDATE, "it does not describe its network"),
+    "network of wrong data": (payload_with(NET_LAST, data=3), VALIDATE, "it does not describe its network"),
     "network that says nothing": (payload_with(NET_LAST, kind=None), VALIDATE, "it does not say its architecture"),
     "truncated training": (cut(NET_LAST), NET, "last.pth: not a readable checkpoint"),
     "a list as checkpoint": (lambda: torch.save([1], NET_LAST), VALIDATE, "a checkpoint must be a dictionary"),
@@ -237,19 +244,20 @@ def test_a_loss_that_is_no_number_names_step_and_checkpoint(valid, tmp_path, mon
         search.main(["--cfg", "tiny.yml", "--title", "wild", "--set", "warmup_epochs=1", "optim_state.lr=1e30"])
     assert stopped.value.code == 2
     assert re.search(r"the loss is (nan|inf) at step \d+; there is no checkpoint yet", capsys.readouterr().err)
-    keep = search.RunFolder.keep
+    epoch, good = search.WarmUp.epoch, "logs/later/checkpoints/supernet_last.pth"
 
-    def then_break(run, name, training, epochs):
-        keep(run, name, training, epochs)
-        if epochs == 1 and name == "supernet_last":
+    def broken_in_the_second(training, *rest):
+        tally = epoch(training, *rest)
+        if training.epochs == 1:
             training.supernet.classifier.weight.data.fill_(float("inf"))
+        return tally
 
-    monkeypatch.setattr(search.RunFolder, "keep", then_break)
+    monkeypatch.setattr(search.WarmUp, "epoch", broken_in_the_second)
     with pytest.raises(SystemExit):
         search.main(["--cfg", "tiny.yml", "--title", "later", "--set", "warmup_epochs=2"])
     said = capsys.readouterr().err
-    assert re.search(r"at step 0; logs/later/checkpoints/supernet_last\.pth is the last good checkpoint", said)
-    assert checkpoint.load("logs/later/checkpoints/supernet_last.pth")["epoch"] == 1
+    assert f"classifier.weight has become infinite or no number; {good} is the last good checkpoint" in said
+    assert checkpoint.load(good)["epoch"] == 1
 
 
 # -- kills, signals and full disks: real child processes -------------------------------------------------------------
@@ -308,27 +316,35 @@ def assert_same_files(one: Path, other: Path) -> None:
     names = [sorted(name for name in contents(root) if "tensorboard" not in name) for root in (one, other)]
     assert names[0] == names[1]
     for name in names[0]:
+        if (one / name).is_dir():
+            continue
         if name.endswith(".pth"):
             assert equal(checkpoint.load(one / name), checkpoint.load(other / name)), name
         else:
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+PHASES = {
+    "search": [
+        "run folder",
+        *(f"warm-up {n}/3 step" for n in (1, 2, 3)),
+        *(f"generator {n}/6 step" for n in (1, 3, 5)),
+    ],
+    "train_cifar": [f"epoch {n}/3 step" for n in (1, 2, 3)],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "title", "kills"), [("search", "run", 7), ("train_cifar", "net", 4)])
-def test_killed_at_random_moments_a_run_ends_with_the_same_bits(stage, title, kills, valid, unbroken, tmp_path):
+@pytest.mark.parametrize(("stage", "title"), [("search", "run"), ("train_cifar", "net")])
+def test_killed_ten_times_a_run_ends_with_the_same_bits(stage, title, valid, unbroken, tmp_path):
+    """A kill at a seeded random moment after each phase has begun; every start goes on where the last one ended."""
     folder, moments = begin(valid, tmp_path), random.Random(stage)
-    landed = 0
-    while landed < kills:
+    for index, _ in enumerate(PHASES[stage]):
         child = start(COMMANDS[stage], folder)
-        wait_for(child, folder, "run folder")
-        time.sleep(moments.uniform(0, 2.5))
-        if child.poll() == 0:  # it was done before the kill came: begin anew
-            shutil.rmtree(folder / "logs")
-            continue
+        wait_for(child, folder, "|".join(PHASES[stage][index:]))
+        time.sleep(moments.uniform(0, 0.2))
         child.kill()
         assert child.wait() == -signal.SIGKILL
-        landed += 1
     assert start(COMMANDS[stage], folder).wait() == 0, (folder / "err.txt").read_text()
     assert_same_files(unbroken / "logs" / title, folder / "logs" / title)
 
@@ -354,7 +370,8 @@ def test_sigterm_and_ctrl_c_save_in_the_middle_of_an_epoch(stage, title, number,
     assert "Traceback" not in said
     name = {"w": "supernet_last", "g": "generator_last", "e": "last"}[moment[0]]
     state = checkpoint.load(folder / "logs" / title / "checkpoints" / f"{name}.pth")
-    assert state["tally"]["steps"] >= int(re.search(r"step (\d+)", moment)[1])
+    epoch, step = (int(number) for number in re.search(r" (\d+)/.* step (\d+)", moment).groups())
+    assert (state["epoch"], state["tally"]["steps"]) >= (epoch - 1, step)
     assert start(COMMANDS[stage], folder).wait() == 0
     assert_same_files(unbroken / "logs" / title, folder / "logs" / title)
 

@@ -11,6 +11,7 @@ import torch
 import search
 import train_cifar
 import validate
+from model import scratch_training
 from model.build import build_space, load_supernet
 from model.space import Architecture
 from model.subnet import SubNet
@@ -19,8 +20,9 @@ from tests.conftest import GOLDEN, TINY_CONFIG, golden, released
 from tests.reference import ReferenceSupernet
 from tools import generate, summary
 from utils import checkpoint
+from utils.command import boolean
 from utils.config import load_config
-from utils.runtime import RunFolder, boolean
+from utils.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +336,7 @@ def test_train_then_validate_agree(searched, capsys):
 def test_training_goes_on_to_the_same_bits(searched, monkeypatch):
     arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.12", "--title"]
     train_cifar.main([*arguments, "unbroken"])
-    evaluate, calls = train_cifar.evaluate, []
+    evaluate, calls = scratch_training.evaluate, []
 
     def killed_at_the_second(*rest):
         calls.append(1)
@@ -342,7 +344,7 @@ def test_training_goes_on_to_the_same_bits(searched, monkeypatch):
             raise Killed
         return evaluate(*rest)
 
-    monkeypatch.setattr(train_cifar, "evaluate", killed_at_the_second)
+    monkeypatch.setattr(scratch_training, "evaluate", killed_at_the_second)
     with pytest.raises(Killed):
         train_cifar.main([*arguments, "broken"])
     monkeypatch.undo()
@@ -359,13 +361,13 @@ def test_all_options_together_resume_to_the_same_bits(searched, monkeypatch):
     arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.12", *EVERYTHING.split(), "--clip-grad", "1"]
     arguments += ["--inherit", str(searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"), "--title"]
     train_cifar.main([*arguments, "all"])
-    keep = RunFolder.keep
+    keep = RunFolder._keep
 
     def killed_after_the_first(run, *rest):
         keep(run, *rest)
         raise Killed
 
-    monkeypatch.setattr(RunFolder, "keep", killed_after_the_first)
+    monkeypatch.setattr(RunFolder, "_keep", killed_after_the_first)
     with pytest.raises(Killed):
         train_cifar.main([*arguments, "all_killed"])
     monkeypatch.undo()
@@ -409,13 +411,30 @@ def test_training_begins_with_the_weights_of_the_supernet(searched):
 
 
 def test_a_compiled_training_is_an_ordinary_one_on_disk(searched, monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # no C++ compiler needed
+    compiled, eager = [], partial(torch.compile, backend="eager")  # which needs no C++ compiler
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or eager(network))
+    monkeypatch.setattr("shutil.which", lambda name: name)
     arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--set", "epochs=1", "--title"]
     train_cifar.main([*arguments, "plain"])
+    assert not compiled
     train_cifar.main([*arguments, "compiled", "--compile"])
+    assert len(compiled) == 1
     plain, compiled = (run_weights(searched / "logs" / name, "last") for name in ("plain", "compiled"))
     assert plain.keys() == compiled.keys()
     assert all(torch.allclose(plain[key], compiled[key], atol=1e-4) for key in plain)
+
+
+def test_a_finished_training_goes_on_without_the_supernet_it_inherited_from(searched, tmp_path, monkeypatch, capsys):
+    supernet = tmp_path / "supernet.pth"
+    supernet.write_bytes((searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth").read_bytes())
+    arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--title", "heir", "--inherit", str(supernet)]
+    train_cifar.main([*arguments, "--set", "epochs=1"])
+    supernet.unlink()
+    train_cifar.main([*arguments, "--set", "epochs=1"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "no" in refused(
+        capsys, train_cifar.main, *arguments[:4], "--title", "other", "--compile", "--set", "cuda=false"
+    )
 
 
 def test_training_takes_an_architecture_file_or_list(searched, tmp_path):

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from model.generator_training import straight_through, training_targets
 from model.lookup_table import HardwareLoss
+from model.scratch_training import mixup
 from model.supernet import UnifiedSupernet
 from model.warm_up import path_logits
 from tests.conftest import mixed_space, rng
-from train_cifar import mixup
 from utils.config import OptimState, load_config
 from utils.data import Augmentation, ImageData, MemoryLoader, Normalisation
 from utils.engine import Placement, Recipe, Tally, check_finite, evaluate, recalibrated, train_epoch
@@ -130,7 +130,7 @@ def test_the_gradients_of_all_paths_add_up_though_the_stem_is_computed_once():
     together, alone = UnifiedSupernet(space).double(), UnifiedSupernet(space).double()
     images, labels = torch.randn(6, 3, 12, 12, generator=rng()).double(), torch.arange(6)
     criterion = nn.CrossEntropyLoss()
-    forwards = partial(path_logits, together, 3)
+    forwards = partial(path_logits, together, 3, CPU)
     means = trained(together, forwards, Batches([(images, labels)]), recipe_of(together))
     losses = [criterion(alone(images, path), labels) for path in space.sample_fair(3, stream(0, "test", 0, 0))]
     sum(losses).backward()

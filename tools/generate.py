@@ -13,9 +13,9 @@ from torch import Tensor
 
 from model.generation import ReadyGenerator, find_generator, miss_table, run_config
 from utils.checkpoint import write_text
+from utils.command import Parser, add_config_options, command
 from utils.config import load_config
 from utils.errors import UserError
-from utils.runtime import add_config_options, command
 from utils.table import format_table
 
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--cfg", help="config file; its generator_pretrained, else the newest run of its space")
     source.add_argument("--run", type=Path, metavar="DIR", help="run folder of a finished search")

@@ -3,22 +3,21 @@
 python3 -m tools.summary --architectures FILE.json --cfg CFG --result RUN/result.json
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from model.build import build_space
 from model.generation import read_generated
 from model.subnet import SubNet, count_macs, count_parameters
+from utils.command import Parser, command
 from utils.config import load_config
 from utils.errors import UserError
-from utils.runtime import command
 from utils.table import format_table
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--cfg", required=True, help="config file (YAML)")
     parser.add_argument("--architectures", required=True, type=Path, help="a list that tools.generate wrote")
     parser.add_argument("--result", required=True, type=Path, help="result.json of the trained network")

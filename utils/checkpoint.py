@@ -18,23 +18,42 @@ from utils.errors import UserError
 WEIGHT_KEYS = ("model", "state_dict", "state_dict_ema")
 
 
+# How the names of files end that are still being written.
+UNFINISHED = ".unfinished"
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in the place of `path`."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: a file is to be written here, but it is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     os.close(handle)
     try:
         write(Path(name))
-        with open(name, "rb") as file:
-            os.fsync(file.fileno())
         os.chmod(name, 0o644)
+        _flush(name)
         os.replace(name, path)
+        if os.name == "posix":
+            _flush(path.parent)  # the new name, too, survives a power cut
     except BaseException:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)
         raise
+
+
+def _flush(path: str | Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill left of files that were being written."""
+    for file in folder.rglob(f".*{UNFINISHED}"):
+        file.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from utils.checkpoint import write_text
 from utils.errors import UserError
 from utils.runtime import stream
+from utils.stopping import ignore_signals
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet")
 
@@ -64,6 +65,8 @@ class ImageFiles:
             with Image.open(self.paths[index]) as image:
                 return image.convert("RGB")
         except BROKEN_IMAGE as error:
+            if getattr(error, "errno", None):  # no broken image, but a disk or a permission that is missing
+                raise UserError(f"{self.paths[index]}: cannot be read ({error.strerror})") from None
             if self.strict:
                 raise UserError(f"{self.paths[index]}: cannot be read as an image ({error})") from None
             print(f"skipped {self.paths[index]}: cannot be read as an image ({error})", file=sys.stderr)
@@ -197,13 +200,12 @@ def _decode(files: ImageFiles) -> ImageData:
         if image.size != (files.size, files.size):
             image = image.resize((files.size, files.size), Image.Resampling.BICUBIC)
         images[index] = np.asarray(image)
-    folder = Path(files.paths[0]).parent.parent
     if not good.any():
-        raise UserError(f"{folder}: none of its images can be read")
+        raise UserError(f"{_root(files)}: none of its images can be read")
     data = ImageData(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), files.labels)
     if good.all():
         return data
-    print(f"{folder}: skipped {int((~good).sum())} of {len(good)} images", file=sys.stderr)
+    print(f"{_root(files)}: skipped {int((~good).sum())} of {len(good)} images", file=sys.stderr)
     return data.subset(good.nonzero().flatten())
 
 
@@ -429,15 +431,22 @@ class FileLoader:
             sampler=_order(self, epoch)[first * self.batch_size : len(self) * self.batch_size].tolist(),
             num_workers=self.workers,
             collate_fn=_collate,
+            worker_init_fn=ignore_signals,
         )
         side = self.augment.cutout if self.augment is not None else 0
-        for number, batch in enumerate(loader, start=first):
-            if isinstance(batch, UserError):
-                raise batch
+        skipped = 0
+        for number, (batch, broken) in enumerate(loader, start=first):
+            if isinstance(broken, UserError):
+                raise broken
+            skipped += broken
             if batch is not None:
                 images, labels = batch
                 rng = stream(self.seed, "augmentation", epoch, number)
                 yield (cutout(images, side, rng) if side else images), labels
+            elif self.augment is not None:  # to go on would be to train on nothing
+                raise UserError(f"{_root(self.data)}: a whole batch of {broken} images cannot be read")
+        if skipped:
+            print(f"{_root(self.data)}: skipped {skipped} of {len(self.data.labels)} images", file=sys.stderr)
 
 
 class _Files(torch.utils.data.Dataset):
@@ -461,13 +470,18 @@ class _Files(torch.utils.data.Dataset):
             return self.transform(image), self.files.labels[index]
 
 
-def _collate(samples: list) -> list[Tensor] | UserError | None:
-    """A batch of the images that could be read; or the first error among them."""
+def _collate(samples: list) -> tuple[list[Tensor] | None, int | UserError]:
+    """A batch of the images that could be read, if any, and how many could not; or the first error among them."""
     for sample in samples:
         if isinstance(sample, UserError):
-            return sample
-    samples = [sample for sample in samples if sample is not None]
-    return torch.utils.data.default_collate(samples) if samples else None
+            return None, sample
+    good = [sample for sample in samples if sample is not None]
+    return (torch.utils.data.default_collate(good) if good else None), len(samples) - len(good)
+
+
+def _root(files: ImageFiles) -> Path:
+    """The folder of the class folders."""
+    return Path(files.paths[0]).parent.parent
 
 
 Loader = MemoryLoader | FileLoader

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from utils.data import Loader
 from utils.errors import UserError
 from utils.optim import Schedule
-from utils.runtime import Progress, check_stop, seed_global, stream
+from utils.runtime import Progress, seed_global, stream
+from utils.stopping import check_stop
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,16 @@ def train_epoch(
 ) -> None:
     """Train for what is left of an epoch after `tally.steps` steps, and add it to `tally`.
 
-    `forwards(images, rng)` yields logits one after another (one for an ordinary network, one for each path of a
-    supernet); each is differentiated before the next is asked for, so that only one graph lives at a time, and the
-    gradients add up before the optimiser steps. Every step has a random stream of its own, for `forwards` and for the
-    global streams, so that an epoch can go on anywhere.
+    `forwards(images, rng)` yields logits one after another, under autocast where it is wanted: one for an ordinary
+    network, one for each path of a supernet. Each is differentiated before the next is asked for, so that only one
+    graph lives at a time, and the gradients add up before the optimiser steps. Every step has a random stream of its
+    own, for `forwards` and for the global streams, so that an epoch can go on anywhere.
     """
     optimizer, place = recipe.optimizer, recipe.place
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:  # one that no path has used yet decays all the same, as it does after the first step
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     for images, labels in batches.epoch(epoch, tally.steps):
         check_stop()
         rng = stream(*recipe.seed, epoch, tally.steps)
@@ -168,15 +173,14 @@ def train_epoch(
         likeliest = labels.argmax(dim=1) if labels.ndim == 2 else labels
         recipe.schedule.apply(optimizer, epoch * len(batches) + tally.steps)
         optimizer.zero_grad(set_to_none=False)
-        with place.autocast():
-            for logits in forwards(images, rng):
+        for logits in forwards(images, rng):
+            with place.autocast():
                 loss = recipe.criterion(logits, labels)
-                loss.backward()
-                tally.losses += check_finite(loss, progress.title, tally.steps, recipe.checkpoint)
-                tally.hits += int((logits.argmax(dim=1) == likeliest).sum())
-                tally.passes, tally.seen = tally.passes + 1, tally.seen + len(labels)
+            loss.backward()
+            tally.losses += check_finite(loss, progress.title, tally.steps, recipe.checkpoint)
+            tally.hits += int((logits.argmax(dim=1) == likeliest).sum())
+            tally.passes, tally.seen = tally.passes + 1, tally.seen + len(labels)
         if recipe.clip_grad:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
         optimizer.step()
         recipe.after_step()

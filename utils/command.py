@@ -1,0 +1,83 @@
+"""What the command lines of all stages have in common: one line for what is wrong, and exit status 2."""
+
+import argparse
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.stopping import signals_received, stop_signal
+
+
+def command(main: Callable) -> Callable:
+    """Let a stage's `main(argv=None)` end bad input as one line on stderr and exit status 2.
+
+    SIGTERM and Ctrl-C end it with a line, too, and with the exit status that shells expect.
+    """
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None):
+        name = Path(sys.argv[0]).name
+        with signals_received():
+            try:
+                return main(argv)
+            except UserError as error:
+                reason = str(error)
+            except OSError as error:  # a full disk, a folder that cannot be written: nothing a traceback explains
+                reason = f"{error.filename or 'input and output'}: {error.strerror or error}"
+            except KeyboardInterrupt:
+                number = stop_signal()
+                print(f"{name}: stopped by {signal.Signals(number).name}", file=sys.stderr)
+                raise SystemExit(128 + number) from None
+        print(f"{name}: error: {reason}", file=sys.stderr)
+        raise SystemExit(2)
+
+    return run
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, like all others."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str):
+        raise UserError(f"{message}; --help says what is allowed")
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """`--set`, which every stage with a config has."""
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="override the config"
+    )
+
+
+def not_negative(text: str) -> int:
+    """An argparse type: a whole number from 0."""
+    if int(text) < 0:
+        raise ValueError(text)
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number above 0."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def boolean(text: str) -> bool:
+    """An argparse type that reads what people write: `--se False` is false."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+def positive_number(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    if not 0 < float(text) < float("inf"):
+        raise ValueError(text)
+    return float(text)
