@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from model.depthwise import DepthwiseConv
 from utils.errors import UserError
 
 ACTIVATIONS = {"relu6": nn.ReLU6, "hswish": nn.Hardswish}
@@ -22,8 +23,8 @@ def activation_layer(name: str) -> nn.Module:
     return ACTIVATIONS[name](inplace=True)
 
 
-def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
 
 
 class ConvBN(nn.Module):
@@ -45,7 +46,7 @@ class MixedDepthwise(nn.Module):
     def __init__(self, channels: int, kernels: Sequence[int], stride: int, activation: str):
         super().__init__()
         self.channels = channels
-        self.blocks = nn.ModuleList(conv(channels, channels, k, stride, groups=channels) for k in kernels)
+        self.blocks = nn.ModuleList(DepthwiseConv(channels, k, stride) for k in kernels)
         self.bn = nn.BatchNorm2d(channels * len(kernels))
         self.act = activation_layer(activation)
 

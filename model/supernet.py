@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, squeezed_channels
+from model.depthwise import depthwise_conv
 from model.lookup_table import NEGLIGIBLE
 from model.space import LayerSpec, UnifiedSpace
 from model.subnet import SubNet
@@ -105,33 +106,37 @@ class UnifiedBlock(nn.Module):
             self.depthwise[str(k)].copy_(F.pad(base, (margin,) * 4))
 
     def forward(self, x: Tensor, choices: list[tuple[int, int]]) -> Tensor:
+        """Kernel by kernel: the projection is a sum over the sub-blocks, so that nothing is split or concatenated."""
         if not choices and self.spec.may_vanish:
             return x
-        E, C = self.spec.expansion, self.spec.in_channels
-        n = len(choices)
-        blocks = torch.tensor([block for _, block in choices], device=x.device)
-        y = x
-        if E > 1:
-            y = F.conv2d(y, self.expand[blocks].flatten(0, 1))
-            y = F.relu6(self.expand_bn(y, blocks), inplace=True)
-        y = self._depthwise(y, choices)
-        y = self.depthwise_bn(y, torch.tensor([k * E + block for k, block in choices], device=x.device))
-        y = F.relu6(y, inplace=True)
+        groups = [(i, [block for index, block in choices if index == i]) for i in range(len(self.kernels))]
+        groups = [(i, blocks) for i, blocks in groups if blocks]
+        middles = [self._middle(x, i, blocks) for i, blocks in groups]
         if self.spec.se:
-            y = y * self._gate(y.mean(dim=(2, 3)), blocks)
-        y = F.conv2d(y, self.project[:, blocks].reshape(-1, n * C, 1, 1))
-        y = self.project_bn(y, torch.tensor([E - n], device=x.device))
+            middles = self._gated(middles, [block for _, block in choices])
+        y = None
+        for middle, (_, blocks) in zip(middles, groups, strict=True):
+            part = F.conv2d(middle, self.project[:, blocks].flatten(1)[..., None, None])
+            y = part if y is None else y + part
+        y = self.project_bn(y, torch.tensor([self.spec.expansion - len(choices)], device=x.device))
         return x + y if self.spec.residual else y
 
-    def _depthwise(self, y: Tensor, choices: list[tuple[int, int]]) -> Tensor:
-        C = self.spec.in_channels
-        runs = [(k, [b for i, b in choices if self.kernels[i] == k]) for k in self.kernels]
-        runs = [(k, used) for k, used in runs if used]  # an empty part would spoil the memory format of the gradient
-        parts = [
-            F.conv2d(part, self.depthwise[str(k)][used].flatten(0, 1), None, self.spec.stride, k // 2, 1, part.shape[1])
-            for (k, used), part in zip(runs, y.split([len(used) * C for _, used in runs], dim=1), strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    def _middle(self, x: Tensor, kernel: int, blocks: list[int]) -> Tensor:
+        """What the sub-blocks `blocks`, all of the kernel of that index, give to the projection."""
+        index = torch.tensor(blocks, device=x.device)
+        if self.spec.expansion > 1:
+            x = F.conv2d(x, self.expand[index].flatten(0, 1))
+            x = F.relu6(self.expand_bn(x, index), inplace=True)
+        weight = self.depthwise[str(self.kernels[kernel])][index].flatten(0, 1)
+        y = depthwise_conv(x, weight, self.spec.stride)
+        return F.relu6(self.depthwise_bn(y, kernel * self.spec.expansion + index), inplace=True)
+
+    def _gated(self, middles: list[Tensor], blocks: list[int]) -> list[Tensor]:
+        """Squeeze-excite over all of `middles` together."""
+        pooled = torch.cat([middle.mean(dim=(2, 3)) for middle in middles], dim=1)
+        gates = self._gate(pooled, torch.tensor(blocks, device=pooled.device))
+        parts = gates.split([middle.shape[1] for middle in middles], dim=1)
+        return [middle * gate for middle, gate in zip(middles, parts, strict=True)]
 
     def _gate(self, pooled: Tensor, blocks: Tensor) -> Tensor:
         """Squeeze-excite gate `[B, n C, 1, 1]`: the width inside is that of the stand-alone layer."""

@@ -1,0 +1,129 @@
+"""Depthwise convolution whose weight gradient is fast on CPUs for every kernel size.
+
+oneDNN has a fast weight gradient for kernels up to 3 wide, and falls back to one about ten times slower for wider ones,
+where it would take most of a training step. Here such a gradient is put together from windows 3 wide, on small maps
+from the products of all pairs of pixels. All else, and everything on other devices, is PyTorch's own.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# The widest kernel of which oneDNN computes the weight gradient fast.
+FAST_WIDTH = 3
+
+# Up to so many pairs of an input and an output pixel, products of all pairs are faster than windows.
+MOST_PAIRS = 256
+
+# Windows pay from this width of the map on.
+LEAST_WIDTH = 8
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """`x [B, C, H, W]`, `weight [C, 1, k, k]` of odd k -> `[B, C, H / stride, W / stride]`, 'same' padding."""
+    k = weight.shape[-1]
+    ours = x.device.type == "cpu" and x.dtype == torch.float32 and weight.requires_grad and k > FAST_WIDTH
+    ours = ours and (_few_pairs(x, stride) or (stride == 1 and x.shape[3] >= LEAST_WIDTH))
+    if not ours or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return F.conv2d(x, weight, None, stride, k // 2, 1, len(weight))
+    return _DepthwiseConv.apply(x, weight, stride)
+
+
+def _few_pairs(x: Tensor, stride: int) -> bool:
+    H, W = x.shape[2:]
+    return H * W * -(-H // stride) * -(-W // stride) <= MOST_PAIRS
+
+
+class DepthwiseConv(nn.Conv2d):
+    """`depthwise_conv` as a module, with the parameters of an ordinary convolution."""
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1):
+        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is not None:  # a batch norm was folded in
+            return super().forward(x)
+        return depthwise_conv(x, self.weight, self.stride[0])
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        pad = weight.shape[-1] // 2
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_x = _backward(gradient, x, weight, ctx.stride, pad, pad, (True, False))
+        if ctx.needs_input_grad[1]:
+            by = gradient_by_products if _few_pairs(x, ctx.stride) else gradient_by_windows
+            of_weight = by(gradient, x, weight, ctx.stride)
+        return of_x, of_weight, None
+
+
+def gradient_by_products(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The gradient of `weight [C, 1, k, k]` from the products of all pairs of an input pixel and an output pixel."""
+    B, C, H, W = x.shape
+    h, w = gradient.shape[2:]
+    pixels = x.permute(1, 2, 3, 0).reshape(C, H * W, B)
+    products = pixels @ gradient.permute(1, 0, 2, 3).reshape(C, B, h * w)
+    taps = _taps(H, W, h, w, weight.shape[-1], stride).to(x.dtype)
+    return (products.view(C, -1) @ taps).view(weight.shape)
+
+
+@lru_cache(maxsize=64)
+def _taps(H: int, W: int, h: int, w: int, k: int, stride: int) -> Tensor:
+    """`[H W h w, k k]`: 1 where the tap of a kernel lets that output pixel see that input pixel."""
+
+    def along(size: int, out: int) -> Tensor:
+        tap = torch.arange(size)[:, None] - stride * torch.arange(out) + k // 2
+        return (tap[..., None] == torch.arange(k)).float()
+
+    return torch.einsum("yai,xbj->yxabij", along(H, h), along(W, w)).reshape(H * W * h * w, k * k)
+
+
+def gradient_by_windows(gradient: Tensor, x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """The gradient of `weight [C, 1, k, k]` at stride 1, by windows of FAST_WIDTH columns that cover its k columns."""
+    k = weight.shape[-1]
+    result = torch.empty_like(weight)
+    for first in range(0, k - FAST_WIDTH + 1, FAST_WIDTH - 1):
+        columns = slice(first, first + FAST_WIDTH)
+        seen, pad = _seen(x, first - k // 2)
+        result[..., columns] = _backward(gradient, seen, weight[..., columns], 1, k // 2, pad, (False, True))
+    return result
+
+
+def _seen(x: Tensor, offset: int) -> tuple[Tensor, int]:
+    """What the pixels of x see through a window of FAST_WIDTH columns from `offset` on; and the padding it still needs.
+
+    Pixel w sees the pixels w + offset, ... of its row, zeros where there are none.
+    """
+    if offset == -(FAST_WIDTH // 2):
+        return x, FAST_WIDTH // 2
+    B, C, H, W = x.shape
+    seen = torch.empty(B, C, H, W + FAST_WIDTH - 1, dtype=x.dtype, memory_format=torch.channels_last)
+    begin, end = max(offset, 0), min(W + offset + FAST_WIDTH - 1, W)
+    seen[..., : begin - offset] = 0
+    seen[..., begin - offset : end - offset] = x[..., begin:end]
+    seen[..., end - offset :] = 0
+    return seen, 0
+
+
+def _backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pad_y: int, pad_x: int, wanted: tuple[bool, bool]
+) -> Tensor:
+    """The gradient of x or of the weight, whichever is wanted."""
+    strides, ones, zeros = [stride] * 2, [1, 1], [0, 0]
+    found = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, strides, [pad_y, pad_x], ones, False, zeros, len(weight), [*wanted, False]
+    )
+    return found[wanted.index(True)]

@@ -1,0 +1,49 @@
+"""Our weight gradients of depthwise convolutions against PyTorch's own."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model.depthwise import DepthwiseConv, depthwise_conv, gradient_by_products, gradient_by_windows
+from tests.conftest import rng
+
+
+def case(size, k, stride, channels=6, batch=3, dtype=torch.float64):
+    x = torch.randn(batch, channels, *size, generator=rng()).to(dtype).requires_grad_()
+    weight = torch.randn(channels, 1, k, k, generator=rng(1)).to(dtype).requires_grad_()
+    out = F.conv2d(x, weight, None, stride, k // 2, 1, channels)
+    return x, weight, out, torch.randn(out.shape, generator=rng(2)).to(dtype)
+
+
+@pytest.mark.parametrize("k", [3, 5, 7, 9])
+@pytest.mark.parametrize(("size", "stride"), [((4, 4), 1), ((8, 8), 2), ((5, 3), 2), ((1, 1), 1), ((2, 7), 1)])
+def test_products_of_all_pairs_give_the_gradient(size, stride, k):
+    x, weight, out, gradient = case(size, k, stride)
+    expected = torch.autograd.grad(out, weight, gradient)[0]
+    torch.testing.assert_close(gradient_by_products(gradient, x.detach(), weight.detach(), stride), expected)
+
+
+@pytest.mark.parametrize("k", [3, 5, 7, 9])
+@pytest.mark.parametrize("size", [(8, 8), (11, 32), (3, 9), (6, 2)])
+def test_windows_give_the_gradient(size, k):
+    x, weight, out, gradient = case(size, k, 1)
+    expected = torch.autograd.grad(out, weight, gradient)[0]
+    torch.testing.assert_close(gradient_by_windows(gradient, x.detach(), weight.detach()), expected)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((4, 4), 1), ((6, 6), 2), ((12, 12), 1), ((12, 12), 2)])
+def test_both_gradients_of_the_convolution_are_those_of_pytorch(size, stride):
+    x, weight, out, gradient = case(size, 5, stride, dtype=torch.float32)
+    expected = torch.autograd.grad(out, (x, weight), gradient)
+    ours = depthwise_conv(x.to(memory_format=torch.channels_last), weight, stride)
+    torch.testing.assert_close(ours, out)
+    for one, other in zip(torch.autograd.grad(ours, (x, weight), gradient), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_the_module_is_an_ordinary_convolution_with_or_without_a_bias():
+    module, images = DepthwiseConv(6, 5, 2), torch.randn(2, 6, 8, 8, generator=rng())
+    assert list(module.state_dict()) == ["weight"]
+    torch.testing.assert_close(module(images), F.conv2d(images, module.weight, None, 2, 2, 1, 6))
+    module.bias = torch.nn.Parameter(torch.ones(6))
+    torch.testing.assert_close(module(images), F.conv2d(images, module.weight, module.bias, 2, 2, 1, 6))
