@@ -63,7 +63,7 @@ class _DepthwiseConv(torch.autograd.Function):
         pad = weight.shape[-1] // 2
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_x = _backward(gradient, x, weight, ctx.stride, pad, pad, (True, False))
+            of_x = convolution_backward(gradient, x, weight, ctx.stride, pad, pad, (True, False))
         if ctx.needs_input_grad[1]:
             by = gradient_by_products if _few_pairs(x, ctx.stride) else gradient_by_windows
             of_weight = by(gradient, x, weight, ctx.stride)
@@ -98,7 +98,7 @@ def gradient_by_windows(gradient: Tensor, x: Tensor, weight: Tensor, stride: int
     for first in range(0, k - FAST_WIDTH + 1, FAST_WIDTH - 1):
         columns = slice(first, first + FAST_WIDTH)
         seen, pad = _seen(x, first - k // 2)
-        result[..., columns] = _backward(gradient, seen, weight[..., columns], 1, k // 2, pad, (False, True))
+        result[..., columns] = convolution_backward(gradient, seen, weight[..., columns], 1, k // 2, pad, (False, True))
     return result
 
 
@@ -118,10 +118,10 @@ def _seen(x: Tensor, offset: int) -> tuple[Tensor, int]:
     return seen, 0
 
 
-def _backward(
+def convolution_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pad_y: int, pad_x: int, wanted: tuple[bool, bool]
 ) -> Tensor:
-    """The gradient of x or of the weight, whichever is wanted."""
+    """The gradient of x or of the weight of a depthwise convolution, whichever is wanted."""
     strides, ones, zeros = [stride] * 2, [1, 1], [0, 0]
     found = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, strides, [pad_y, pad_x], ones, False, zeros, len(weight), [*wanted, False]

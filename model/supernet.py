@@ -9,11 +9,12 @@ Axes: B batch, L layers, E sub-blocks, K choices, C channels of a sub-block. Sou
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, squeezed_channels
-from model.depthwise import depthwise_conv
+from model.depthwise import convolution_backward, depthwise_conv
 from model.lookup_table import NEGLIGIBLE
 from model.space import LayerSpec, UnifiedSpace
 from model.subnet import SubNet
@@ -261,6 +262,48 @@ def _inherit_bn(bn: nn.BatchNorm2d, stacked: StackedBatchNorm, index: list[int])
         getattr(bn, name).copy_(getattr(stacked, name)[index].flatten())
 
 
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution, `weight [out, in]`, that keeps nothing of x for a weight without gradient, as conv2d does."""
+    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+class _Mixture(torch.autograd.Function):
+    """`x [B, C, H, W]`, `p [C, kernels]` -> the p-weighted sum of relu6(depthwise convolution) over the kernels.
+
+    Differentiable in x and p. Only x is kept; the branches are computed anew where the gradient needs them, one at a
+    time, so that the memory of a generator step is a fraction of that of the plain sum.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, p: Tensor, branches: list[tuple[int, Tensor, Tensor]], stride: int) -> Tensor:
+        ctx.save_for_backward(x, p)
+        ctx.branches, ctx.stride = branches, stride
+        mixture = None
+        with torch.autocast(x.device.type, enabled=False):  # all of one type already
+            for column, branch in enumerate(branches):
+                part = _branch(x, branch, stride).mul_(p[:, column, None, None])
+                mixture = part if mixture is None else mixture.add_(part)
+        return mixture
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, p = ctx.saved_tensors
+        of_x, of_p = None, torch.empty_like(p)
+        for column, (k, weight, bias) in enumerate(ctx.branches):
+            y = _branch(x, (k, weight, bias), ctx.stride)
+            of_p[:, column] = (gradient * y).sum(dim=(0, 2, 3))
+            inner = torch.ops.aten.hardtanh_backward(gradient * p[:, column, None, None], y, 0.0, 6.0)
+            part = convolution_backward(inner, x, weight, ctx.stride, k // 2, k // 2, (True, False))
+            of_x = part if of_x is None else of_x.add_(part)
+        return of_x, of_p, None, None
+
+
+def _branch(x: Tensor, branch: tuple[int, Tensor, Tensor], stride: int) -> Tensor:
+    k, weight, bias = branch
+    return F.relu6(F.conv2d(x, weight, bias, stride, k // 2, 1, len(weight)), inplace=True)
+
+
 class FrozenBlock(nn.Module):
     """A layer for soft paths: each sub-block gives the p-weighted sum of its kernel branches, skip gives zero.
 
@@ -274,7 +317,7 @@ class FrozenBlock(nn.Module):
         E, C = block.spec.expansion, block.spec.in_channels
         if E > 1:
             scale, shift = block.expand_bn.affine()
-            self._keep("expand", (block.expand * scale[..., None, None, None]).flatten(0, 1))
+            self._keep("expand", (block.expand * scale[..., None, None, None]).flatten(0, 1).flatten(1))
             self._keep("expand_bias", shift.flatten())
         scale, shift = (part.view(-1, E, C) for part in block.depthwise_bn.affine())
         for index, k in enumerate(self.kernels):
@@ -285,7 +328,7 @@ class FrozenBlock(nn.Module):
             for name in ("squeeze", "squeeze_bias", "excite", "excite_bias"):
                 self._keep(name, getattr(block, name))
         scale, shift = block.project_bn.affine()
-        self._keep("project", block.project.flatten(1)[None, :, :, None, None] * scale[:, :, None, None, None])
+        self._keep("project", block.project.flatten(1)[None] * scale[:, :, None])
         self._keep("project_bias", shift)
 
     def _keep(self, name: str, weight: Tensor) -> None:
@@ -300,21 +343,14 @@ class FrozenBlock(nn.Module):
             skipped = E - 1
         y = x
         if E > 1:
-            y = F.relu6(F.conv2d(y, self.expand, self.expand_bias), inplace=True)
-        y = self._mixture(y, p.repeat_interleave(C, dim=0))
+            y = F.relu6(_pointwise(y, self.expand, self.expand_bias), inplace=True)
+        names = [(k, f"depthwise_{k}", f"depthwise_bias_{k}") for k in self.kernels]
+        branches = [(k, getattr(self, w).to(y.dtype), getattr(self, b).to(y.dtype)) for k, w, b in names]
+        y = _Mixture.apply(y, p.repeat_interleave(C, dim=0).to(y.dtype), branches, self.spec.stride)
         if self.spec.se:
             y = y * self._gate(y.mean(dim=(2, 3)), (E - skipped) * C)
-        y = F.conv2d(y, self.project[skipped], self.project_bias[skipped])
+        y = _pointwise(y, self.project[skipped], self.project_bias[skipped])
         return x + y if self.spec.residual else y
-
-    def _mixture(self, y: Tensor, p: Tensor) -> Tensor:
-        mixture = None
-        for column, k in enumerate(self.kernels):
-            weight, bias = getattr(self, f"depthwise_{k}"), getattr(self, f"depthwise_bias_{k}")
-            branch = F.relu6(F.conv2d(y, weight, bias, self.spec.stride, k // 2, 1, len(weight)), inplace=True)
-            weighted = branch * p[:, column, None, None]
-            mixture = weighted if mixture is None else mixture + weighted
-        return mixture
 
     def _gate(self, pooled: Tensor, middle: int) -> Tensor:
         width = squeezed_channels(middle)

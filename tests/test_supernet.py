@@ -185,3 +185,19 @@ def test_alignment_puts_small_kernels_into_large_ones():
     assert large.abs().sum() == small.abs().sum()
     assert small.equal(small[:1].expand_as(small))
     assert block.project.equal(block.project[:, :1].expand_as(block.project))
+
+
+def test_mixed_precision_differs_little_in_logits_and_gradients(small_space):
+    supernet, _ = pair(small_space)
+    frozen, images = supernet.eval().frozen(), torch.from_numpy(image(4, small_space.image_size))
+    hard = small_space.sample(1, rng())[0]
+    results = []
+    for amp in (False, True):
+        path = small_space.relax(torch.randn(small_space.shape, generator=rng()), 2.0).requires_grad_()
+        supernet.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+            logits, hard_logits = frozen(images, path), supernet(images, hard)
+        (logits.float().square().mean() + hard_logits.float().square().mean()).backward()
+        results.append((logits.float(), path.grad, hard_logits.float(), supernet.classifier.weight.grad.clone()))
+    for half, full in zip(results[1], results[0], strict=True):
+        close(half, full, 0.1)
