@@ -275,6 +275,40 @@ def test_a_large_corrupt_image_is_skipped_and_named(tmp_path, capsys):
     assert "class1/1.png" in capsys.readouterr().err
 
 
+def test_an_epoch_of_files_can_begin_at_any_batch(tmp_path):
+    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
+    batches = loader(dataset.train, 4, PLAIN, Augmentation(cutout=9), 1)
+    whole, rest = list(batches.epoch(2)), list(batches.epoch(2, 1))
+    assert len(whole) == len(batches) == 3
+    assert len(rest) == 2
+    for (images, labels), (again, same) in zip(whole[1:], rest, strict=True):
+        assert images.equal(again)
+        assert labels.equal(same)
+
+
+def test_files_that_cannot_be_opened_are_no_broken_images(tmp_path):
+    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
+    for file in (tmp_path / "train").rglob("*.png"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"\.png: cannot be read .No such file or directory."):
+        next(loader(dataset.train, 4, PLAIN, Augmentation()).epoch())
+
+
+def test_a_training_batch_of_broken_images_stops_and_they_are_counted(tmp_path, capsys):
+    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
+    for file in (tmp_path / "train").rglob("*.png"):
+        file.write_bytes(b"x")
+    with pytest.raises(UserError, match="train: a whole batch of 4 images cannot be read"):
+        next(loader(dataset.train, 4, PLAIN, Augmentation()).epoch())
+    capsys.readouterr()
+    (tmp_path / "val" / "class1" / "1.png").write_bytes(b"x")
+    list(loader(dataset.test, 4, PLAIN).epoch())
+    assert "val: skipped 1 of 6 images" in capsys.readouterr().err
+
+
 def test_workers_change_nothing(tmp_path):
     write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
     dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)

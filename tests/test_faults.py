@@ -32,12 +32,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() if f.is_file() else b"" for f in sorted(folder.rglob("*"))}
 
 
-def write_images(folder: Path) -> None:
-    for part, count in (("train", 8), ("test", 2)):
+def write_images(folder: Path, train: int = 8, size: int = 16) -> None:
+    for part, count in (("train", train), ("test", 2)):
         for label in range(10):
             (folder / part / str(label)).mkdir(parents=True)
             for index in range(count):
-                Image.new("RGB", (16, 16), (25 * label, 9 * index, 0)).save(folder / part / str(label) / f"{index}.png")
+                Image.new("RGB", (size, size), (25 * label, 9 * index, 0)).save(
+                    folder / part / str(label) / f"{index}.png"
+                )
 
 
 # -- broken inputs ---------------------------------------------------------------------------------------------------
@@ -374,6 +376,32 @@ def test_sigterm_and_ctrl_c_save_in_the_middle_of_an_epoch(stage, title, number,
     assert (state["epoch"], state["tally"]["steps"]) >= (epoch - 1, step)
     assert start(COMMANDS[stage], folder).wait() == 0
     assert_same_files(unbroken / "logs" / title, folder / "logs" / title)
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_process_group_spares_the_readers_of_images(valid, tmp_path):
+    """`timeout`, job schedulers and terminals signal the processes that read images too."""
+    write_images(tmp_path / "images", train=20, size=80)
+    text = TINY_CONFIG.format(log_dir="logs").replace("dataset: digits", "dataset: imagefolder\ndataset_dir: images")
+    settings = {
+        "input_size: 16": "input_size: 80",
+        "low_flops: 0.1": "low_flops: 2",
+        "high_flops: 0.2": "high_flops: 4",
+    }
+    for old, new in settings.items():
+        text = text.replace(old, new)
+    (tmp_path / "files.yml").write_text(text)
+    options = ["num_workers=2", "batch_size=4", "print_freq=1", "stem_stride=1", "warmup_epochs=50", "target_step=0.1"]
+    arguments = ["search.py", "--cfg", "files.yml", "--title", "run", "--set", *options]
+    child = start(arguments, tmp_path, start_new_session=True)
+    wait_for(child, tmp_path, "warm-up 1/50 step 2/")
+    os.killpg(child.pid, signal.SIGTERM)
+    os.killpg(child.pid, signal.SIGTERM)  # as `timeout` does
+    assert child.wait() == 128 + signal.SIGTERM
+    said = (tmp_path / "err.txt").read_text()
+    assert "saved; the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "logs" / "run" / "checkpoints" / "supernet_last.pth").exists()
 
 
 @pytest.mark.slow

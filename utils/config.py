@@ -1,7 +1,8 @@
 """YAML -> `Config`, a frozen record of checked values. An unknown or wrong key is a UserError that names it.
 
-The published YAMLs load unchanged. A `Config` is read by the stage scripts and where files become objects
-(`model/build.py`, `model/generation.py`, the run folder); what lies below takes named values.
+The published YAMLs load unchanged. A `Config` is read by the stage scripts and their trainings (`model/warm_up.py`,
+`model/generator_training.py`, `model/scratch_training.py`), by the run folder, and where files become objects
+(`model/build.py`, `model/generation.py`); what lies below takes named values.
 """
 
 import contextlib
