@@ -40,7 +40,9 @@ CONFIG_KEYS = (
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     flags = {key: getattr(args, key) for key in CONFIG_KEYS}
-    overrides = args.set + [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    overrides = args.set + [
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None
+    ]
     config = load_config(args.cfg, overrides) if args.cfg else newest_config(Path("./logs"), overrides)
     space, place = build_space(config), Placement(pick_device(config.cuda), config.channels_last, config.amp)
     run = RunFolder.open("train_cifar", config, args.title or default_title(args), args.resume)

@@ -108,9 +108,14 @@ def own_description(file: Path, payload: dict) -> dict:
             "space": UnifiedSpace.from_dict(payload["space"]),
             "architecture": Architecture.of(payload["architecture"]),
             "options": {name: payload["options"][name] for name in ("se", "activation", "dropout")},
-            "data": {name: payload["data"][name] for name in ("dataset", "dataset_dir", "mean", "std")},
+            "data": {
+                **{name: str(payload["data"][name]) for name in ("dataset", "dataset_dir")},
+                **{name: tuple(map(float, payload["data"][name])) for name in ("mean", "std")},
+            },
         }
-    except (LookupError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{file}: it does not describe its network ({type(error).__name__}: {error})") from None
 
 

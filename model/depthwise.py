@@ -1,8 +1,9 @@
-"""Depthwise convolution whose weight gradient is fast on CPUs for every kernel size.
+"""Depthwise convolution whose weight gradient is fast on CPUs for wide kernels, too.
 
 oneDNN has a fast weight gradient for kernels up to 3 wide, and falls back to one about ten times slower for wider ones,
 where it would take most of a training step. Here such a gradient is put together from windows 3 wide, on small maps
-from the products of all pairs of pixels. All else, and everything on other devices, is PyTorch's own.
+from the products of all pairs of pixels. All else (stride 2 on larger maps, other number types, compiled code, other
+devices) is PyTorch's own.
 """
 
 from functools import lru_cache
@@ -26,7 +27,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """`x [B, C, H, W]`, `weight [C, 1, k, k]` of odd k -> `[B, C, H / stride, W / stride]`, 'same' padding."""
     k = weight.shape[-1]
     ours = x.device.type == "cpu" and x.dtype == torch.float32 and weight.requires_grad and k > FAST_WIDTH
-    ours = ours and (_few_pairs(x, stride) or (stride == 1 and x.shape[3] >= LEAST_WIDTH))
+    ours = ours and (_few_pairs(x, stride) or (stride == 1 and x.shape[3] >= max(LEAST_WIDTH, k // 2 + 1)))
     if not ours or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return F.conv2d(x, weight, None, stride, k // 2, 1, len(weight))
     return _DepthwiseConv.apply(x, weight, stride)

@@ -15,7 +15,7 @@ from model.lookup_table import HardwareLoss, LookUpTable
 from model.supernet import FrozenSupernet
 from utils.config import Config
 from utils.data import Loader
-from utils.engine import Placement, Tally, check_finite
+from utils.engine import Placement, Tally, check_finite, check_weights
 from utils.optim import Schedule, make_optimizer, moving_average
 from utils.runtime import Progress, stream
 from utils.stopping import check_stop
@@ -94,6 +94,7 @@ class GeneratorTraining:
             self.average.update_parameters(self.generator)
             self.tally.steps += 1
             progress.update(**numbers)
+        check_weights(self.generator.parameters(), progress.title, self.checkpoint)
 
     def losses(
         self, images: Tensor, labels: Tensor, targets: Tensor, tau: float, gumbel: torch.Generator

@@ -7,6 +7,8 @@ differentiated in the path. Both give the same logits for the same one-hot path 
 Axes: B batch, L layers, E sub-blocks, K choices, C channels of a sub-block. Source: SGNAS, section 3.1 and figure 3.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -279,7 +281,8 @@ class _Mixture(torch.autograd.Function):
         ctx.save_for_backward(x, p)
         ctx.branches, ctx.stride = branches, stride
         mixture = None
-        with torch.autocast(x.device.type, enabled=False):  # all of one type already
+        amp = torch.is_autocast_enabled(x.device.type)  # all is of one type already
+        with torch.autocast(x.device.type, enabled=False) if amp else nullcontext():
             for column, branch in enumerate(branches):
                 part = _branch(x, branch, stride).mul_(p[:, column, None, None])
                 mixture = part if mixture is None else mixture.add_(part)
@@ -287,12 +290,14 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         x, p = ctx.saved_tensors
         of_x, of_p = None, torch.empty_like(p)
         for column, (k, weight, bias) in enumerate(ctx.branches):
             y = _branch(x, (k, weight, bias), ctx.stride)
             of_p[:, column] = (gradient * y).sum(dim=(0, 2, 3))
+            if not ctx.needs_input_grad[0]:
+                continue
             inner = torch.ops.aten.hardtanh_backward(gradient * p[:, column, None, None], y, 0.0, 6.0)
             part = convolution_backward(inner, x, weight, ctx.stride, k // 2, k // 2, (True, False))
             of_x = part if of_x is None else of_x.add_(part)

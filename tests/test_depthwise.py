@@ -31,18 +31,26 @@ def test_windows_give_the_gradient(size, k):
     torch.testing.assert_close(gradient_by_windows(gradient, x.detach(), weight.detach()), expected)
 
 
-@pytest.mark.parametrize(("size", "stride"), [((4, 4), 1), ((6, 6), 2), ((12, 12), 1), ((12, 12), 2)])
-def test_both_gradients_of_the_convolution_are_those_of_pytorch(size, stride):
-    x, weight, out, gradient = case(size, 5, stride, dtype=torch.float32)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize(
+    ("size", "stride", "k", "ours"),
+    [
+        *(((4, 4), 1, 5, True), ((4, 4), 2, 7, True), ((3, 5), 2, 5, True), ((12, 9), 1, 7, True)),
+        *(((8, 8), 1, 15, True), ((12, 12), 2, 5, False), ((12, 12), 1, 3, False), ((8, 8), 1, 17, False)),
+    ],
+)
+def test_both_gradients_of_the_convolution_are_those_of_pytorch(size, stride, k, ours, layout):
+    x, weight, out, gradient = case(size, k, stride, dtype=torch.float32)
     expected = torch.autograd.grad(out, (x, weight), gradient)
-    ours = depthwise_conv(x.to(memory_format=torch.channels_last), weight, stride)
-    torch.testing.assert_close(ours, out)
-    for one, other in zip(torch.autograd.grad(ours, (x, weight), gradient), expected, strict=True):
+    found = depthwise_conv(x.to(memory_format=layout), weight, stride)
+    assert ("_DepthwiseConv" in type(found.grad_fn).__name__) == ours
+    torch.testing.assert_close(found, out, atol=1e-5, rtol=1e-5)
+    for one, other in zip(torch.autograd.grad(found, (x, weight), gradient), expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_the_module_is_an_ordinary_convolution_with_or_without_a_bias():
-    module, images = DepthwiseConv(6, 5, 2), torch.randn(2, 6, 8, 8, generator=rng())
+    module, images = DepthwiseConv(6, 5, 2), torch.randn(2, 6, 4, 4, generator=rng())
     assert list(module.state_dict()) == ["weight"]
     torch.testing.assert_close(module(images), F.conv2d(images, module.weight, None, 2, 2, 1, 6))
     module.bias = torch.nn.Parameter(torch.ones(6))

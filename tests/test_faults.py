@@ -166,6 +166,11 @@ BROKEN = {
     "foreign generator": (lambda: shutil.copy(LAST, GENERATOR), [*GENERATE, "0.1"], "keys do not fit"),
     "truncated network": (cut(NET_LAST), VALIDATE, "last.pth: not a readable checkpoint"),
     "network of another shape": (payload_with(NET_LAST, architecture=[[3] * 6] * 2), VALIDATE, "last.pth: "),
+    "network of words": (
+        payload_with(NET_LAST, architecture=[["x"] * 6] * 2),
+        VALIDATE,
+        "it does not describe its network",
+    ),
     "network of no architecture": (payload_with(NET_LAST, architecture=[[3]]), VALIDATE, "layer"),
     "network without options": (payload_with(NET_LAST, options=None), VALIDATE, "it does not describe its network"),
     "network of wrong data": (payload_with(NET_LAST, data=3), VALIDATE, "it does not describe its network"),
@@ -258,7 +263,7 @@ def test_a_loss_that_is_no_number_names_step_and_checkpoint(valid, tmp_path, mon
     with pytest.raises(SystemExit):
         search.main(["--cfg", "tiny.yml", "--title", "later", "--set", "warmup_epochs=2"])
     said = capsys.readouterr().err
-    assert f"classifier.weight has become infinite or no number; {good} is the last good checkpoint" in said
+    assert f"a weight has become infinite or no number; {good} is the last good checkpoint" in said
     assert checkpoint.load(good)["epoch"] == 1
 
 
@@ -281,7 +286,7 @@ def unbroken(valid, tmp_path_factory) -> Path:
     """Both commands run without a break."""
     folder = begin(valid, tmp_path_factory.mktemp("unbroken"))
     for arguments in COMMANDS.values():
-        assert start(arguments, folder).wait() == 0
+        assert start(arguments, folder).wait(PATIENCE) == 0
     return folder
 
 
@@ -298,8 +303,16 @@ def start(arguments: list[str], folder: Path, **options) -> subprocess.Popen:
         return subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, env={**os.environ}, **options)
 
 
+PATIENCE = 300  # seconds
+
+
 def wait_for(child: subprocess.Popen, folder: Path, pattern: str) -> None:
-    while child.poll() is None and not re.search(pattern, (folder / "out.txt").read_text()):
+    deadline = time.monotonic() + PATIENCE
+    while (
+        time.monotonic() < deadline
+        and child.poll() is None
+        and not re.search(pattern, (folder / "out.txt").read_text())
+    ):
         time.sleep(0.02)
 
 
@@ -318,7 +331,7 @@ def assert_same_files(one: Path, other: Path) -> None:
     names = [sorted(name for name in contents(root) if "tensorboard" not in name) for root in (one, other)]
     assert names[0] == names[1]
     for name in names[0]:
-        if (one / name).is_dir():
+        if (one / name).is_dir() or name == "environment.json":  # which says the state of the code
             continue
         if name.endswith(".pth"):
             assert equal(checkpoint.load(one / name), checkpoint.load(other / name)), name
@@ -338,16 +351,17 @@ PHASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "title"), [("search", "run"), ("train_cifar", "net")])
-def test_killed_ten_times_a_run_ends_with_the_same_bits(stage, title, valid, unbroken, tmp_path):
+def test_killed_again_and_again_a_run_ends_with_the_same_bits(stage, title, valid, unbroken, tmp_path):
     """A kill at a seeded random moment after each phase has begun; every start goes on where the last one ended."""
-    folder, moments = begin(valid, tmp_path), random.Random(stage)
+    folder, moments, landed = begin(valid, tmp_path), random.Random(stage), 0
     for index, _ in enumerate(PHASES[stage]):
         child = start(COMMANDS[stage], folder)
         wait_for(child, folder, "|".join(PHASES[stage][index:]))
         time.sleep(moments.uniform(0, 0.2))
         child.kill()
-        assert child.wait() == -signal.SIGKILL
-    assert start(COMMANDS[stage], folder).wait() == 0, (folder / "err.txt").read_text()
+        landed += child.wait(PATIENCE) == -signal.SIGKILL
+    assert landed >= len(PHASES[stage]) - 1  # on a fast machine the last one may come too late
+    assert start(COMMANDS[stage], folder).wait(PATIENCE) == 0, (folder / "err.txt").read_text()
     assert_same_files(unbroken / "logs" / title, folder / "logs" / title)
 
 
@@ -365,7 +379,7 @@ def test_sigterm_and_ctrl_c_save_in_the_middle_of_an_epoch(stage, title, number,
     child = start(COMMANDS[stage], folder)
     wait_for(child, folder, moment)
     child.send_signal(number)
-    assert child.wait() == 128 + number
+    assert child.wait(PATIENCE) == 128 + number
     said = (folder / "err.txt").read_text()
     assert "saved; the same command goes on from here" in said
     assert f"stopped by {number.name}" in said
@@ -374,7 +388,7 @@ def test_sigterm_and_ctrl_c_save_in_the_middle_of_an_epoch(stage, title, number,
     state = checkpoint.load(folder / "logs" / title / "checkpoints" / f"{name}.pth")
     epoch, step = (int(number) for number in re.search(r" (\d+)/.* step (\d+)", moment).groups())
     assert (state["epoch"], state["tally"]["steps"]) >= (epoch - 1, step)
-    assert start(COMMANDS[stage], folder).wait() == 0
+    assert start(COMMANDS[stage], folder).wait(PATIENCE) == 0
     assert_same_files(unbroken / "logs" / title, folder / "logs" / title)
 
 
@@ -396,8 +410,9 @@ def test_a_signal_to_the_whole_process_group_spares_the_readers_of_images(valid,
     child = start(arguments, tmp_path, start_new_session=True)
     wait_for(child, tmp_path, "warm-up 1/50 step 2/")
     os.killpg(child.pid, signal.SIGTERM)
+    time.sleep(0.05)
     os.killpg(child.pid, signal.SIGTERM)  # as `timeout` does
-    assert child.wait() == 128 + signal.SIGTERM
+    assert child.wait(PATIENCE) == 128 + signal.SIGTERM
     said = (tmp_path / "err.txt").read_text()
     assert "saved; the same command goes on from here" in said
     assert "Traceback" not in said
@@ -411,19 +426,19 @@ def test_a_full_disk_is_one_line_and_loses_no_checkpoint(valid, unbroken, tmp_pa
     wait_for(child, folder, "warm-up 1/3 loss")
     wait_for(child, folder, "warm-up 2/3 step 2/")
     child.kill()
-    child.wait()
+    child.wait(PATIENCE)
     checkpoints = contents(folder / "logs" / "run" / "checkpoints")
     assert checkpoints
     largest = max(map(len, checkpoints.values()))
 
     def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 4, largest // 4))
 
     child = start(COMMANDS["search"], folder, preexec_fn=limited)
-    assert child.wait() == 2
+    assert child.wait(PATIENCE) == 2
     lines = (folder / "err.txt").read_text().splitlines()
     assert len(lines) == 1, lines
     assert "File too large" in lines[0]
     assert contents(folder / "logs" / "run" / "checkpoints") == checkpoints
-    assert start(COMMANDS["search"], folder).wait() == 0
+    assert start(COMMANDS["search"], folder).wait(PATIENCE) == 0
     assert_same_files(unbroken / "logs" / "run", folder / "logs" / "run")

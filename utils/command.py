@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.stopping import signals_received, stop_signal
+from utils.stopping import say, signals_received, stop_signal
 
 
 def command(main: Callable) -> Callable:
@@ -29,7 +29,7 @@ def command(main: Callable) -> Callable:
                 reason = f"{error.filename or 'input and output'}: {error.strerror or error}"
             except KeyboardInterrupt:
                 number = stop_signal()
-                print(f"{name}: stopped by {signal.Signals(number).name}", file=sys.stderr)
+                say(f"{name}: stopped by {signal.Signals(number).name}")
                 raise SystemExit(128 + number) from None
         print(f"{name}: error: {reason}", file=sys.stderr)
         raise SystemExit(2)

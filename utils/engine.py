@@ -78,7 +78,7 @@ def recalibrated(
     "Universally slimmable networks", ICCV 2019, section 3.3). Without batches nothing changes.
     """
     norms = [module for module in network.modules() if hasattr(module, "running_mean")]
-    saved = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
+    momenta, buffers = [norm.momentum for norm in norms], {name: b.clone() for name, b in network.named_buffers()}
     try:
         network.train()
         with torch.no_grad():
@@ -90,9 +90,9 @@ def recalibrated(
         network.eval()
         yield
     finally:
-        for norm, (mean, variance, momentum) in zip(norms, saved, strict=True):
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
+        for name, buffer in network.named_buffers():
+            buffer.copy_(buffers[name])
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
 
@@ -100,9 +100,19 @@ def check_finite(loss: Tensor, what: str, step: int, checkpoint: Path) -> float:
     """The loss as a number; UserError when it is none, naming the step and the checkpoint that is still good."""
     value = float(loss.detach())
     if value != value or abs(value) == float("inf"):
-        good = f"{checkpoint} is the last good checkpoint" if checkpoint.exists() else "there is no checkpoint yet"
-        raise UserError(f"{what}: the loss is {value} at step {step}; {good}; try a lower lr")
+        raise UserError(f"{what}: the loss is {value} at step {step}; {last_good(checkpoint)}")
     return value
+
+
+def check_weights(weights: Iterable[Tensor], what: str, checkpoint: Path) -> None:
+    """UserError when a weight has become infinite or no number, which the loss of the last step cannot show."""
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise UserError(f"{what}: a weight has become infinite or no number; {last_good(checkpoint)}")
+
+
+def last_good(checkpoint: Path) -> str:
+    good = f"{checkpoint} is the last good checkpoint" if checkpoint.exists() else "there is no checkpoint yet"
+    return f"{good}; try a lower lr"
 
 
 @dataclass
@@ -186,3 +196,4 @@ def train_epoch(
         recipe.after_step()
         tally.steps += 1
         progress.update(loss=tally.loss, top1=tally.top1, lr=optimizer.param_groups[0]["lr"])
+    check_weights(parameters, progress.title, recipe.checkpoint)

@@ -13,7 +13,7 @@ import yaml
 
 from utils import checkpoint
 from utils.config import Config, load_config
-from utils.engine import Tally
+from utils.engine import Tally, check_weights
 from utils.errors import UserError
 from utils.runtime import describe_environment
 from utils.stopping import check_stop, saved_when_stopped
@@ -180,13 +180,9 @@ class RunFolder:
             ) from None
 
     def _keep(self, name: str, training: Training) -> None:
-        """Save what `_restore` takes up, unless its weights are broken: then the last good checkpoint stays."""
+        """Save what `_restore` takes up, unless it is broken: then the last good checkpoint stays."""
         state = training.state()
-        for key, value in state["model"].items():
-            if not value.isfinite().all():
-                good = self.checkpoint(name)
-                left = f"{good} is the last good checkpoint" if good.exists() else "there is no checkpoint yet"
-                raise UserError(f"{self.path}: {key} has become infinite or no number; {left}; try a lower lr")
+        check_weights(state["model"].values(), str(self.path), self.checkpoint(name))
         self.save(name, state)
 
     def write_csv(self, name: str, columns: tuple[str, ...], rows: list[tuple], mirror: str | None = None) -> None:

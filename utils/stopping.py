@@ -1,11 +1,17 @@
 """Stopping in order: SIGTERM and Ctrl-C wait until what is trained can be saved."""
 
+import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+
+def say(text: str) -> None:
+    """A line on stderr, unbuffered, also from a signal handler; a reader that is gone must not keep us from saving."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 class Stopped(KeyboardInterrupt):
@@ -26,7 +32,7 @@ class _StopRequest:
         self.signal, self.received = number, now
         if not (first and self.waits):
             raise KeyboardInterrupt
-        print("stopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        say("stopping after this step; once more to stop at once")
 
 
 _request = _StopRequest()
@@ -51,7 +57,7 @@ def saved_when_stopped(save: Callable[[], None]) -> Iterator[None]:
         yield
     except Stopped:
         save()
-        print("saved; the same command goes on from here", file=sys.stderr)
+        say("saved; the same command goes on from here")
         raise
     finally:
         _request.waits = False
