@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     print(format_table(["step", "seconds (median)", "peak GiB"], rows))
     print(format_table(["ratio", "measured"], [[name, f"{value:.3f}"] for name, value in result.items()]))
     if not args.no_scaling:
-        exponents = scaling(space, config, args.batch, args.rounds)
+        exponents = scaling(space, args.batch, min(args.rounds, 3))
         rows = [[axis, *(f"{exponent:.2f}" for exponent in found)] for axis, found in exponents.items()]
         print(format_table(["step time grows as", "hard-path step", "generator step"], rows))
     print(f"CIFAR-100 space, batch {args.batch}, medians of {args.rounds}; {torch.get_num_threads()} threads,", end=" ")
@@ -290,7 +290,7 @@ def peak_of_this_process() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def scaling(space: UnifiedSpace, config: Config, batch: int, rounds: int) -> dict[str, tuple[float, float]]:
+def scaling(space: UnifiedSpace, batch: int, rounds: int) -> dict[str, tuple[float, float]]:
     """Exponents of the growth of both steps with batch size, layers and sub-blocks, fitted in logarithms."""
 
     def grown(variants: list[tuple[float, UnifiedSpace, int]]) -> tuple[float, float]:
@@ -318,7 +318,7 @@ def scaling(space: UnifiedSpace, config: Config, batch: int, rounds: int) -> dic
 
 
 def _space_of(space: UnifiedSpace, layers: list) -> UnifiedSpace:
-    return replace(space, layers=tuple(layers), first_channels=80)
+    return replace(space, layers=tuple(layers), first_channels=80, image_size=8)
 
 
 def frozen_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
