@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -133,11 +133,6 @@ def supernets(space: UnifiedSpace) -> tuple[UnifiedSupernet, ReferenceSupernet]:
     return ours, reference
 
 
-def optimiser(*networks: nn.Module) -> torch.optim.Optimizer:
-    parameters = [parameter for network in networks for parameter in network.parameters()]
-    return make_optimizer(parameters, OptimState(lr=1e-4))
-
-
 def paths_of(space: UnifiedSpace) -> Tensor:
     return space.sample_fair(PATHS, torch.Generator().manual_seed(1))
 
@@ -145,26 +140,25 @@ def paths_of(space: UnifiedSpace) -> Tensor:
 def hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
     """The warm-up step of `search.py`: four fairly sampled paths, their gradients added, one optimiser step."""
     supernet = supernets(space)[0].train()
-    optimizer = optimiser(supernet)
     images, labels = CPU.batch(images, labels)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=False)
-        for logits in path_logits(supernet, PATHS, CPU, images, torch.Generator().manual_seed(1)):
-            F.cross_entropy(logits, labels).backward()
-        optimizer.step()
-
-    return step
+    return training_step(
+        supernet, lambda: path_logits(supernet, PATHS, CPU, images, torch.Generator().manual_seed(1)), labels
+    )
 
 
 def reference_hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
-    reference = supernets(space)[1].train()
-    optimizer, paths = optimiser(reference), paths_of(space)
+    reference, paths = supernets(space)[1].train(), paths_of(space)
+    return training_step(reference, lambda: (reference(images, path) for path in paths), labels)
+
+
+def training_step(network: nn.Module, forwards: Callable[[], Iterable[Tensor]], labels: Tensor) -> Step:
+    """Each of the logits of `forwards()` differentiated before the next is computed; then one optimiser step."""
+    optimizer = make_optimizer(network.parameters(), OptimState(lr=1e-4))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=False)
-        for path in paths:
-            F.cross_entropy(reference(images, path), labels).backward()
+        for logits in forwards():
+            F.cross_entropy(logits, labels).backward()
         optimizer.step()
 
     return step
@@ -175,16 +169,9 @@ def standalone_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step
     supernet = supernets(space)[0]
     networks = [supernet.extract(path, dropout=0.0) for path in paths_of(space)]
     networks = [network.train().to(memory_format=torch.channels_last) for network in networks]
-    optimizers = [optimiser(network) for network in networks]
     images, labels = CPU.batch(images, labels)
-
-    def step() -> None:
-        for network, optimizer in zip(networks, optimizers, strict=True):
-            optimizer.zero_grad(set_to_none=False)
-            F.cross_entropy(network(images), labels).backward()
-            optimizer.step()
-
-    return step
+    steps = [training_step(one, lambda one=one: [one(images)], labels) for one in networks]
+    return lambda: [step() for step in steps]
 
 
 def generator_and_prior(space: UnifiedSpace, config: Config) -> tuple[ArchitectureGenerator, PriorPool]:
@@ -195,33 +182,25 @@ def generator_and_prior(space: UnifiedSpace, config: Config) -> tuple[Architectu
 
 
 def generator_step(space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor) -> Step:
-    """The published generator step: one target, a Gumbel softmax at temperature 5, cross entropy and cost."""
-    frozen, table = supernets(space)[0].eval().frozen(), LookUpTable(space)
-    generator, pool = generator_and_prior(space, config)
-    optimizer, loss_of = make_optimizer(generator.parameters(), config.g_optim_state), build_hardware_loss(config)
-    images, labels = CPU.batch(images, labels)
-    target = torch.tensor([100.0])
-
-    def step() -> None:
-        path = space.relax(generator(pool.nearest(target), target), 5.0, torch.Generator().manual_seed(3))[0]
-        loss = F.cross_entropy(frozen(images, path), labels) + loss_of(table(path)[None], target).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
+    return published_generator_step(supernets(space)[0].eval().frozen(), space, config, *CPU.batch(images, labels))
 
 
 def reference_generator_step(space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor) -> Step:
     """As published: the supernet's weights get gradients too, which nobody uses."""
-    reference, table = supernets(space)[1].eval(), LookUpTable(space)
-    generator, pool = generator_and_prior(space, config)
+    return published_generator_step(supernets(space)[1].eval(), space, config, images, labels)
+
+
+def published_generator_step(
+    supernet: nn.Module, space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor
+) -> Step:
+    """One target, a Gumbel softmax at temperature 5, cross entropy of `supernet(images, path)` and cost."""
+    table, (generator, pool) = LookUpTable(space), generator_and_prior(space, config)
     optimizer, loss_of = make_optimizer(generator.parameters(), config.g_optim_state), build_hardware_loss(config)
     target = torch.tensor([100.0])
 
     def step() -> None:
         path = space.relax(generator(pool.nearest(target), target), 5.0, torch.Generator().manual_seed(3))[0]
-        loss = F.cross_entropy(reference(images, path), labels) + loss_of(table(path)[None], target).sum()
+        loss = F.cross_entropy(supernet(images, path), labels) + loss_of(table(path)[None], target).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

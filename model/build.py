@@ -1,6 +1,9 @@
 """From a config to objects: the join that the stages share."""
 
+from collections.abc import Iterable
 from pathlib import Path
+
+from torch import nn
 
 from model.generator import PriorPool
 from model.lookup_table import HardwareLoss, LookUpTable
@@ -9,8 +12,9 @@ from model.supernet import UnifiedSupernet, from_published
 from utils import checkpoint
 from utils.config import Config
 from utils.data import Augmentation, Images, Loader, Normalisation, loader
+from utils.engine import Placement, Recipe
 from utils.errors import UserError
-from utils.optim import Schedule
+from utils.optim import Schedule, make_optimizer
 from utils.runtime import stream
 
 
@@ -77,9 +81,17 @@ def search_loader(images: Images, config: Config, purpose: str, training: bool) 
     return loader(images, config.batch_size, normalise, augment, seed, config.num_workers)
 
 
-def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
-    """The learning rate of supernet warm-up and of training from scratch."""
-    return Schedule(
+def build_recipe(
+    parameters: Iterable[nn.Parameter],
+    steps_per_epoch: int,
+    config: Config,
+    place: Placement,
+    purpose: str,
+    checkpoint: Path,
+    **options,
+) -> Recipe:
+    """How supernet warm-up and training from scratch learn; `purpose` names their random streams, `options` go on."""
+    schedule = Schedule(
         config.lr_scheduler,
         config.optim_state.lr,
         config.epochs,
@@ -87,4 +99,14 @@ def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
         config.step_size,
         config.decay_ratio,
         config.lr_warmup_steps,
+    )
+    return Recipe(
+        nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+        make_optimizer(parameters, config.optim_state),
+        schedule,
+        place,
+        (config.seed, purpose),
+        checkpoint,
+        config.clip_grad,
+        **options,
     )

@@ -66,8 +66,10 @@ class _DepthwiseConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = convolution_backward(gradient, x, weight, ctx.stride, pad, pad, (True, False))
         if ctx.needs_input_grad[1]:
-            by = gradient_by_products if _few_pairs(x, ctx.stride) else gradient_by_windows
-            of_weight = by(gradient, x, weight, ctx.stride)
+            if _few_pairs(x, ctx.stride):
+                of_weight = gradient_by_products(gradient, x, weight, ctx.stride)
+            else:
+                of_weight = gradient_by_windows(gradient, x, weight)
         return of_x, of_weight, None
 
 
@@ -92,7 +94,7 @@ def _taps(H: int, W: int, h: int, w: int, k: int, stride: int) -> Tensor:
     return torch.einsum("yai,xbj->yxabij", along(H, h), along(W, w)).reshape(H * W * h * w, k * k)
 
 
-def gradient_by_windows(gradient: Tensor, x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+def gradient_by_windows(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `weight [C, 1, k, k]` at stride 1, by windows of FAST_WIDTH columns that cover its k columns."""
     k = weight.shape[-1]
     result = torch.empty_like(weight)

@@ -132,7 +132,9 @@ class PriorPool:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: no prior pool in JSON ({error})") from None
-        if paths.shape[1:] != (L, E * K) or len(marks) == 0:
+        if len(marks) == 0:
+            raise UserError(f"{path}: no prior pool in JSON (it holds no architectures)")
+        if paths.shape[1:] != (L, E * K):
             shape = " x ".join(map(str, paths.shape[1:]))
             raise UserError(f"{path}: its architectures are {shape}; the space has {L} x {E * K}")
         paths = paths.view(-1, L, E, K)

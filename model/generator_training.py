@@ -17,7 +17,7 @@ from utils.config import Config
 from utils.data import Loader
 from utils.engine import Placement, Tally, check_finite, check_weights
 from utils.optim import Schedule, make_optimizer, moving_average
-from utils.runtime import Progress, stream
+from utils.runtime import Progress, seed_global, stream
 from utils.stopping import check_stop
 
 
@@ -37,7 +37,7 @@ class GeneratorTraining:
         self.frozen, self.pool, self.hardware_loss, self.config, self.place = frozen, pool, hardware_loss, config, place
         self.checkpoint = checkpoint
         self.table = LookUpTable(frozen.space).to(place.device)
-        torch.manual_seed(stream(config.seed, "generator").initial_seed())
+        seed_global(stream(config.seed, "generator"))
         self.generator = ArchitectureGenerator(config.low_flops, config.high_flops, config.hc_dim).to(place.device)
         self.average = moving_average(self.generator, config.generator_ema)
         self.optimizer = make_optimizer(self.generator.parameters(), config.g_optim_state)
@@ -156,6 +156,7 @@ class Answers:
 
 
 def answers(ready: ReadyGenerator, hardware_loss: HardwareLoss, config: Config) -> Answers:
+    """What `ready` answers to the targets from `low_flops` to `high_flops` in steps of `eval_step` (M)."""
     steps = int((config.high_flops - config.low_flops) / config.eval_step + 1e-6)
     targets = config.low_flops + config.eval_step * torch.arange(steps + 1, dtype=torch.float64)
     found = ready.generate(targets)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from model.build import build_schedule
+from model.build import build_recipe
 from model.subnet import SubNet
 from utils.config import Config
 from utils.data import Loader
-from utils.engine import Placement, Recipe, Score, Tally, evaluate, train_epoch
-from utils.optim import make_optimizer, moving_average
+from utils.engine import Placement, Score, Tally, evaluate, train_epoch
+from utils.optim import moving_average
 from utils.run_folder import RunFolder
 from utils.runtime import Progress
 
@@ -33,16 +33,16 @@ class ScratchTraining:
         self.network = network.to(memory_format=torch.channels_last) if place.channels_last else network
         self.described, self.place = described, place
         self.average = moving_average(network, config.ema) if config.ema else None
-        self.recipe = Recipe(
-            nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
-            make_optimizer(network.parameters(), config.optim_state),
-            build_schedule(config, steps_per_epoch),
+        options = {"mix": mixup(config.mixup, config.classes)} if config.mixup else {}
+        self.recipe = build_recipe(
+            network.parameters(),
+            steps_per_epoch,
+            config,
             place,
-            (config.seed, "scratch"),
+            "scratch",
             checkpoint,
-            config.clip_grad,
-            mixup(config.mixup, config.classes) if config.mixup else Recipe.mix,
-            self._move_average,
+            after_step=self._move_average,
+            **options,
         )
         self._compiled = torch.compile(network) if config.compile else network
         self.epochs, self.tally = 0, Tally()

@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.build import build_schedule, search_loader
+from model.build import build_recipe, search_loader
 from model.supernet import UnifiedSupernet
 from utils.config import Config
 from utils.data import Loader, SearchImages
-from utils.engine import Placement, Recipe, Tally, evaluate, recalibrated, train_epoch
-from utils.optim import make_optimizer
+from utils.engine import Placement, Tally, evaluate, recalibrated, train_epoch
 from utils.runtime import Progress, stream
 
 
@@ -24,15 +23,7 @@ class WarmUp:
         self, supernet: UnifiedSupernet, steps_per_epoch: int, config: Config, place: Placement, checkpoint: Path
     ):
         self.supernet, self.paths = supernet, config.paths_per_step
-        self.recipe = Recipe(
-            nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
-            make_optimizer(supernet.parameters(), config.optim_state),
-            build_schedule(config, steps_per_epoch),
-            place,
-            (config.seed, "warm-up"),
-            checkpoint,
-            config.clip_grad,
-        )
+        self.recipe = build_recipe(supernet.parameters(), steps_per_epoch, config, place, "warm-up", checkpoint)
         self.epochs, self.tally, self.best_top1 = 0, Tally(), -1.0
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> Tally:

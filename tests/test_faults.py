@@ -123,7 +123,7 @@ BROKEN = {
     "even kernel": (yaml_with(l_cfgs=[[6, 8, [4, "skip"], 1]]), SEARCH, "kernel sizes must be odd"),
     "portion above one": (yaml_with(train_portion=1.5), SEARCH, "train_portion: 1.5 is not allowed"),
     "portion of nothing": (yaml_with(train_portion=0), SEARCH, "train_portion: 0.0 is not allowed"),
-    "no layers": (yaml_with(l_cfgs=[]), SEARCH, "l_cfgs"),
+    "no layers": (yaml_with(l_cfgs=[]), SEARCH, "a list with a row for each layer"),
     "negative epochs": (yaml_with(warmup_epochs=-1), SEARCH, "warmup_epochs: -1 is not allowed"),
     "learning rate zero": (yaml_with(optim_state={"lr": 0}), SEARCH, "optim_state: lr must be above 0"),
     "unknown optimiser": (yaml_with(optim_state={"optimizer": "x"}), SEARCH, "allowed are sgd, adam"),
@@ -165,13 +165,17 @@ BROKEN = {
     "truncated generator": (cut(GENERATOR), [*GENERATE, "0.1"], "generator_best_avg.pth: not a readable checkpoint"),
     "foreign generator": (lambda: shutil.copy(LAST, GENERATOR), [*GENERATE, "0.1"], "keys do not fit"),
     "truncated network": (cut(NET_LAST), VALIDATE, "last.pth: not a readable checkpoint"),
-    "network of another shape": (payload_with(NET_LAST, architecture=[[3] * 6] * 2), VALIDATE, "last.pth: "),
+    "network of another shape": (
+        payload_with(NET_LAST, architecture=[[3] * 6] * 2),
+        VALIDATE,
+        "last.pth: keys do not fit",
+    ),
     "network of words": (
         payload_with(NET_LAST, architecture=[["x"] * 6] * 2),
         VALIDATE,
         "it does not describe its network",
     ),
-    "network of no architecture": (payload_with(NET_LAST, architecture=[[3]]), VALIDATE, "layer"),
+    "network of no architecture": (payload_with(NET_LAST, architecture=[[3]]), VALIDATE, "architecture: "),
     "network without options": (payload_with(NET_LAST, options=None), VALIDATE, "it does not describe its network"),
     "network of wrong data": (payload_with(NET_LAST, data=3), VALIDATE, "it does not describe its network"),
     "network that says nothing": (payload_with(NET_LAST, kind=None), VALIDATE, "it does not say its architecture"),
@@ -179,7 +183,7 @@ BROKEN = {
     "a list as checkpoint": (lambda: torch.save([1], NET_LAST), VALIDATE, "a checkpoint must be a dictionary"),
     # other files of a run
     "pool cut short": (cut("logs/run/prior_pool.json"), AGAIN, "prior_pool.json: no prior pool in JSON"),
-    "pool of nothing": (text_of("logs/run/prior_pool.json", "{}"), AGAIN, "prior_pool.json"),
+    "pool of nothing": (text_of("logs/run/prior_pool.json", "{}"), AGAIN, "prior_pool.json: no prior pool"),
     "pool of mixtures": (
         text_of("logs/run/prior_pool.json", json.dumps({"0.1": [[0.25] * 24] * 2})),
         AGAIN,
@@ -188,12 +192,12 @@ BROKEN = {
     "split cut short": (cut("logs/run/split.json"), AGAIN, "split.json: no split file"),
     "split of other images": (json_with("logs/run/split.json", images=7), AGAIN, "it splits 7 images"),
     "config of the run broken": (text_of("logs/run/config.yml", "a: ["), AGAIN, "config.yml: no valid YAML"),
-    "architecture broken": (cut("logs/net/architecture.json"), NET, "architecture.json"),
+    "architecture broken": (cut("logs/net/architecture.json"), NET, "architecture.json: "),
     "list of architectures cut short": (cut("found.json"), [*TRAIN, "--architecture", "found.json"], "found.json: no"),
     "list of another space": (
         text_of("found.json", json.dumps([{"target": 0.15, "macs_m": 1, "params_m": 1, "choices": [[9]]}])),
         [*TRAIN, "--architecture", "found.json"],
-        "layer",
+        "architecture: ",
     ),
     # images
     "strict data": (cut("images/train/3/1.png"), [*FOLDER, "--strict-data"], "3/1.png: cannot be read as an image"),
@@ -201,7 +205,7 @@ BROKEN = {
     "no training images": (lambda: shutil.rmtree("images/train"), FOLDER, "train: it must be a folder"),
     "no images at all": (lambda: shutil.rmtree("images"), FOLDER, "it must be a folder"),
     "test images missing": (lambda: shutil.rmtree("images/test"), FOLDER, "val: it must be a folder"),
-    "an empty class": (lambda: shutil.rmtree("images/train/3") or os.mkdir("images/train/3"), FOLDER, "train"),
+    "an empty class": (lambda: shutil.rmtree("images/train/3") or os.mkdir("images/train/3"), FOLDER, "images/train"),
     "only broken images": (
         lambda: [file.write_bytes(b"x") for file in Path("images/train").rglob("*.png")],
         FOLDER,

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from utils.checkpoint import write_text
 from utils.errors import UserError
-from utils.runtime import stream
+from utils.runtime import seed_global, stream
 from utils.stopping import ignore_signals
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet")
@@ -466,7 +466,7 @@ class _Files(torch.utils.data.Dataset):
         if image is None:
             return None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(*self.names, index).initial_seed())
+            seed_global(stream(*self.names, index))
             return self.transform(image), self.files.labels[index]
 
 

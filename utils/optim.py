@@ -11,6 +11,7 @@ from utils.config import OptimState
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], state: OptimState) -> torch.optim.Optimizer:
+    """Adam with betas (`beta`, 0.999), or SGD with momentum; both with weight decay."""
     if state.optimizer == "adam":
         return torch.optim.Adam(parameters, state.lr, (state.beta, 0.999), weight_decay=state.weight_decay)
     return torch.optim.SGD(parameters, state.lr, state.momentum, weight_decay=state.weight_decay)
