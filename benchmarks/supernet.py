@@ -2,9 +2,10 @@
 
     python3 -m benchmarks.supernet [--json]
 
-All steps are timed in one process, in turns, so that a noisy machine disturbs them alike; the medians count. Peak
-memory is that of a process of its own for each. The reference (`tests/reference.py`) has a module for each sub-block
-and kernel and computes every path as the published release does; the tests prove it equal to ours.
+Every step has a process of its own, and these take turns, so that a noisy machine disturbs them alike; the medians
+count. The reference (`tests/reference.py`) has a module for each sub-block and kernel and computes every path as the
+published release does; the tests prove it equal to ours. It runs as PyTorch runs by default; all else runs as in the
+stages, which keep freed memory (`utils.runtime.keep_freed_memory`). What the reference gains by that is shown, too.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,12 +42,14 @@ from utils.config import Config, OptimState, load_config
 from utils.data import ImageData
 from utils.engine import Placement
 from utils.optim import make_optimizer
+from utils.runtime import keep_freed_memory
 from utils.table import format_table
 
 CONFIG = Path(__file__).parent.parent / "config_file" / "cifar_config.yml"
 CPU = Placement(torch.device("cpu"))
 PATHS = 4  # single-path passes of a warm-up step
 TARGETS = 1000
+BY_DEFAULT = ("hard path, reference", "generator, reference")  # run without what the stages set up
 
 Step = Callable[[], None]
 
@@ -55,16 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = load_config(CONFIG)
     space = build_space(config)
-    if args.only:
-        step = contestants(space, config, args.batch)[args.only]()
-        step(), step()
-        print(peak_of_this_process())
-        return
-    built = {name: build() for name, build in contestants(space, config, args.batch).items()}
-    seconds = paired(built, args.rounds)
-    memory = {name: peak_bytes(name, args.batch) for name in built}
+    if args.serve:
+        return serve(contestants(space, config, args.batch)[args.serve], keep=args.serve not in BY_DEFAULT)
+    names = list(contestants(space, config, args.batch))
+    seconds, memory = taken_in_turns(names, args.batch, args.rounds)
     result = summary(seconds, memory)
-    rows = [[name, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}"] for name in built]
+    rows = [[name, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}"] for name in names]
     print(format_table(["step", "seconds (median)", "peak GiB"], rows))
     print(format_table(["ratio", "measured"], [[name, f"{value:.3f}"] for name, value in result.items()]))
     if not args.no_scaling:
@@ -83,7 +83,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=7, help="how often each step is timed")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how the times grow")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # run one step twice, print the peak memory in bytes
+    parser.add_argument("--serve", help=argparse.SUPPRESS)  # the name of the step that this process runs
     return parser.parse_args(argv)
 
 
@@ -108,9 +108,11 @@ def contestants(space: UnifiedSpace, config: Config, batch: int) -> dict[str, Ca
     return {
         "hard path": lambda: hard_step(space, images, labels),
         "hard path, reference": lambda: reference_hard_step(space, images, labels),
+        "hard path, reference, memory kept": lambda: reference_hard_step(space, images, labels),
         "hard path, stand-alone": lambda: standalone_step(space, images, labels),
         "generator": lambda: generator_step(space, config, images, labels),
         "generator, reference": lambda: reference_generator_step(space, config, images, labels),
+        "generator, reference, memory kept": lambda: reference_generator_step(space, config, images, labels),
         "generate 1000": lambda: generation(space, config),
         "evaluation": lambda: evaluation(supernets(space)[0].eval(), paths_of(space)[0], images),
         "evaluation, stand-alone": lambda: standalone_evaluation(space, images),
@@ -241,24 +243,48 @@ def loading(space: UnifiedSpace, config: Config, batch: int) -> Step:
 # -- timing ----------------------------------------------------------------------------------------------------------
 
 
+def serve(build: Callable[[], Step], keep: bool) -> None:
+    """Time a step for each line read from stdin; at its end print the peak memory in bytes."""
+    if keep:
+        keep_freed_memory()
+    step = build()
+    step()
+    for _ in sys.stdin:
+        print(seconds_of(step), flush=True)
+    print(peak_of_this_process())
+
+
+def taken_in_turns(names: list[str], batch: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds and peak bytes of each step, by name."""
+    command = [sys.executable, "-m", "benchmarks.supernet", "--batch", str(batch), "--serve"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": CONFIG.parent.parent}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        servers = {name: stack.enter_context(subprocess.Popen([*command, name], **pipes)) for name in names}
+        for turn in tqdm(range(rounds + 1), desc="rounds", leave=False, disable=None):  # the first one is not counted
+            for name, server in servers.items():
+                print(file=server.stdin, flush=True)
+                taken = float(server.stdout.readline())
+                seconds[name] += [taken] if turn else []
+        memory = {name: float(server.communicate()[0]) for name, server in servers.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}, memory
+
+
 def paired(steps: dict[str, Step], rounds: int) -> dict[str, float]:
     """Median seconds of each step, all of them timed in turns after one untimed round."""
     for step in steps.values():
         step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
+    seconds = {name: [] for name in steps}
+    for _ in range(rounds):
         for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(seconds_of(step))
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def peak_bytes(name: str, batch: int) -> float:
-    """Peak resident memory of a process that runs a step twice."""
-    command = [sys.executable, "-m", "benchmarks.supernet", "--only", name, "--batch", str(batch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CONFIG.parent.parent)
-    return float(done.stdout.split()[-1])
+def seconds_of(step: Step) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
 
 
 def peak_of_this_process() -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from model.cpu import PointwiseConv
 from model.depthwise import DepthwiseConv
 from utils.errors import UserError
 
@@ -17,13 +18,15 @@ ACTIVATIONS = {"relu6": nn.ReLU6, "hswish": nn.Hardswish}
 
 
 def activation_layer(name: str) -> nn.Module:
-    """An in-place activation; UserError for an unknown name."""
+    """UserError for an unknown name."""
     if name not in ACTIVATIONS:
         raise UserError(f"activation: {name!r} is unknown; allowed are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name](inplace=True)
+    return ACTIVATIONS[name]()  # in place, autograd would copy its input
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1) -> nn.Conv2d:
+    if kernel == stride == 1:
+        return PointwiseConv(in_channels, out_channels)
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
 
 

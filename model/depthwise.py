@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from model.cpu import plain_cpu
+
 # The widest kernel of which oneDNN computes the weight gradient fast.
 FAST_WIDTH = 3
 
@@ -26,9 +28,8 @@ LEAST_WIDTH = 8
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """`x [B, C, H, W]`, `weight [C, 1, k, k]` of odd k -> `[B, C, H / stride, W / stride]`, 'same' padding."""
     k = weight.shape[-1]
-    ours = x.device.type == "cpu" and x.dtype == torch.float32 and weight.requires_grad and k > FAST_WIDTH
-    ours = ours and (_few_pairs(x, stride) or (stride == 1 and x.shape[3] >= max(LEAST_WIDTH, k // 2 + 1)))
-    if not ours or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    ours = _few_pairs(x, stride) or (stride == 1 and x.shape[3] >= max(LEAST_WIDTH, k // 2 + 1))
+    if not (ours and k > FAST_WIDTH and weight.requires_grad and plain_cpu(x)):
         return F.conv2d(x, weight, None, stride, k // 2, 1, len(weight))
     return _DepthwiseConv.apply(x, weight, stride)
 
@@ -77,8 +78,8 @@ def gradient_by_products(gradient: Tensor, x: Tensor, weight: Tensor, stride: in
     """The gradient of `weight [C, 1, k, k]` from the products of all pairs of an input pixel and an output pixel."""
     B, C, H, W = x.shape
     h, w = gradient.shape[2:]
-    pixels = x.permute(1, 2, 3, 0).reshape(C, H * W, B)
-    products = pixels @ gradient.permute(1, 0, 2, 3).reshape(C, B, h * w)
+    pixels = x.permute(1, 0, 2, 3).reshape(C, B, H * W).contiguous()  # or the product would copy matrix by matrix
+    products = pixels.transpose(1, 2) @ gradient.permute(1, 0, 2, 3).reshape(C, B, h * w).contiguous()
     taps = _taps(H, W, h, w, weight.shape[-1], stride).to(x.dtype)
     return (products.view(C, -1) @ taps).view(weight.shape)
 

@@ -8,7 +8,6 @@ from thop.vision.basic_hooks import count_convNd
 from torch import Tensor, nn
 
 from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise
-from model.depthwise import DepthwiseConv
 from model.space import Architecture, UnifiedSpace
 
 
@@ -71,7 +70,8 @@ def count_macs(network: nn.Module, image_size: int) -> float:
     others = {type(m) for m in network.modules() if not (isinstance(m, nn.Conv2d) or list(m.children()))}
     image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
     network = copy.deepcopy(network)  # thop leaves counters behind as buffers
-    counted = {**dict.fromkeys(others, _free), DepthwiseConv: count_convNd}
+    convolutions = {type(m) for m in network.modules() if isinstance(m, nn.Conv2d)}  # thop goes by the very type
+    counted = {**dict.fromkeys(others, _free), **dict.fromkeys(convolutions, count_convNd)}
     macs, _ = thop.profile(network, inputs=(image,), custom_ops=counted, verbose=False)
     return macs / 1e6
 

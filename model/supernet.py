@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, squeezed_channels
+from model.cpu import norm_relu6, pointwise_conv, pointwise_relu6
 from model.depthwise import convolution_backward, depthwise_conv
 from model.lookup_table import NEGLIGIBLE
 from model.space import LayerSpec, UnifiedSpace
@@ -34,12 +35,13 @@ class StackedBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(count, channels))
         self.register_buffer("running_var", torch.ones(count, channels))
 
-    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, index: Tensor, relu6: bool = False) -> Tensor:
         """`x [B, n C, H, W]` through the norms `index [n]`, whose running statistics move when training."""
         mean, var, weight, bias = (
             part[index].flatten() for part in (self.running_mean, self.running_var, self.weight, self.bias)
         )
-        x = F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        norm = norm_relu6 if relu6 else F.batch_norm
+        x = norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
         if self.training:
             shape = len(index), -1
             self.running_mean[index] = mean.view(shape)
@@ -119,7 +121,7 @@ class UnifiedBlock(nn.Module):
             middles = self._gated(middles, [block for _, block in choices])
         y = None
         for middle, (_, blocks) in zip(middles, groups, strict=True):
-            part = F.conv2d(middle, self.project[:, blocks].flatten(1)[..., None, None])
+            part = pointwise_conv(middle, self.project[:, blocks].flatten(1))
             y = part if y is None else y + part
         y = self.project_bn(y, torch.tensor([self.spec.expansion - len(choices)], device=x.device))
         return x + y if self.spec.residual else y
@@ -128,11 +130,11 @@ class UnifiedBlock(nn.Module):
         """What the sub-blocks `blocks`, all of the kernel of that index, give to the projection."""
         index = torch.tensor(blocks, device=x.device)
         if self.spec.expansion > 1:
-            x = F.conv2d(x, self.expand[index].flatten(0, 1))
-            x = F.relu6(self.expand_bn(x, index), inplace=True)
+            x = pointwise_conv(x, self.expand[index].flatten(0, 1).flatten(1))
+            x = self.expand_bn(x, index, relu6=True)
         weight = self.depthwise[str(self.kernels[kernel])][index].flatten(0, 1)
         y = depthwise_conv(x, weight, self.spec.stride)
-        return F.relu6(self.depthwise_bn(y, kernel * self.spec.expansion + index), inplace=True)
+        return self.depthwise_bn(y, kernel * self.spec.expansion + index, relu6=True)
 
     def _gated(self, middles: list[Tensor], blocks: list[int]) -> list[Tensor]:
         """Squeeze-excite over all of `middles` together."""
@@ -284,8 +286,8 @@ class _Mixture(torch.autograd.Function):
         amp = torch.is_autocast_enabled(x.device.type)  # all is of one type already
         with torch.autocast(x.device.type, enabled=False) if amp else nullcontext():
             for column, branch in enumerate(branches):
-                part = _branch(x, branch, stride).mul_(p[:, column, None, None])
-                mixture = part if mixture is None else mixture.add_(part)
+                y, share = _branch(x, branch, stride), p[:, column, None, None]
+                mixture = y * share if mixture is None else mixture.addcmul_(y, share)
         return mixture
 
     @staticmethod
@@ -293,20 +295,21 @@ class _Mixture(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         x, p = ctx.saved_tensors
         of_x, of_p = None, torch.empty_like(p)
-        for column, (k, weight, bias) in enumerate(ctx.branches):
-            y = _branch(x, (k, weight, bias), ctx.stride)
-            of_p[:, column] = (gradient * y).sum(dim=(0, 2, 3))
-            if not ctx.needs_input_grad[0]:
-                continue
-            inner = torch.ops.aten.hardtanh_backward(gradient * p[:, column, None, None], y, 0.0, 6.0)
-            part = convolution_backward(inner, x, weight, ctx.stride, k // 2, k // 2, (True, False))
-            of_x = part if of_x is None else of_x.add_(part)
+        for column, branch in enumerate(ctx.branches):
+            y = _branch(x, branch, ctx.stride)
+            if ctx.needs_input_grad[0]:
+                k, weight, _ = branch
+                inner = torch.ops.aten.hardtanh_backward(gradient, y, 0.0, 6.0)
+                shared = weight * p[:, column, None, None, None]  # so that no pass multiplies the maps by p
+                part = convolution_backward(inner, x, shared, ctx.stride, k // 2, k // 2, (True, False))
+                of_x = part if of_x is None else of_x.add_(part)
+            of_p[:, column] = y.mul_(gradient).sum(dim=(0, 2, 3))
         return of_x, of_p, None, None
 
 
 def _branch(x: Tensor, branch: tuple[int, Tensor, Tensor], stride: int) -> Tensor:
     k, weight, bias = branch
-    return F.relu6(F.conv2d(x, weight, bias, stride, k // 2, 1, len(weight)), inplace=True)
+    return F.conv2d(x, weight, bias, stride, k // 2, 1, len(weight)).clamp_(0, 6)
 
 
 class FrozenBlock(nn.Module):
@@ -348,7 +351,7 @@ class FrozenBlock(nn.Module):
             skipped = E - 1
         y = x
         if E > 1:
-            y = F.relu6(_pointwise(y, self.expand, self.expand_bias), inplace=True)
+            y = pointwise_relu6(y, self.expand, self.expand_bias)
         names = [(k, f"depthwise_{k}", f"depthwise_bias_{k}") for k in self.kernels]
         branches = [(k, getattr(self, w).to(y.dtype), getattr(self, b).to(y.dtype)) for k, w, b in names]
         y = _Mixture.apply(y, p.repeat_interleave(C, dim=0).to(y.dtype), branches, self.spec.stride)
