@@ -18,12 +18,10 @@ def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution, `x [B, C, H, W]` by `weight [D, C]` -> `[B, D, H, W]`, as products of matrices."""
     if not plain_cpu(x):
         return F.conv2d(x, weight[..., None, None])
-    return _maps(_Product.apply(_rows(x), weight), x)
+    return maps_of(_Product.apply(rows_of(x), weight), x)
 
 
 class _Product(torch.autograd.Function):
-    """`rows [N, C]`, `weight [D, C]` -> `rows @ weight.T`, with each gradient in the layout of its fastest product."""
-
     @staticmethod
     def forward(ctx, rows: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weight)
@@ -32,9 +30,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        rows, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        return gradient @ weight if wanted[0] else None, (rows.T @ gradient).T if wanted[1] else None
+        return _of_product(ctx, gradient, *ctx.saved_tensors)
 
 
 class PointwiseConv(nn.Conv2d):
@@ -49,37 +45,40 @@ class PointwiseConv(nn.Conv2d):
         return pointwise_conv(x, self.weight.flatten(1))
 
 
-def pointwise_relu6(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """ReLU6 of a 1x1 convolution by `weight [D, C]` and `bias [D]`, constants that need no gradient."""
-    if not plain_cpu(x):
-        return F.relu6(F.conv2d(x, weight[..., None, None], bias))
-    return _PointwiseReLU6.apply(x, weight, bias)
+def relu6_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """ReLU6 of `rows [N, C]` times `weight [D, C]`, transposed: `[N, D]`."""
+    if not plain_cpu(rows):
+        return F.relu6(F.linear(rows, weight))
+    return _ReLU6Product.apply(rows, weight)
 
 
-class _PointwiseReLU6(torch.autograd.Function):
+class _ReLU6Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        rows = _rows(x)
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)  # the bias costs no pass of its own
-        y = _maps(rows @ torch.cat([weight, bias[:, None]], dim=1).T, x).clamp_(0, 6)
-        ctx.save_for_backward(y, weight)
+    def forward(ctx, rows: Tensor, weight: Tensor) -> Tensor:
+        y = (rows @ weight.T).clamp_(0, 6)
+        ctx.save_for_backward(rows, weight, y)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        y, weight = ctx.saved_tensors
-        inner = aten.hardtanh_backward(gradient, y, 0.0, 6.0)
-        return _maps(_rows(inner) @ weight, y), None, None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, weight, y = ctx.saved_tensors
+        return _of_product(ctx, aten.hardtanh_backward(gradient, y, 0.0, 6.0), rows, weight)
 
 
-def _rows(x: Tensor) -> Tensor:
+def _of_product(ctx, gradient: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of `rows @ weight.T` that are wanted, each in the layout of its fastest product."""
+    wanted = ctx.needs_input_grad
+    return gradient @ weight if wanted[0] else None, (rows.T @ gradient).T if wanted[1] else None
+
+
+def rows_of(x: Tensor) -> Tensor:
     """`[B, C, H, W]` as pixels `[B H W, C]`, a view of channels-last memory."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-def _maps(rows: Tensor, like: Tensor) -> Tensor:
-    """Pixels as maps of the size of `like`: the inverse of `_rows`."""
+def maps_of(rows: Tensor, like: Tensor) -> Tensor:
+    """Pixels as maps of the size of `like`: the inverse of `rows_of`."""
     B, _, H, W = like.shape
     return rows.view(B, H, W, -1).permute(0, 3, 1, 2)
 
