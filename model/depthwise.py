@@ -62,10 +62,9 @@ class _DepthwiseConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        pad = weight.shape[-1] // 2
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_x = convolution_backward(gradient, x, weight, ctx.stride, pad, pad, (True, False))
+            of_x = gradient_of_input(gradient, x, weight, ctx.stride)
         if ctx.needs_input_grad[1]:
             if _few_pairs(x, ctx.stride):
                 of_weight = gradient_by_products(gradient, x, weight, ctx.stride)
@@ -98,11 +97,11 @@ def _taps(H: int, W: int, h: int, w: int, k: int, stride: int) -> Tensor:
 def gradient_by_windows(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `weight [C, 1, k, k]` at stride 1, by windows of FAST_WIDTH columns that cover its k columns."""
     k = weight.shape[-1]
-    result = torch.empty_like(weight)
+    result, window = torch.empty_like(weight), weight.new_empty(len(weight), 1, k, FAST_WIDTH)  # its size counts
     for first in range(0, k - FAST_WIDTH + 1, FAST_WIDTH - 1):
         columns = slice(first, first + FAST_WIDTH)
         seen, pad = _seen(x, first - k // 2)
-        result[..., columns] = convolution_backward(gradient, seen, weight[..., columns], 1, k // 2, pad, (False, True))
+        result[..., columns] = _backward(gradient, seen, window, 1, (k // 2, pad), of_weight=True)
     return result
 
 
@@ -122,12 +121,20 @@ def _seen(x: Tensor, offset: int) -> tuple[Tensor, int]:
     return seen, 0
 
 
-def convolution_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pad_y: int, pad_x: int, wanted: tuple[bool, bool]
+def gradient_of_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The gradient of x, which is at stride 1 a convolution by the reversed kernel: the faster way on CPUs."""
+    pad = weight.shape[-1] // 2
+    if stride == 1:
+        return F.conv2d(gradient, weight.flip(2, 3), None, 1, pad, 1, len(weight))
+    return _backward(gradient, x, weight, stride, (pad, pad), of_weight=False)
+
+
+def _backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pad: tuple[int, int], of_weight: bool
 ) -> Tensor:
-    """The gradient of x or of the weight of a depthwise convolution, whichever is wanted."""
-    strides, ones, zeros = [stride] * 2, [1, 1], [0, 0]
+    """PyTorch's own gradient of x, or of the weight, of a depthwise convolution."""
+    wanted = [not of_weight, of_weight, False]
     found = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, strides, [pad_y, pad_x], ones, False, zeros, len(weight), [*wanted, False]
+        gradient, x, weight, None, [stride] * 2, list(pad), [1, 1], False, [0, 0], len(weight), wanted
     )
     return found[wanted.index(True)]

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.blocks import ConvBN, InvertedBottleneck, squeezed_channels
 from model.cpu import relu6_product
-from model.depthwise import convolution_backward
+from model.depthwise import gradient_of_input
 from model.lookup_table import NEGLIGIBLE
 from model.stacked_norm import Pixels
 
@@ -55,10 +55,10 @@ class _Mixture(torch.autograd.Function):
         for column, branch in enumerate(ctx.branches):
             y = _branch(x, branch, ctx.stride)
             if ctx.needs_input_grad[0]:
-                k, weight, _ = branch
+                _, weight, _ = branch
                 inner = torch.ops.aten.hardtanh_backward(gradient, y, 0.0, 6.0)
                 shared = weight * p[:, column, None, None, None]  # so that no pass multiplies the maps by p
-                part = convolution_backward(inner, x, shared, ctx.stride, k // 2, k // 2, (True, False))
+                part = gradient_of_input(inner, x, shared, ctx.stride)
                 of_x = part if of_x is None else of_x.add_(part)
             of_p[:, column] = y.mul_(gradient).sum(dim=(0, 2, 3))
         return of_x, of_p, None, None
