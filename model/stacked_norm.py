@@ -47,8 +47,9 @@ class _Centred(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         N, C = rows.shape
-        centred, mean = rows.new_ones(N, C + 1), rows.mean(dim=0)
+        centred, mean = rows.new_empty(N, C + 1), rows.mean(dim=0)
         torch.sub(rows, mean, out=centred[:, :-1])
+        centred[:, -1] = 1
         ctx.save_for_backward(centred)
         ctx.mark_non_differentiable(mean)
         return centred, mean, centred[:, :-1].T @ centred[:, :-1] / N
@@ -57,9 +58,10 @@ class _Centred(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, of_centred: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
         (centred,) = ctx.saved_tensors
-        both = of_covariance + of_covariance.T
-        of_rows = torch.addmm(of_centred[:, :-1], centred[:, :-1], both, alpha=1 / len(centred))
-        return of_rows.sub_(of_rows.mean(dim=0))
+        of_centred = of_centred[:, :-1]
+        both = (of_covariance + of_covariance.T) / len(centred)
+        weight = torch.cat([both, -of_centred.mean(dim=0, keepdim=True)])  # the ones subtract the mean
+        return torch.addmm(of_centred, centred, weight)
 
 
 class StackedBatchNorm(nn.Module):

@@ -6,6 +6,9 @@ paths see `model/frozen.py`; both give the same logits for the same one-hot path
 Axes: B batch, L layers, E sub-blocks, K choices, C channels of a sub-block. Source: SGNAS, section 3.1 and figure 3.
 """
 
+from functools import reduce
+from operator import add
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,18 +96,17 @@ class UnifiedBlock(nn.Module):
         middles = self.depthwise_bn(middles, norms, relu6=True)
         if self.spec.se:
             middles = self._gated(middles, index)
-        weights = self.project[:, index].flatten(1).split([middle.shape[1] for middle in middles], dim=1)
-        y = sum(pointwise_conv(middle, weight) for middle, weight in zip(middles, weights, strict=True))
+        weights = self.project.index_select(1, index).flatten(1).split([middle.shape[1] for middle in middles], dim=1)
+        y = reduce(add, map(pointwise_conv, middles, weights))
         (y,) = self.project_bn([y], torch.tensor([self.spec.expansion - len(choices)], device=x.device))
         return x + y if self.spec.residual else y
 
     def _expanded(self, x: Tensor, blocks: Tensor, counts: list[int]) -> list[Tensor]:
         """The inputs of the depthwise convolutions: for each kernel the maps of so many of `blocks` as it has."""
         pixels = Pixels.of(x, centred=self.training)
-        weight = self.expand_bn.folded_into(self.expand[blocks].flatten(0, 1).flatten(1), blocks, pixels)
-        return [
-            pixels.maps(relu6_product(pixels.rows, part)) for part in weight.split([n * x.shape[1] for n in counts])
-        ]
+        weight = self.expand.index_select(0, blocks).view(-1, x.shape[1])
+        parts = self.expand_bn.folded_into(weight, blocks, pixels).split([n * x.shape[1] for n in counts])
+        return [pixels.maps(relu6_product(pixels.rows, part)) for part in parts]
 
     def _gated(self, middles: list[Tensor], blocks: Tensor) -> list[Tensor]:
         """Squeeze-excite over all of `middles` together."""
