@@ -1,5 +1,9 @@
 """Layers that CPUs compute faster than PyTorch's own of the same result; elsewhere they are PyTorch's own."""
 
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -14,23 +18,40 @@ def plain_cpu(x: Tensor) -> bool:
     return plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
-def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """A 1x1 convolution, `x [B, C, H, W]` by `weight [D, C]` -> `[B, D, H, W]`, as products of matrices."""
-    if not plain_cpu(x):
-        return F.conv2d(x, weight[..., None, None])
-    return maps_of(_Product.apply(rows_of(x), weight), x)
+def pointwise_conv(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """A 1x1 convolution of `maps`, together `[B, C, H, W]`, by `weight [D, C]` -> `[B, D, H, W]`: matrix products."""
+    weights = weight.split([x.shape[1] for x in maps], dim=1)
+    if not plain_cpu(maps[0]):
+        return reduce(add, (F.conv2d(x, part[..., None, None]) for x, part in zip(maps, weights, strict=True)))
+    return maps_of(_SumOfProducts.apply(len(maps), *map(rows_of, maps), *weights), maps[0])
 
 
-class _Product(torch.autograd.Function):
+class _SumOfProducts(torch.autograd.Function):
+    """Of `count` times `rows [N, C]` and as many `weight [D, C]`: the sum of `rows @ weight.T`."""
+
     @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        return rows @ weight.T
+    def forward(ctx, count: int, *operands: Tensor) -> Tensor:
+        ctx.save_for_backward(*operands)
+        rows, weights = operands[:count], operands[count:]
+        y = rows[0] @ weights[0].T
+        for x, weight in zip(rows[1:], weights[1:], strict=True):
+            y.addmm_(x, weight.T)
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return _of_product(ctx, gradient, *ctx.saved_tensors)
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        count = len(ctx.saved_tensors) // 2
+        rows, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        wanted = ctx.needs_input_grad[1:]
+        of_rows = [gradient @ weight if want else None for weight, want in zip(weights, wanted, strict=False)]
+        of_weights = [_of_weight(x, gradient) if want else None for x, want in zip(rows, wanted[count:], strict=True)]
+        return None, *of_rows, *of_weights
+
+
+def _of_weight(rows: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of the weight of `rows @ weight.T`, in the layout of the faster product."""
+    return (rows.T @ gradient).T
 
 
 class PointwiseConv(nn.Conv2d):
@@ -42,34 +63,36 @@ class PointwiseConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None:  # a batch norm was folded in
             return super().forward(x)
-        return pointwise_conv(x, self.weight.flatten(1))
+        return pointwise_conv([x], self.weight.flatten(1))
 
 
-def relu6_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """ReLU6 of `rows [N, C]` times `weight [D, C]`, transposed: `[N, D]`."""
+def relu6_products(rows: Tensor, weight: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """ReLU6 of `rows [N, C]` times `weight [D, C]`, transposed, in parts: `[N, size]` for each of `sizes`."""
+    weights = weight.split(sizes)
     if not plain_cpu(rows):
-        return F.relu6(F.linear(rows, weight))
-    return _ReLU6Product.apply(rows, weight)
+        return tuple(F.relu6(F.linear(rows, part)) for part in weights)
+    return _ReLU6Products.apply(rows, *weights)
 
 
-class _ReLU6Product(torch.autograd.Function):
+class _ReLU6Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor) -> Tensor:
-        y = (rows @ weight.T).clamp_(0, 6)
-        ctx.save_for_backward(rows, weight, y)
-        return y
+    def forward(ctx, rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        parts = tuple((rows @ weight.T).clamp_(0, 6) for weight in weights)
+        ctx.save_for_backward(rows, *weights, *parts)
+        return parts
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        rows, weight, y = ctx.saved_tensors
-        return _of_product(ctx, aten.hardtanh_backward(gradient, y, 0.0, 6.0), rows, weight)
-
-
-def _of_product(ctx, gradient: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of `rows @ weight.T` that are wanted, each in the layout of its fastest product."""
-    wanted = ctx.needs_input_grad
-    return gradient @ weight if wanted[0] else None, (rows.T @ gradient).T if wanted[1] else None
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *rest = ctx.saved_tensors
+        weights, parts = rest[: len(gradients)], rest[len(gradients) :]
+        of_rows, of_weights = None, []
+        for gradient, weight, y, wanted in zip(gradients, weights, parts, ctx.needs_input_grad[1:], strict=True):
+            inner = aten.hardtanh_backward(gradient, y, 0.0, 6.0)
+            if ctx.needs_input_grad[0]:
+                of_rows = inner @ weight if of_rows is None else of_rows.addmm_(inner, weight)
+            of_weights.append(_of_weight(rows, inner) if wanted else None)
+        return of_rows, *of_weights
 
 
 def rows_of(x: Tensor) -> Tensor:

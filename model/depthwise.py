@@ -19,7 +19,7 @@ from model.cpu import plain_cpu
 FAST_WIDTH = 3
 
 # Up to so many pairs of an input and an output pixel, products of all pairs are faster than windows.
-MOST_PAIRS = 256
+MOST_PAIRS = 1024
 
 # Windows pay from this width of the map on.
 LEAST_WIDTH = 8

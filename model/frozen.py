@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.blocks import ConvBN, InvertedBottleneck, squeezed_channels
-from model.cpu import relu6_product
+from model.cpu import relu6_products
 from model.depthwise import gradient_of_input
 from model.lookup_table import NEGLIGIBLE
 from model.stacked_norm import Pixels
@@ -108,7 +108,7 @@ class FrozenBlock(nn.Module):
         y = x
         if E > 1:
             pixels = Pixels.of(x)
-            y = pixels.maps(relu6_product(pixels.rows, self.expand))
+            (y,) = map(pixels.maps, relu6_products(pixels.rows, self.expand, [E * C]))
         names = [(k, f"depthwise_{k}", f"depthwise_bias_{k}") for k in self.kernels]
         branches = [(k, getattr(self, w).to(y.dtype), getattr(self, b).to(y.dtype)) for k, w, b in names]
         y = _Mixture.apply(y, p.repeat_interleave(C, dim=0).to(y.dtype), branches, self.spec.stride)

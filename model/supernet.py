@@ -6,15 +6,12 @@ paths see `model/frozen.py`; both give the same logits for the same one-hot path
 Axes: B batch, L layers, E sub-blocks, K choices, C channels of a sub-block. Source: SGNAS, section 3.1 and figure 3.
 """
 
-from functools import reduce
-from operator import add
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, squeezed_channels
-from model.cpu import pointwise_conv, relu6_product
+from model.cpu import pointwise_conv, relu6_products
 from model.depthwise import depthwise_conv
 from model.frozen import FrozenSupernet
 from model.space import LayerSpec, UnifiedSpace
@@ -96,8 +93,7 @@ class UnifiedBlock(nn.Module):
         middles = self.depthwise_bn(middles, norms, relu6=True)
         if self.spec.se:
             middles = self._gated(middles, index)
-        weights = self.project.index_select(1, index).flatten(1).split([middle.shape[1] for middle in middles], dim=1)
-        y = reduce(add, map(pointwise_conv, middles, weights))
+        y = pointwise_conv(middles, self.project.index_select(1, index).flatten(1))
         (y,) = self.project_bn([y], torch.tensor([self.spec.expansion - len(choices)], device=x.device))
         return x + y if self.spec.residual else y
 
@@ -105,8 +101,9 @@ class UnifiedBlock(nn.Module):
         """The inputs of the depthwise convolutions: for each kernel the maps of so many of `blocks` as it has."""
         pixels = Pixels.of(x, centred=self.training)
         weight = self.expand.index_select(0, blocks).view(-1, x.shape[1])
-        parts = self.expand_bn.folded_into(weight, blocks, pixels).split([n * x.shape[1] for n in counts])
-        return [pixels.maps(relu6_product(pixels.rows, part)) for part in parts]
+        weight = self.expand_bn.folded_into(weight, blocks, pixels)
+        parts = relu6_products(pixels.rows, weight, [count * x.shape[1] for count in counts])
+        return [pixels.maps(part) for part in parts]
 
     def _gated(self, middles: list[Tensor], blocks: Tensor) -> list[Tensor]:
         """Squeeze-excite over all of `middles` together."""

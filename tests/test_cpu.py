@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.cpu import PointwiseConv, norm_relu6, pointwise_conv, relu6_product
+from model.cpu import PointwiseConv, norm_relu6, pointwise_conv, relu6_products
 from model.stacked_norm import Pixels, StackedBatchNorm
 from tests.conftest import rng
 
@@ -24,9 +24,11 @@ def agree(found, expected, inputs):
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_a_pointwise_convolution_is_a_convolution(layout):
-    x, weight = random(3, 5, 4, 6, layout=layout), random(7, 5, seed=1)
-    agree(pointwise_conv(x, weight), F.conv2d(x, weight[..., None, None]), (x, weight))
+def test_a_pointwise_convolution_in_parts_is_a_convolution(layout):
+    x, weight = random(3, 9, 4, 6, layout=layout), random(7, 9, seed=1)
+    expected = F.conv2d(x, weight[..., None, None])
+    agree(pointwise_conv([x], weight), expected, (x, weight))
+    agree(pointwise_conv(x.split([2, 4, 3], dim=1), weight), F.conv2d(x, weight[..., None, None]), (x, weight))
 
 
 def test_the_module_is_an_ordinary_convolution_with_or_without_a_bias():
@@ -37,9 +39,9 @@ def test_the_module_is_an_ordinary_convolution_with_or_without_a_bias():
     torch.testing.assert_close(module(x), F.conv2d(x, module.weight, module.bias))
 
 
-def test_relu6_of_a_product_has_the_gradients_of_its_parts():
+def test_relu6_of_products_has_the_gradients_of_its_parts():
     rows, weight = random(40, 5), random(7, 5, seed=1)
-    found = relu6_product(3 * rows, weight)
+    found = torch.cat(relu6_products(3 * rows, weight, [2, 5]), dim=1)
     assert {0.0, 6.0} <= set(found.flatten().tolist()), "both ends are reached"
     agree(found, F.relu6(F.linear(3 * rows, weight)), (rows, weight))
 
