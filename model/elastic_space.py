@@ -45,10 +45,12 @@ class Layer:
     expansion: int
     activation: str
     se: bool
+    fixed_middle: int | None = None
 
     @property
     def middle(self) -> int:
-        return make_divisible(round(self.in_channels * self.expansion))
+        """Channels inside: by the expansion ratio, unless `fixed_middle` says."""
+        return self.fixed_middle or _middle(self.in_channels, self.expansion)
 
     @property
     def residual(self) -> bool:
@@ -246,6 +248,10 @@ class ElasticSpace:
     def from_json(cls, record: dict) -> "ElasticSpace":
         """The inverse of `to_json`."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+
+
+def _middle(channels: int, expansion: int) -> int:
+    return channels if expansion == 1 else make_divisible(round(channels * expansion))
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:

@@ -96,6 +96,49 @@ def recalibrated(
             norm.momentum = momentum
 
 
+@torch.no_grad()
+def reset_norms(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], place: Placement) -> None:
+    """Give the batch norms of `network` the mean statistics of `batches`; it is left in evaluation mode.
+
+    As published with once-for-all networks: means and biased variances of the batches, each normalised by its own,
+    weighted by their numbers of images. Without batches nothing changes.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    means, variances = ([torch.zeros_like(norm.running_mean) for norm in norms] for _ in range(2))
+    momenta, values = [norm.momentum for norm in norms], [1] * len(norms)
+
+    def count_values(index: int, x: Tensor) -> None:
+        values[index] = x.numel() // x.shape[1]
+
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs, index=index: count_values(index, inputs[0]))
+        for index, norm in enumerate(norms)
+    ]
+    network.train()
+    seen = 0
+    try:
+        for norm in norms:
+            norm.momentum = 1.0  # the running statistics are those of the last batch
+        for images, labels in batches:
+            check_stop()
+            with place.autocast():
+                network(place.batch(images, labels)[0])
+            seen += len(images)
+            for norm, mean, variance, count in zip(norms, means, variances, values, strict=True):
+                mean += len(images) * norm.running_mean
+                variance += len(images) * norm.running_var * ((count - 1) / count)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    if seen:
+        for norm, mean, variance in zip(norms, means, variances, strict=True):
+            norm.running_mean.copy_(mean / seen)
+            norm.running_var.copy_(variance / seen)
+    network.eval()
+
+
 def check_finite(loss: Tensor, what: str, step: int, checkpoint: Path) -> float:
     """The loss as a number; UserError when it is none, naming the step and the checkpoint that is still good."""
     value = float(loss.detach())
