@@ -8,16 +8,15 @@ import argparse
 import json
 from pathlib import Path
 
-from torch import Tensor
-
-from model.build import build_hardware_loss, build_space, load_supernet, prior_pool, search_loader
+from model.build import Supernet, build_hardware_loss, build_supernet, load_supernet, prior_pool, search_loader
+from model.elastic import ElasticSupernet
 from model.forecast import forecast
 from model.generation import GENERATOR_FILE, Generated, ReadyGenerator, load_generator, miss_table
 from model.generator import PriorPool
 from model.generator_training import Answers, GeneratorTraining, answers
 from model.lookup_table import LookUpTable
 from model.supernet import UnifiedSupernet
-from model.warm_up import PathValidation, WarmUp, supernet_payload
+from model.warm_up import PathValidation, WarmUp, supernet_payload, validation_of
 from utils.command import Parser, add_config_options, command
 from utils.config import Config, load_config
 from utils.data import HELD_OUT_BY_DEFAULT, SearchImages, load_dataset, split_for_search
@@ -32,8 +31,8 @@ from utils.table import format_table
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = load_config(args.cfg, args.set + ["strict_data=true"] * args.strict_data)
-    space, place = build_space(config), Placement(pick_device(config.cuda), config.channels_last, config.amp)
-    supernet = UnifiedSupernet(space, stream(config.seed, "supernet"), config.alignment).to(place.device)
+    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
+    supernet = build_supernet(config).to(place.device)
     if args.dry_run:
         return dry_run(config, supernet, place)
 
@@ -43,15 +42,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     split_for_search(dataset, config.train_portion, config.seed)  # bad portions show before anything is written
     run = RunFolder.open("search", config, args.title or Path(args.cfg).stem, args.resume)
-    pool = open_prior_pool(config, LookUpTable(space), run)
+    generates = config.supernet == "unified"  # an elastic supernet is for msunas.py
+    pool = open_prior_pool(config, LookUpTable(supernet.space), run) if generates else None
     run.begin(config, place.device)
-    save_prior_pool(pool, config, run)
+    if generates:
+        save_prior_pool(pool, config, run)
     images = split_for_search(dataset, config.train_portion, config.seed, run.file("split.json"))
     if config.warmup_epochs:
         warm_up(supernet, images, config, run, place)
-    if config.search_epochs:
+    if generates and config.search_epochs:
         train_generator(supernet, pool, images, config, run, place)
-        report(pool, LookUpTable(space), config, run)
+        report(pool, LookUpTable(supernet.space), config, run)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -71,7 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_pretrained(supernet: UnifiedSupernet, config: Config, cfg: str) -> None:
+def load_pretrained(supernet: Supernet, config: Config, cfg: str) -> None:
     """Without a warm-up, the supernet must come from `model_pretrained`."""
     if config.warmup_epochs == 0:
         if not config.model_pretrained:
@@ -94,22 +95,25 @@ def save_prior_pool(pool: PriorPool, config: Config, run: RunFolder) -> None:
 # -- stage 1 ---------------------------------------------------------------------------------------------------------
 
 
-def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run: RunFolder, place: Placement) -> None:
-    """Train all sub-networks by fairly sampled single paths (SGNAS, section 3.2); the best supernet stays loaded."""
+def warm_up(supernet: Supernet, images: SearchImages, config: Config, run: RunFolder, place: Placement) -> None:
+    """Train all sub-networks by fairly sampled single paths (SGNAS, section 3.2); the best supernet stays loaded.
+
+    Those of an elastic supernet by the sandwich rule.
+    """
     batches = search_loader(images.train, config, "warm-up", training=True)
-    validation = PathValidation(supernet, images, config, place)
-    validated = supernet.space.sample(config.validation_paths, stream(config.seed, "validation paths"))
+    validation = validation_of(supernet, images, config, place)
+    validated = validation.sample(config.validation_paths, stream(config.seed, "validation paths"))
     training = WarmUp(supernet, len(batches), config, place, run.checkpoint("supernet_last"))
 
     def one_epoch(epoch: int) -> None:
         title = f"warm-up {epoch + 1}/{config.warmup_epochs}"
         with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
             means = training.epoch(batches, epoch, progress)
-        top1 = [validation.top1(path) for path in validated]
+        top1 = [validation.top1(found) for found in validated]
         mean = sum(top1) / len(top1)
-        print(f"{title} loss {means.loss:.4f}, random paths top-1 {mean:.2f} %", flush=True)
+        print(f"{title} loss {means.loss:.4f}, random networks top-1 {mean:.2f} %", flush=True)
         run.log("warm-up", epoch + 1, loss=means.loss, top1=means.top1, random_path_top1=mean)
-        write_validation(validated, top1, LookUpTable(supernet.space), config, run)
+        write_validation(validation.costs(validated), top1, config, run)
         if mean > training.best_top1:
             training.best_top1 = mean
             run.save("supernet_best", supernet_payload(supernet, epoch + 1), config.path_to_save_model)
@@ -118,8 +122,8 @@ def warm_up(supernet: UnifiedSupernet, images: SearchImages, config: Config, run
     load_supernet(supernet, run.checkpoint("supernet_best"))
 
 
-def write_validation(paths: Tensor, top1: list[float], table: LookUpTable, config: Config, run: RunFolder) -> None:
-    rows = [(f"{cost:.4f}", f"{t:.2f}") for cost, t in zip(table(paths).tolist(), top1, strict=True)]
+def write_validation(costs: list[float], top1: list[float], config: Config, run: RunFolder) -> None:
+    rows = [(f"{cost:.4f}", f"{t:.2f}") for cost, t in zip(costs, top1, strict=True)]
     run.write_csv("supernet_evaluate.csv", ("flops", "top1"), rows, config.path_to_supernet_eval)
 
 
@@ -214,8 +218,12 @@ def report(pool: PriorPool, table: LookUpTable, config: Config, run: RunFolder) 
     print(f"all files are in {run.path}")
 
 
-def dry_run(config: Config, supernet: UnifiedSupernet, place: Placement) -> None:
+def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
     """Print the reachable costs, the parameters, and the memory and time that the run would take."""
+    if isinstance(supernet, ElasticSupernet):
+        (least, most), _ = supernet.space.costs(supernet.space.extremes())
+        print(f"reachable cost    {least / 1e6:.3f} to {most / 1e6:.3f} M multiply-adds")
+        return print(f"parameters        supernet {sum(p.numel() for p in supernet.parameters()) / 1e6:.2f} M")
     needs = forecast(supernet, config.batch_size, config.paths_per_step, place, stream(config.seed, "dry run"))
     least, most = LookUpTable(supernet.space).reach()
     print(f"reachable cost    {least:.3f} to {most:.3f} M multiply-adds")

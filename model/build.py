@@ -1,10 +1,14 @@
 """From a config to objects: the join that the stages share."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
 
+from model.elastic import ElasticSupernet
+from model.elastic import from_published as once_for_all
+from model.elastic_space import ElasticSpace
 from model.generator import PriorPool
 from model.lookup_table import HardwareLoss, LookUpTable
 from model.space import LayerSpec, UnifiedSpace
@@ -45,12 +49,56 @@ def build_space(config: Config) -> UnifiedSpace:
     return space
 
 
-def load_supernet(supernet: UnifiedSupernet, path: str) -> None:
-    """Weights of a supernet checkpoint, ours or the published release's; UserError when it is neither."""
+def build_elastic_space(config: Config) -> ElasticSpace:
+    """The elastic space of a config."""
+    keys = asdict(config.elastic)
+    if len(keys["head"]) != 2:
+        raise UserError(f"elastic.head: {list(keys['head'])}: expected two numbers of channels")
+    return ElasticSpace(**keys, classes=config.classes)
+
+
+Supernet = UnifiedSupernet | ElasticSupernet
+
+
+def build_supernet(config: Config) -> Supernet:
+    """The supernet of a config, with its first weights."""
+    rng = stream(config.seed, "supernet")
+    if config.supernet == "elastic":
+        return ElasticSupernet(build_elastic_space(config), rng)
+    return UnifiedSupernet(build_space(config), rng, config.alignment)
+
+
+def load_supernet(supernet: Supernet, path: str) -> None:
+    """Weights of a supernet checkpoint, ours or a published release's; UserError when it is neither."""
     state = checkpoint.weights(checkpoint.load(path), path)
-    if any(".depthwise.blocks.0.blocks." in key for key in state):
+    if isinstance(supernet, ElasticSupernet):
+        state = once_for_all(state)
+    elif any(".depthwise.blocks.0.blocks." in key for key in state):
         state = from_published(supernet.space, state)
     checkpoint.load_into(supernet, state, path)
+
+
+def load_published_elastic(path: str, classes: int, fine_tuned: bool) -> ElasticSupernet:
+    """A once-for-all supernet by its checkpoint alone: one of ours says its space, a published one shows its width.
+
+    UserError when it was trained for another number of classes, unless candidates are to be `fine_tuned` with a
+    classifier of their own.
+    """
+    payload = checkpoint.load(path)
+    state = once_for_all(checkpoint.weights(payload, path))
+    if "space" in payload:
+        space = ElasticSpace.from_dict(payload["space"])
+    else:
+        stem, head = state.get("first_conv.conv.weight"), state.get("classifier.linear.weight")
+        widths = {ElasticSpace(width=width).channels[0]: width for width in (1.0, 1.2)}
+        if stem is None or head is None or len(stem) not in widths:
+            raise UserError(f"{path}: no once-for-all supernet of width 1.0 or 1.2")
+        space = ElasticSpace(width=widths[len(stem)], classes=len(head))
+    if space.classes != classes and not fine_tuned:
+        raise UserError(f"--n_classes {classes}: {path} has {space.classes}; --n_epochs above 0 fine-tunes for others")
+    supernet = ElasticSupernet(space)
+    checkpoint.load_into(supernet, state, path)
+    return supernet.eval()
 
 
 def prior_pool(config: Config, table: LookUpTable, run_file: Path | None) -> PriorPool:

@@ -8,6 +8,7 @@ Axes: N architectures, G genes, S stages, D the greatest depth. Source: Cai et a
 al., "NSGANetV2", ECCV 2020, section 3.1.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -204,7 +205,7 @@ class ElasticSpace:
         stem = self.channels[0]
         macs = size**2 * stem * (27 + 1 + 9 + stem)
         parameters = np.full(len(genes), stem * (27 + 2 + 9 + 2 + stem + 2))
-        for stage, position, rows in self._positions(genes):
+        for stage, position, rows in self.positions(genes):
             there, kernel, expansion = rows
             of_layer = np.array([
                 [self._layer_costs(self.layer(stage, position, k, e)) for e in self.expansions] for k in self.kernels
@@ -218,7 +219,7 @@ class ElasticSpace:
         parameters = parameters + wide * (self.channels[-1] + 2) + last * (wide + self.classes) + self.classes
         return macs, parameters
 
-    def _positions(self, genes: Genes) -> Iterator[tuple[int, int, tuple[Genes, Genes, Genes]]]:
+    def positions(self, genes: Genes) -> Iterator[tuple[int, int, tuple[Genes, Genes, Genes]]]:
         """Each layer that can be: stage, position, and for all rows whether it is there, its kernel, its expansion."""
         stages, D = self._stages(genes), self.most_layers
         for stage in range(len(self.stages)):
@@ -241,12 +242,13 @@ class ElasticSpace:
 
     # -- records -----------------------------------------------------------------------------------------------------
 
-    def to_json(self) -> dict:
-        return asdict(self)
+    def to_dict(self) -> dict:
+        """Plain values, as JSON holds them."""
+        return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_json(cls, record: dict) -> "ElasticSpace":
-        """The inverse of `to_json`."""
+    def from_dict(cls, record: dict) -> "ElasticSpace":
+        """The inverse of `to_dict`."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
 
 

@@ -1,36 +1,50 @@
-"""Supernet warm-up: fairly sampled single paths, and what such a path is worth (SGNAS, section 3.2)."""
+"""Supernet warm-up: fairly sampled single paths, and what such a path is worth (SGNAS, section 3.2).
+
+An elastic supernet is warmed up by the sandwich rule instead.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from model.build import build_recipe, search_loader
+from model.build import Supernet, build_recipe, search_loader
+from model.candidates import NORMS_IMAGES, CandidateEvaluation, CandidateImages
+from model.elastic import ElasticSupernet
+from model.elastic_space import Genes
+from model.lookup_table import LookUpTable
 from model.supernet import UnifiedSupernet
 from utils.config import Config
-from utils.data import Loader, SearchImages
+from utils.data import Loader, Normalisation, SearchImages, decoded, resize
 from utils.engine import Placement, Tally, evaluate, recalibrated, train_epoch
 from utils.runtime import Progress, stream
 
 
 class WarmUp:
-    """The supernet and what trains it: the gradients of `paths_per_step` paths on a batch add up before each step."""
+    """The supernet and what trains it: the gradients of `paths_per_step` networks on a batch add up before a step."""
 
     def __init__(
-        self, supernet: UnifiedSupernet, steps_per_epoch: int, config: Config, place: Placement, checkpoint: Path
+        self,
+        supernet: Supernet,
+        steps_per_epoch: int,
+        config: Config,
+        place: Placement,
+        checkpoint: Path,
     ):
-        self.supernet, self.paths = supernet, config.paths_per_step
+        self.supernet = supernet
+        logits = sandwich_logits if isinstance(supernet, ElasticSupernet) else path_logits
+        self.forwards = partial(logits, supernet, config.paths_per_step, place)
         self.recipe = build_recipe(supernet.parameters(), steps_per_epoch, config, place, "warm-up", checkpoint)
         self.epochs, self.tally, self.best_top1 = 0, Tally(), -1.0
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> Tally:
         """What is left of an epoch, after the steps in `tally`."""
         self.supernet.train()
-        forwards = partial(path_logits, self.supernet, self.paths, self.recipe.place)
-        train_epoch(forwards, self.recipe, batches, epoch, self.tally, progress)
+        train_epoch(self.forwards, self.recipe, batches, epoch, self.tally, progress)
         return self.tally
 
     def state(self) -> dict:
@@ -47,7 +61,7 @@ class WarmUp:
         self.epochs, self.tally, self.best_top1 = state["epoch"], Tally(**state["tally"]), state["best_top1"]
 
 
-def supernet_payload(supernet: UnifiedSupernet, epochs: int) -> dict:
+def supernet_payload(supernet: Supernet, epochs: int) -> dict:
     """The checkpoint of a supernet."""
     return {"kind": "supernet", "epoch": epochs, "model": supernet.state_dict(), "space": supernet.space.to_dict()}
 
@@ -69,6 +83,25 @@ def path_logits(
     features.backward(shared.grad)
 
 
+def sandwich_logits(
+    supernet: ElasticSupernet, networks: int, place: Placement, images: Tensor, rng: torch.Generator
+) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+    """The sandwich rule: the largest sub-network learns the labels; the smallest, and random ones, its answers.
+
+    All at one random resolution. Source: Yu and Huang, "Universally Slimmable Networks", ICCV 2019 (the sandwich rule,
+    in-place distillation).
+    """
+    space, draw = supernet.space, np.random.default_rng(rng.initial_seed())
+    smallest, largest = space.extremes()
+    resolution = space.resolutions[draw.integers(len(space.resolutions))]
+    images, answers = resize(images, resolution), None
+    for genes in [largest, smallest, *space.sample(max(0, networks - 2), draw)]:
+        with place.autocast():
+            logits = supernet(images, space.decode(genes))
+        yield logits if answers is None else (logits, answers)
+        answers = logits.detach().float().softmax(dim=1) if answers is None else answers
+
+
 class PathValidation:
     """Scores single paths on the validation images, with BN re-estimated on training images for each path."""
 
@@ -79,6 +112,14 @@ class PathValidation:
         used = images.train.subset(shuffled[: config.bn_recalibration_images])
         self.recalibration = search_loader(used, config, "recalibrate", training=False)
 
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+        """Paths to validate `[count, L, E, K]`."""
+        return self.supernet.space.sample(count, rng)
+
+    def costs(self, paths: Tensor) -> list[float]:
+        """Multiply-adds in M."""
+        return LookUpTable(self.supernet.space)(paths).tolist()
+
     def top1(self, path: Tensor) -> float:
         """Top-1 in percent of a one-hot path `[L, E, K]`; leaves the supernet in evaluation mode."""
 
@@ -87,3 +128,34 @@ class PathValidation:
 
         with recalibrated(self.supernet, forward, self.recalibration.epoch(), self.place):
             return evaluate(forward, self.batches.epoch(), self.place).top1
+
+
+class ElasticValidation:
+    """Scores sub-networks of an elastic supernet as stand-alone networks, as `msunas.py` does."""
+
+    def __init__(self, supernet: ElasticSupernet, images: SearchImages, config: Config, place: Placement):
+        self.supernet = supernet
+        drawn = torch.randperm(len(images.train.labels), generator=stream(config.seed, "recalibrate"))
+        norms = decoded(images.train.subset(drawn[: config.bn_recalibration_images or NORMS_IMAGES]))
+        images = CandidateImages(images.train, decoded(images.validate), norms)
+        self.evaluation = CandidateEvaluation(images, Normalisation(config.mean, config.std), place, config.batch_size)
+
+    def sample(self, count: int, rng: torch.Generator) -> Genes:
+        """Both extremes and random sub-networks `[count, G]`."""
+        random = self.supernet.space.sample(count, np.random.default_rng(rng.initial_seed()))
+        return np.concatenate([self.supernet.space.extremes(), random])[:count]
+
+    def costs(self, genes: Genes) -> list[float]:
+        """Multiply-adds in M."""
+        return (self.supernet.space.costs(genes)[0] / 1e6).tolist()
+
+    def top1(self, genes: Genes) -> float:
+        architecture = self.supernet.space.decode(genes)
+        return self.evaluation.score(self.supernet.extract(architecture), architecture.r).top1
+
+
+def validation_of(
+    supernet: Supernet, images: SearchImages, config: Config, place: Placement
+) -> PathValidation | ElasticValidation:
+    kind = ElasticValidation if isinstance(supernet, ElasticSupernet) else PathValidation
+    return kind(supernet, images, config, place)

@@ -120,7 +120,7 @@ def test_a_foreign_architecture_is_refused(record):
 
 
 def test_a_space_survives_json():
-    assert ElasticSpace.from_json(json.loads(json.dumps(SMALL.to_json()))) == SMALL
+    assert ElasticSpace.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
 
 
 # -- networks --------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_logits_are_the_published_ones_before_and_after_batch_norms_are_reset(su
     network = supernet.extract(architecture)
     with torch.no_grad():
         logits = supernet(images(1234, 2, size), architecture)
-        torch.testing.assert_close(network(images(1234, 2, size)), logits, atol=1e-4, rtol=1e-4)
+        assert (network(images(1234, 2, size)) - logits).norm() < 1e-4 * logits.norm()
         check(logits, case["eval"])
         if "after_bn_reset" not in case:
             return
@@ -157,7 +157,8 @@ def test_logits_are_the_published_ones_before_and_after_batch_norms_are_reset(su
 
 def check(logits: torch.Tensor, expected: dict) -> None:
     assert logits.argmax(dim=1).tolist() == expected["argmax"]
-    torch.testing.assert_close(logits[:, :8], torch.tensor(expected["first8"]), atol=2e-4, rtol=1e-3)
+    scale = float(logits.abs().max())
+    torch.testing.assert_close(logits[:, :8], torch.tensor(expected["first8"]), atol=1e-4 * scale, rtol=0)
     torch.testing.assert_close(logits.norm(dim=1).tolist(), expected["l2"], atol=1e-3, rtol=1e-4)
 
 

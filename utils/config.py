@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +46,24 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class ElasticKeys:
+    """The key `elastic`: a once-for-all space, see `model.elastic_space.ElasticSpace`; a list entry for each stage."""
+
+    stages: tuple[int, ...]  # output channels
+    strides: tuple[int, ...]
+    activations: tuple[str, ...]
+    se: tuple[bool, ...]
+    head: tuple[int, ...]
+    resolutions: tuple[int, ...]
+    stem_channels: int = 16
+    stem_stride: int = 2
+    kernels: tuple[int, ...] = (3, 5, 7)
+    expansions: tuple[int, ...] = (3, 4, 6)
+    depths: tuple[int, ...] = (2, 3, 4)
+    width: float = 1.0
+
+
+@dataclass(frozen=True)
 class Config:
     """All keys of a config file. Costs are in millions of multiply-adds (M). A path of None is not used."""
 
@@ -52,9 +71,11 @@ class Config:
     dataset: str
     classes: int
     input_size: int
-    l_cfgs: tuple[LayerRow, ...]  # search space
-    low_flops: float  # range of targets, M
-    high_flops: float
+    supernet: str = "unified"  # or "elastic": then `elastic` is the search space, else l_cfgs and targets
+    elastic: ElasticKeys | None = None
+    l_cfgs: tuple[LayerRow, ...] = ()  # search space
+    low_flops: float = 0.0  # range of targets, M
+    high_flops: float = 0.0
     dataset_dir: str = "./data/"
     train_portion: float = 0.8
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -154,18 +175,30 @@ class Config:
             [r.expansion, r.out_channels, [*r.kernels, *["skip"] * r.skip], r.stride, len(r.kernels) + r.skip, r.se]
             for r in self.l_cfgs
         ]
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return _plain(values)
 
     @classmethod
     def from_dict(cls, values: dict, where: str = "config") -> "Config":
         """Check and convert plain values; UserError naming `where`, the key, the value and what is allowed."""
         values = {_SPELLINGS.get(key, key): value for key, value in values.items()}
+        for key in _SPACE_KEYS.get(values.get("supernet", "unified"), ()):
+            if values.get(key) is None:
+                raise UserError(f"{where}: {key}: this key is missing")
         config = _record(cls, values, where, "")
         _check_values(config, where)
         return config
 
 
+# What describes the search space of each kind of supernet.
+_SPACE_KEYS = {"unified": ("l_cfgs", "low_flops", "high_flops"), "elastic": ("elastic",)}
 _SPELLINGS = {"path_to_fianl_generator": "path_to_final_generator"}
+
+
+def _plain(value):
+    """Lists for tuples, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -294,6 +327,17 @@ def _layer_row(row, where: str, key: str) -> LayerRow:
     return LayerRow(expansion, out_channels, kernels, "skip" in choices, stride, se)
 
 
+def _check_unified(config: Config, refuse: Callable[[str, str], None]) -> None:
+    if not 0 < config.low_flops < config.high_flops:
+        refuse("low_flops", f"above 0 and below high_flops ({config.high_flops:g})")
+    if config.target_step > config.high_flops - config.low_flops:
+        refuse("target_step", f"at most high_flops - low_flops ({config.high_flops - config.low_flops:g})")
+    if not config.l_cfgs:
+        refuse("l_cfgs", "a list with a row for each layer")
+    if any(not 0 <= layer < len(config.l_cfgs) for layer in config.static_layers):
+        refuse("static_layers", f"numbers of layers, 0 to {len(config.l_cfgs) - 1}")
+
+
 _AT_LEAST = {
     0: "warmup_epochs search_epochs lr_warmup_steps clip_grad bn_recalibration_images crop_padding cutout mixup "
     "num_workers noise_weight target_jitter cost_tolerance alpha seed",
@@ -305,6 +349,7 @@ _AT_LEAST = {
 _POSITIVE = "tau tau_decay loss_penalty hardware_loss_limit target_step cost_unit eval_step decay_ratio"
 _ONE_OF = {
     "generator": ("singan",),
+    "supernet": ("unified", "elastic"),
     "lr_scheduler": ("cosine", "step"),
     "activation": ("relu6", "hswish"),
     "hardware_loss": ("absolute", "relative"),
@@ -337,14 +382,8 @@ def _check_values(config: Config, where: str) -> None:
         refuse("alignment", "0 to 1")
     if config.stem_stride not in (None, 1, 2):
         refuse("stem_stride", "1 or 2")
-    if not 0 < config.low_flops < config.high_flops:
-        refuse("low_flops", f"above 0 and below high_flops ({config.high_flops:g})")
-    if config.target_step > config.high_flops - config.low_flops:
-        refuse("target_step", f"at most high_flops - low_flops ({config.high_flops - config.low_flops:g})")
-    if not config.l_cfgs:
-        refuse("l_cfgs", "a list with a row for each layer")
-    if any(not 0 <= layer < len(config.l_cfgs) for layer in config.static_layers):
-        refuse("static_layers", f"numbers of layers, 0 to {len(config.l_cfgs) - 1}")
+    if config.supernet == "unified":
+        _check_unified(config, refuse)
     for key in ("mean", "std"):
         if len(getattr(config, key)) != 3:
             refuse(key, "three numbers")

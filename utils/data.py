@@ -7,7 +7,7 @@ the fly). `loader()` turns either into batches; every random choice is a functio
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,14 @@ from utils.runtime import seed_global, stream
 from utils.stopping import ignore_signals
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagefolder", "imagenet")
+
+# Published means and standard deviations, in [0, 1].
+DATASET_STATISTICS = {
+    **dict.fromkeys(
+        ("cifar10", "cifar100"), ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
+    ),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 # Up to this side in pixels, images are decoded once and kept in memory.
 SMALL = 64
@@ -209,6 +217,24 @@ def _decode(files: ImageFiles) -> ImageData:
     return data.subset(good.nonzero().flatten())
 
 
+def decoded(images: Images) -> ImageData:
+    """Image files decoded once, as evaluation sees them: resized to size / 0.875, then the centre of `size` pixels."""
+    if isinstance(images, ImageData):
+        return images
+    steps = v2.Compose(evaluation_steps(images.size))
+    found = ((images.open(index), images.labels[index]) for index in range(len(images.labels)))
+    kept = [(v2.functional.pil_to_tensor(steps(image)), label) for image, label in found if image is not None]
+    if not kept:
+        raise UserError(f"{_root(images)}: none of its images can be read")
+    pixels, labels = zip(*kept, strict=True)
+    return ImageData(torch.stack(pixels), torch.stack(labels))
+
+
+def evaluation_steps(size: int) -> list[v2.Transform]:
+    """The published resize to size / 0.875, bicubic, then the centre."""
+    return [v2.Resize(round(size / 0.875), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)]
+
+
 # -- splitting -------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +256,15 @@ class SearchImages:
     train: Images
     feed: Images
     validate: Images
+
+    @property
+    def held_out(self) -> Images:
+        """All that does not train the supernet."""
+        if isinstance(self.feed, ImageFiles):
+            paths, parts = self.feed.paths + self.validate.paths, (self.feed.labels, self.validate.labels)
+            return replace(self.feed, paths=paths, labels=torch.cat(parts))
+        parts = (self.feed, self.validate)
+        return ImageData(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
 
 
 # Share of the training set that trains the supernet when the config's train_portion leaves nothing to hold out.
@@ -347,6 +382,13 @@ class MemoryLoader:
         return images, self.data.labels[index]
 
 
+def resize(images: Tensor, size: int) -> Tensor:
+    """Float images `[B, 3, H, W]` at `size` pixels, bilinear, in the same memory format."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=size < images.shape[-1])
+
+
 def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
     """Each image `[3, S, S]` of a batch cropped at random after zero padding, and flipped with probability 1/2.
 
@@ -402,12 +444,8 @@ class FileLoader:
     ):
         self.data, self.batch_size, self.augment = files, batch_size, augment
         self.seed, self.workers = seed, workers
-        # Evaluation: the published resize to size / 0.875, bicubic, then the centre.
         if augment is None:
-            steps = [
-                v2.Resize(round(files.size / 0.875), v2.InterpolationMode.BICUBIC),
-                v2.CenterCrop(files.size),
-            ]
+            steps = evaluation_steps(files.size)
         else:
             steps = [v2.RandomResizedCrop(files.size, scale=augment.crop_scale)]
             steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip

@@ -153,7 +153,9 @@ def check_weights(weights: Iterable[Tensor], what: str, checkpoint: Path) -> Non
         raise UserError(f"{what}: a weight has become infinite or no number; {last_good(checkpoint)}")
 
 
-def last_good(checkpoint: Path) -> str:
+def last_good(checkpoint: Path | None) -> str:
+    if checkpoint is None:
+        return "try a lower lr"
     good = f"{checkpoint} is the last good checkpoint" if checkpoint.exists() else "there is no checkpoint yet"
     return f"{good}; try a lower lr"
 
@@ -199,7 +201,7 @@ class Recipe:
 
 
 def train_epoch(
-    forwards: Callable[[Tensor, torch.Generator], Iterable[Tensor]],
+    forwards: Callable[[Tensor, torch.Generator], Iterable[Tensor | tuple[Tensor, Tensor]]],
     recipe: Recipe,
     batches: Loader,
     epoch: int,
@@ -209,9 +211,10 @@ def train_epoch(
     """Train for what is left of an epoch after `tally.steps` steps, and add it to `tally`.
 
     `forwards(images, rng)` yields logits one after another, under autocast where it is wanted: one for an ordinary
-    network, one for each path of a supernet. Each is differentiated before the next is asked for, so that only one
-    graph lives at a time, and the gradients add up before the optimiser steps. Every step has a random stream of its
-    own, for `forwards` and for the global streams, so that an epoch can go on anywhere.
+    network, one for each path of a supernet; or (logits, targets) where the labels are not the targets. Each is
+    differentiated before the next is asked for, so that only one graph lives at a time, and the gradients add up before
+    the optimiser steps. Every step has a random stream of its own, for `forwards` and for the global streams, so that
+    an epoch can go on anywhere.
     """
     optimizer, place = recipe.optimizer, recipe.place
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -226,9 +229,10 @@ def train_epoch(
         likeliest = labels.argmax(dim=1) if labels.ndim == 2 else labels
         recipe.schedule.apply(optimizer, epoch * len(batches) + tally.steps)
         optimizer.zero_grad(set_to_none=False)
-        for logits in forwards(images, rng):
+        for output in forwards(images, rng):
+            logits, targets = output if isinstance(output, tuple) else (output, labels)
             with place.autocast():
-                loss = recipe.criterion(logits, labels)
+                loss = recipe.criterion(logits, targets)
             loss.backward()
             tally.losses += check_finite(loss, progress.title, tally.steps, recipe.checkpoint)
             tally.hits += int((logits.argmax(dim=1) == likeliest).sum())

@@ -56,6 +56,8 @@ class Quality:
 def quality(predicted: Array, true: Array) -> Quality:
     """How well `predicted [n]` tells `true [n]`."""
     assert predicted.shape == true.shape == (len(true),), f"{predicted.shape} and {true.shape}"
+    if len(true) == 0:
+        return Quality(*3 * [float("nan")])
     rmse = float(np.sqrt(np.mean((predicted - true) ** 2)))
     if np.ptp(predicted) == 0 or np.ptp(true) == 0:  # SciPy would warn
         return Quality(rmse, float("nan"), float("nan"))

@@ -1,0 +1,126 @@
+"""What an architecture of a search is worth: its stand-alone network with inherited weights, scored on held-out images.
+
+Source: Lu et al., "NSGANetV2", ECCV 2020, section 3.2: batch norms re-estimated on training images, optionally a short
+fine-tuning with a fresh classifier, then top-1 on a part of the training set that nothing else has seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from utils.data import Augmentation, ImageData, Images, Loader, Normalisation, SearchImages, decoded, loader, resize
+from utils.engine import Placement, Recipe, Score, Tally, evaluate, reset_norms, train_epoch
+from utils.optim import Schedule
+from utils.runtime import Progress, stream
+
+# Published: which images the search validates on, and which ones re-estimate batch norms.
+VALIDATION_SEED, NORMS_SEED = 2147483647, 937162211
+NORMS_IMAGES = 2000
+
+
+@dataclass(frozen=True)
+class CandidateImages:
+    """Decoded once and shared by all candidates; no test image is among them unless the user asks for it.
+
+    `train` and `validate` are disjoint, and `norms` is a part of `train`. Large images are decoded once, too, but for
+    those of `train`.
+    """
+
+    train: Images
+    validate: ImageData
+    norms: ImageData
+
+    @classmethod
+    def split(cls, images: Images, count: int) -> "CandidateImages":
+        """`count` of the training images validate: the first of the published permutation of as many images."""
+        order = _shuffled(images, VALIDATION_SEED)
+        return cls._of(images.subset(order[count:].sort().values), images.subset(order[:count]))
+
+    @classmethod
+    def of_search(cls, images: SearchImages, count: int) -> "CandidateImages":
+        """`count` images validate, of those that did not train the supernet."""
+        return cls._of(images.train, images.held_out.subset(_shuffled(images.held_out, VALIDATION_SEED)[:count]))
+
+    @classmethod
+    def _of(cls, train: Images, validate: Images) -> "CandidateImages":
+        return cls(train, decoded(validate), decoded(train.subset(_shuffled(train, NORMS_SEED)[:NORMS_IMAGES])))
+
+
+def _shuffled(images: Images, seed: int) -> Tensor:
+    return torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Published: SGD with Nesterov momentum 0.9 and weight decay 4e-5, a cosine to 0, cross entropy."""
+
+    epochs: int = 0
+    lr: float = 0.01
+    batch_size: int = 128
+
+
+class Resized:
+    """Batches, resized to `size` pixels."""
+
+    def __init__(self, batches: Loader, size: int):
+        self.batches, self.size = batches, size
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.batches.epoch(epoch, first):
+            yield resize(images, self.size), labels
+
+
+class CandidateEvaluation:
+    """Top-1 of stand-alone networks, each at its own resolution."""
+
+    def __init__(
+        self,
+        images: CandidateImages,
+        normalise: Normalisation,
+        place: Placement,
+        batch_size: int = 200,
+        tuning: FineTuning = FineTuning(),
+        seed: int = 0,
+    ):
+        self.images, self.normalise, self.place, self.tuning, self.seed = images, normalise, place, tuning, seed
+        self.batch_size = batch_size
+
+    def score(self, network: nn.Module, resolution: int, name: str = "candidate") -> Score:
+        """The score of a network, whose weights may change on the way: batch norms always, all by fine-tuning."""
+        network = network.to(self.place.device)
+        if self.place.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        if self.tuning.epochs:
+            classes = int(self.images.train.labels.max()) + 1
+            network.reset_classifier(classes, stream(self.seed, "classifier", name))
+        reset_norms(network, self._batches(self.images.norms, resolution, 100).epoch(), self.place)
+        if self.tuning.epochs:
+            self._fine_tune(network, resolution, name)
+            network.eval()
+        return evaluate(network, self._batches(self.images.validate, resolution, self.batch_size).epoch(), self.place)
+
+    def _batches(self, images: ImageData, resolution: int, size: int) -> Resized:
+        return Resized(loader(images, size, self.normalise), resolution)
+
+    def _fine_tune(self, network: nn.Module, resolution: int, name: str) -> None:
+        tuning, seed = self.tuning, stream(self.seed, "fine-tuning", name).initial_seed()
+        batches = loader(self.images.train, tuning.batch_size, self.normalise, Augmentation(), seed)
+        batches = Resized(batches, resolution)
+        optimizer = torch.optim.SGD(network.parameters(), tuning.lr, momentum=0.9, weight_decay=4e-5, nesterov=True)
+        schedule = Schedule("cosine", tuning.lr, tuning.epochs, len(batches))
+        recipe = Recipe(nn.CrossEntropyLoss(), optimizer, schedule, self.place, (seed, name), None)
+        network.train()
+        for epoch in range(tuning.epochs):
+            title = f"{name}, epoch {epoch + 1}/{tuning.epochs}"
+            with Progress(title, len(batches)) as progress:
+                train_epoch(partial(_logits, network), recipe, batches, epoch, Tally(), progress)
+
+
+def _logits(network: nn.Module, images: Tensor, rng: torch.Generator) -> Iterator[Tensor]:
+    yield network(images)

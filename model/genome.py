@@ -1,0 +1,147 @@
+"""A search space as the evolutionary search sees it: rows of integers, with costs in closed form.
+
+`ElasticGenome` is the once-for-all space, `UnifiedGenome` that of SGNAS, whose genes are the choices of the sub-blocks.
+Axes: N architectures, G genes.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model.elastic import ElasticSupernet
+from model.elastic_space import Genes
+from model.lookup_table import LookUpTable
+from model.space import Architecture
+from model.supernet import UnifiedSupernet
+from utils.errors import UserError
+
+
+class Genome(Protocol):
+    """What the search asks of a space and its supernet; genes run from 0 to `largest_genes [G]`."""
+
+    largest_genes: Genes
+
+    def sample(self, count: int, rng: np.random.Generator) -> Genes:
+        """Canonical genes `[count, G]` of random architectures."""
+
+    def extremes(self) -> Genes:
+        """The smallest and the largest architecture `[2, G]`."""
+
+    def canonical(self, genes: Genes) -> Genes:
+        """One row for each network: what a network does not express is fixed, what it must not be is mended."""
+
+    def costs(self, genes: Genes) -> tuple[NDArray, NDArray]:
+        """Multiply-adds and parameters `[N]`, both in millions."""
+
+    def record(self, row: Genes) -> dict:
+        """An architecture as JSON: `net.subnet`."""
+
+    def genes(self, record: dict) -> list[int]:
+        """The inverse of `record`; UserError when it is no architecture of this space."""
+
+    def network(self, row: Genes) -> tuple[nn.Module, int]:
+        """The stand-alone network with inherited weights, and its resolution in pixels."""
+
+
+class ElasticGenome:
+    """The genes of `model/elastic_space.py` with a supernet to inherit from."""
+
+    def __init__(self, supernet: ElasticSupernet):
+        self.supernet, self.space = supernet, supernet.space
+        self.largest_genes = self.space.largest_genes
+        self.sample, self.extremes, self.canonical = self.space.sample, self.space.extremes, self.space.canonical
+
+    def costs(self, genes: Genes) -> tuple[NDArray, NDArray]:
+        macs, parameters = self.space.costs(genes)
+        return macs / 1e6, parameters / 1e6
+
+    def record(self, row: Genes) -> dict:
+        return self.space.decode(row).to_json()
+
+    def genes(self, record: dict) -> list[int]:
+        return self.space.encode(self.space.architecture(record))
+
+    def network(self, row: Genes) -> tuple[nn.Module, int]:
+        architecture = self.space.decode(row)
+        return self.supernet.extract(architecture), architecture.r
+
+
+class UnifiedGenome:
+    """A gene for each sub-block that a layer has: the index of its choice, skip last. All of them are expressed."""
+
+    def __init__(self, supernet: UnifiedSupernet):
+        self.supernet, self.space, self.table = supernet, supernet.space, LookUpTable(supernet.space)
+        E = self.space.shape[1]
+        self._exists = np.array([[e < spec.expansion for e in range(E)] for spec in self.space.layers])
+        self._choices = [self._choices_of(spec) for spec in self.space.layers for _ in range(spec.expansion)]
+        self.largest_genes = np.array([len(choices) - 1 for choices in self._choices])
+        self._layers = np.array([i for i, spec in enumerate(self.space.layers) for _ in range(spec.expansion)])
+
+    def _choices_of(self, spec) -> list[int]:
+        """Indices along K of what a sub-block of the layer may choose, in ascending order."""
+        skip = [self.space.shape[2] - 1] if spec.skip else []
+        return sorted(self.space.kernels.index(kernel) for kernel in spec.kernels) + skip
+
+    def sample(self, count: int, rng: np.random.Generator) -> Genes:
+        torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return self._of_paths(self.space.sample(count, torch_rng))
+
+    def extremes(self) -> Genes:
+        """Layer by layer the fewest sub-blocks of the smallest kernel, and all of the largest."""
+        largest = [len(choices) - (2 if spec.skip else 1) for spec, choices in self._specs()]
+        return np.stack([self.canonical(self.largest_genes[None])[0], np.array(largest)])
+
+    def _specs(self) -> list[tuple]:
+        return [(self.space.layers[layer], choices) for layer, choices in zip(self._layers, self._choices, strict=True)]
+
+    def canonical(self, genes: Genes) -> Genes:
+        """Layers with too few active sub-blocks get more: their first ones that skip, with the smallest kernel."""
+        genes = genes.copy()
+        skips = np.array([spec.skip for spec, _ in self._specs()]) & (genes == self.largest_genes)
+        for layer, spec in enumerate(self.space.layers):
+            own = self._layers == layer
+            active = (~skips[:, own]).sum(axis=1, keepdims=True)
+            missing = np.where(
+                spec.may_vanish & (active == 0), 0, spec.least_active(max(2, self.space.min_expansion)) - active
+            )
+            genes[:, own] = np.where(skips[:, own] & (skips[:, own].cumsum(axis=1) <= missing), 0, genes[:, own])
+        return genes
+
+    def costs(self, genes: Genes) -> tuple[NDArray, NDArray]:
+        paths = self.paths(genes)
+        return self.table(paths).double().numpy(), self.table.parameters_m(paths).numpy()
+
+    def paths(self, genes: Genes) -> torch.Tensor:
+        """One-hot paths `[N, L, E, K]`; a sub-block that a layer lacks skips."""
+        L, E, K = self.space.shape
+        index = np.full((len(genes), L, E), K - 1)
+        index[:, self._exists] = np.stack(
+            [np.array(choices)[column] for choices, column in zip(self._choices, genes.T, strict=True)], axis=1
+        )
+        return nn.functional.one_hot(torch.from_numpy(index), K).float()
+
+    def _of_paths(self, paths: torch.Tensor) -> Genes:
+        index = paths.argmax(dim=-1).numpy()[:, self._exists]
+        columns = [np.searchsorted(choices, column) for choices, column in zip(self._choices, index.T, strict=True)]
+        return np.stack(columns, axis=1)
+
+    def record(self, row: Genes) -> dict:
+        return {"choices": [list(layer) for layer in self.architecture(row).choices]}
+
+    def architecture(self, row: Genes) -> Architecture:
+        return self.space.decode(self.paths(np.asarray(row)[None])[0])
+
+    def genes(self, record: dict) -> list[int]:
+        try:
+            architecture = Architecture.of(record["choices"])
+            self.space.check(architecture)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f'architecture: expected {{"choices": [...]}} of this space ({error})') from None
+        return self._of_paths(self.space.encode(architecture)[None])[0].tolist()
+
+    def network(self, row: Genes) -> tuple[nn.Module, int]:
+        path = self.paths(np.asarray(row)[None])[0]
+        return self.supernet.extract(path, dropout=0.0), self.space.image_size

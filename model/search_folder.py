@@ -1,0 +1,153 @@
+"""The folder of an evolutionary search: the published files, and how a search goes on where it stopped.
+
+iter_k/net_i.subnet and .stats are written as candidates are evaluated, iter_k.stats after each iteration; search.json
+says what was searched. Architectures are stored as records of their space (`Genome.record`).
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from model.evolution import Record, Search
+from utils.checkpoint import write_text
+from utils.errors import UserError
+
+
+class SearchFolder:
+    """`open` only looks; the first file that is written makes the folder."""
+
+    def __init__(self, path: Path, settings: dict, origin: Path | None = None):
+        self.path, self.settings, self.origin = path, settings, origin
+        self.reference: tuple[float, float] | None = None  # (error, cost) of the hypervolume, fixed by iteration 0
+
+    @classmethod
+    def open(cls, path: Path, settings: dict, resume: str) -> "SearchFolder":
+        """`resume`: auto, none, or a folder whose archive a new search begins with. UserError on another search."""
+        saved = path / "search.json"
+        if saved.exists():
+            if resume == "none":
+                raise UserError(f"--save {path}: it holds a search; choose another folder, or --resume auto goes on")
+            before = _read(saved).get("settings", {})
+            changed = [key for key in settings if settings[key] != before.get(key)]
+            if changed:
+                was = ", ".join(f"{key} {before.get(key)} (now {settings[key]})" for key in changed)
+                raise UserError(f"--save {path}: it holds a search with {was}; choose another folder")
+        elif path.exists() and any(path.glob("iter_*")):
+            raise UserError(f"--save {path}: it has iter_* files, but no search.json; choose another folder")
+        origin = None if resume in ("auto", "none") else Path(resume)
+        if origin is not None and not (origin.is_dir() and (_last(origin) is not None or _nets(origin))):
+            raise UserError(f"--resume {resume}: it must be auto, none, or a folder with iter_*.stats or net_*.subnet")
+        return cls(path, settings, origin)
+
+    # -- going on ----------------------------------------------------------------------------------------------------
+
+    def restore(self, search: Search) -> int:
+        """Take up the last finished iteration; its number, or -1 when there is none."""
+        done = _last(self.path)
+        if done is None:
+            write_text(self.path / "search.json", json.dumps({"settings": self.settings}, indent=1) + "\n")
+            return -1
+        record = _read(self._stats(done))
+        search.add(_archive(record, search, self._stats(done)))
+        search.foretold = [tuple(pair) for pair in record["foretold"]]
+        self.reference = tuple(record["reference"])
+        print(f"goes on after iteration {done} of {self.path}: {len(search.archive)} architectures", flush=True)
+        return done
+
+    def first_archive(self, search: Search) -> list[Record]:
+        """The archive of `origin`: of its last iter_k.stats, or of the net_*.subnet and .stats in it. Empty without."""
+        if self.origin is None:
+            return []
+        last = _last(self.origin)
+        if last is not None:
+            file = self.origin / f"iter_{last}.stats"
+            return _archive(_read(file), search, file)
+        records = []
+        for subnet in _nets(self.origin):
+            genes, stats = search.genome.genes(_read(subnet)), _read(subnet.with_suffix(".stats"))
+            records.append([_read(subnet), 100 - stats["top1"], stats.get(search.objective.name)])
+            if records[-1][2] is None:
+                records[-1][2] = float(search.objective(np.array([genes]))[0])
+        return _archive({"archive": records}, search, self.origin)
+
+    def stats(self, iteration: int, index: int, record: dict) -> dict | None:
+        """What an earlier, unfinished run of this iteration measured of this very architecture."""
+        subnet, stats = self._net(iteration, index, ".subnet"), self._net(iteration, index, ".stats")
+        if subnet.exists() and stats.exists() and _read(subnet) == record:
+            return _read(stats)
+        return None
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def write_stats(self, iteration: int, index: int, record: dict, stats: dict) -> None:
+        write_text(self._net(iteration, index, ".subnet"), json.dumps(record) + "\n")
+        write_text(self._net(iteration, index, ".stats"), json.dumps(stats) + "\n")
+
+    def write_failure(self, iteration: int, index: int, record: dict, reason: str) -> None:
+        """A candidate that could not be evaluated, with the reason; it never becomes a number in the archive."""
+        file = self.path / "failed" / f"it_{iteration}_net_{index}"
+        write_text(file, json.dumps({**record, "error": reason}) + "\n")
+        print(f"iter_{iteration}/net_{index} failed, see {file}: {reason}", flush=True)
+
+    def write_iteration(
+        self, iteration: int, search: Search, new: list[Record], hypervolume: float, surrogate: dict
+    ) -> None:
+        """iter_k.stats as published, and beside that what resuming needs."""
+        rows = [[search.genome.record(r.genes), r.error, r.cost] for r in search.archive]
+        record = {
+            "archive": rows,
+            "candidates": rows[-len(new) :],
+            "hv": hypervolume,
+            "surrogate": {key: None if value != value else value for key, value in surrogate.items()},  # NaN
+            "reference": list(self.reference),
+            "foretold": search.foretold,
+            "sec_obj": search.objective.name,
+        }
+        write_text(self._stats(iteration), json.dumps(record) + "\n")
+
+    def _net(self, iteration: int, index: int, suffix: str) -> Path:
+        return self.path / f"iter_{iteration}" / f"net_{index}{suffix}"
+
+    def _stats(self, iteration: int) -> Path:
+        return self.path / f"iter_{iteration}.stats"
+
+
+def _archive(record: dict, search: Search, file: Path) -> list[Record]:
+    try:
+        return [
+            Record(tuple(search.genome.genes(a)), float(error), float(cost)) for a, error, cost in record["archive"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: no archive of this space ({error})") from None
+
+
+def read_archive(file: Path) -> dict:
+    """An iter_k.stats file; UserError when it is none."""
+    record = _read(file)
+    if not isinstance(record.get("archive"), list) or not record["archive"]:
+        raise UserError(f"{file}: it holds no archive")
+    return record
+
+
+def _read(file: Path) -> dict:
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{file}: it holds no record")
+    return record
+
+
+def _last(folder: Path) -> int | None:
+    """The number of the last finished iteration in a folder."""
+    numbers = [re.fullmatch(r"iter_(\d+)\.stats", file.name) for file in folder.glob("iter_*.stats")]
+    return max((int(number[1]) for number in numbers if number), default=None)
+
+
+def _nets(folder: Path) -> list[Path]:
+    """net_*.subnet with .stats, in the order of their numbers."""
+    files = [file for file in folder.glob("net_*.subnet") if file.with_suffix(".stats").exists()]
+    return sorted(files, key=lambda file: (len(file.name), file.name))

@@ -1,0 +1,255 @@
+"""NSGANetV2: search a supernet for networks that are accurate and cheap, with a surrogate that learns as it goes.
+
+    python3 msunas.py --cfg CONFIG --supernet_path SUPERNET --save DIR [--sec_obj flops|params|cpu|gpu]
+    python3 msunas.py --dataset cifar10 --data DIR --supernet_path ofa_mbv3_d234_e346_k357_w1.0 --save DIR
+
+Writes into DIR for each iteration the architectures (iter_k/net_i.subnet) and what they scored (iter_k/net_i.stats),
+the archive so far (iter_k.stats) and a picture of the front (iter_k.png). Architectures that cannot be evaluated go to
+failed/. The same command goes on where it stopped. Source: Lu et al., "NSGANetV2", ECCV 2020.
+"""
+
+import argparse
+import math
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from model.build import build_supernet, load_published_elastic, load_supernet
+from model.candidates import CandidateEvaluation, CandidateImages, FineTuning
+from model.evolution import Objective, Record, Search
+from model.genome import ElasticGenome, Genome, UnifiedGenome
+from model.latency import LatencyTable
+from model.search_folder import SearchFolder
+from utils.command import Parser, add_config_options, command, not_negative, positive, positive_number
+from utils.config import Config, load_config
+from utils.data import DATASET_STATISTICS, Normalisation, decoded, load_dataset, split_for_search
+from utils.engine import Placement
+from utils.errors import UserError
+from utils.pareto import non_dominated
+from utils.plot import save_front
+from utils.runtime import pick_device, stream
+from utils.stopping import check_stop, saved_when_stopped
+from utils.surrogate import SURROGATES
+from utils.table import format_table
+
+IMAGENET_HELD_OUT = 10_000
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    place = Placement(pick_device())
+    genome, config = open_genome(args)
+    objective = open_objective(args, genome)
+    evaluation = open_evaluation(args, config, genome, place)
+    folder = SearchFolder.open(Path(args.save), settings(args), args.resume)
+    search = Search(genome, objective, args.predictor)
+    with saved_when_stopped(lambda: None):  # what is evaluated is on disk already
+        run(search, evaluation, folder, args)
+    report(search, folder)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument("--save", default=".tmp", metavar="DIR", help="where results go (default .tmp)")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|none|DIR",
+        help="auto: go on with the search in --save; none: refuse if there is one; "
+        "DIR: begin with the archive of another search, or with the net_*.subnet and .stats of a folder",
+    )
+    parser.add_argument("--space", choices=("elastic", "unified"), help="kind of supernet (default: as --cfg says)")
+    parser.add_argument("--cfg", help="config file (YAML): space, data set and normalisation")
+    add_config_options(parser)
+    parser.add_argument("--supernet_path", default="./data/ofa_mbv3_d234_e346_k357_w1.0", metavar="CHECKPOINT")
+    objectives = ("flops", "params", "cpu", "gpu")
+    parser.add_argument("--sec_obj", default="flops", choices=objectives, help="second objective (default flops)")
+    parser.add_argument("--lut", metavar="FILE", help="latency table (YAML) for --sec_obj cpu or gpu")
+    parser.add_argument("--iterations", type=int, default=30, help="below 1: random search, --n_doe architectures")
+    parser.add_argument("--n_doe", type=positive, default=100, help="architectures to begin with (default 100)")
+    parser.add_argument("--n_iter", type=positive, default=8, help="architectures of an iteration (default 8)")
+    parser.add_argument("--predictor", default="rbf", help=f"surrogate: {', '.join(SURROGATES)} (default rbf)")
+    parser.add_argument("--n_gpus", type=positive, default=8, help="accepted; evaluation runs in this process")
+    parser.add_argument("--gpu", type=positive, default=1, help="accepted; evaluation runs in this process")
+    parser.add_argument("--data", metavar="DIR", help="where the data set is (default: as --cfg says)")
+    parser.add_argument("--dataset", help="its name (default: as --cfg says)")
+    parser.add_argument("--n_classes", type=positive, help="its classes (default: as --cfg says, or 1000)")
+    parser.add_argument("--n_workers", type=not_negative, default=4, help="accepted; images are decoded once")
+    parser.add_argument("--vld_size", type=positive, help="training images that are held out to validate candidates")
+    parser.add_argument("--trn_batch_size", type=positive, default=128, help="of fine-tuning (default 128)")
+    parser.add_argument("--vld_batch_size", type=positive, default=200, help="of validation (default 200)")
+    parser.add_argument("--n_epochs", type=not_negative, default=5, help="fine-tuning of each candidate (default 5)")
+    parser.add_argument("--lr", type=positive_number, default=0.01, help="of fine-tuning (default 0.01)")
+    parser.add_argument("--test", action="store_true", help="validate on the test images: the search will know them")
+    parser.add_argument("--seed", type=not_negative, default=0)
+    args = parser.parse_args(argv)
+    if args.predictor not in SURROGATES:
+        raise UserError(f"--predictor {args.predictor}: unknown; allowed are {', '.join(SURROGATES)}")
+    return args
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """What must stay the same for a search to go on; the number of iterations may grow."""
+    free = ("save", "resume", "iterations", "n_gpus", "gpu", "n_workers", "data")
+    return {key: value for key, value in vars(args).items() if key not in free}
+
+
+# -- what is searched ------------------------------------------------------------------------------------------------
+
+
+def open_genome(args: argparse.Namespace) -> tuple[Genome, Config | None]:
+    """The space with its trained supernet: that of the config, or a published once-for-all checkpoint."""
+    if args.cfg is None:
+        if args.space == "unified":
+            raise UserError("--space unified: --cfg must name the config of the supernet")
+        return ElasticGenome(load_published_elastic(args.supernet_path, args.n_classes or 1000, args.n_epochs)), None
+    config = load_config(args.cfg, args.set)
+    if args.space not in (None, config.supernet):
+        raise UserError(f"--space {args.space}: {args.cfg} describes a supernet of kind {config.supernet}")
+    supernet = build_supernet(config)
+    load_supernet(supernet, args.supernet_path)
+    kind = ElasticGenome if config.supernet == "elastic" else UnifiedGenome
+    return kind(supernet.eval()), config
+
+
+def open_objective(args: argparse.Namespace, genome: Genome) -> Objective:
+    if args.sec_obj not in ("cpu", "gpu"):
+        return Objective(args.sec_obj, genome)
+    if not args.lut:
+        raise UserError(f"--sec_obj {args.sec_obj}: --lut must name a latency table for that device")
+    if not isinstance(genome, ElasticGenome):
+        raise UserError(f"--sec_obj {args.sec_obj}: latency tables are for elastic supernets")
+    return Objective(args.sec_obj, genome, LatencyTable(args.lut, genome.space))
+
+
+def open_evaluation(
+    args: argparse.Namespace, config: Config | None, genome: Genome, place: Placement
+) -> CandidateEvaluation:
+    """Images decoded once, at the greatest resolution where they are large."""
+    name = args.dataset or (config.dataset if config else "imagenet")
+    directory = args.data or (config.dataset_dir if config else "./data/imagenet")
+    classes = args.n_classes or (config.classes if config else 1000)
+    size = config.input_size if config else 32 if name in ("cifar10", "cifar100") else max(genome.space.resolutions)
+    statistics = (config.mean, config.std) if config else DATASET_STATISTICS.get(name)
+    if statistics is None:
+        raise UserError(f"--dataset {name}: --cfg must give its mean and std")
+    dataset = load_dataset(name, directory, size, classes)
+    count = args.vld_size or (IMAGENET_HELD_OUT if name == "imagenet" else len(dataset.train.labels) // 10)
+    if config is None:
+        most, images = len(dataset.train.labels) - 1, partial(CandidateImages.split, dataset.train)
+    else:  # not the images that the supernet was trained on
+        parts = split_for_search(dataset, config.train_portion, config.seed, split_file(args.supernet_path))
+        most, images = len(parts.held_out.labels), partial(CandidateImages.of_search, parts)
+    if count > most:
+        raise UserError(f"--vld_size {count}: {most} training images can be held out")
+    images = images(count)
+    if args.test:
+        print("warning: --test: the search is guided by the test images, whose accuracy then says nothing", flush=True)
+        images = replace(images, validate=decoded(dataset.test))
+    tuning = FineTuning(args.n_epochs, args.lr, args.trn_batch_size)
+    return CandidateEvaluation(images, Normalisation(*statistics), place, args.vld_batch_size, tuning, args.seed)
+
+
+def split_file(supernet: str) -> Path | None:
+    """How the run that trained the supernet split the training images, when its folder is there."""
+    file = Path(supernet).parent.parent / "split.json"
+    return file if file.exists() else None
+
+
+# -- the search ------------------------------------------------------------------------------------------------------
+
+
+def run(search: Search, evaluation: CandidateEvaluation, folder: SearchFolder, args: argparse.Namespace) -> None:
+    """All iterations that are left; number 0 is the design of experiments."""
+    done = folder.restore(search)
+    if done < 0:
+        first = folder.first_archive(search)
+        if not first:
+            genes = search.doe(args.n_doe, random(args, 0), extremes=args.iterations > 0)
+            first = evaluated(genes, 0, search, evaluation, folder)
+        search.add(first)
+        folder.reference = tuple(float(v) for v in np.max([[r.error, r.cost] for r in first], axis=0))
+        finish(0, search, first, folder, None)
+    for iteration in range(max(1, done + 1), args.iterations + 1):
+        check_stop()
+        proposal = search.propose(args.n_iter, random(args, iteration))
+        if len(proposal.genes) == 0:
+            print("the space has no architecture left that was not evaluated")
+            break
+        records = evaluated(proposal.genes, iteration, search, evaluation, folder)
+        foretold = dict(zip(map(tuple, proposal.genes.tolist()), proposal.predicted, strict=True))
+        search.add(records, [foretold[record.genes] for record in records])
+        finish(iteration, search, records, folder, proposal.winner)
+
+
+def random(args: argparse.Namespace, iteration: int) -> np.random.Generator:
+    """Every iteration has a random stream of its own, so that resuming needs no generator states."""
+    return np.random.default_rng(stream(args.seed, "msunas", iteration).initial_seed())
+
+
+def evaluated(
+    genes: np.ndarray, iteration: int, search: Search, evaluation: CandidateEvaluation, folder: SearchFolder
+) -> list[Record]:
+    """The records of `genes [K, G]`, written as they come; what fails is kept apart. UserError when all fail."""
+    macs, parameters = search.genome.costs(genes)
+    costs, records, failure = search.objective(genes), [], ""
+    for index, row in enumerate(genes):
+        check_stop()
+        record, name = search.genome.record(row), f"iter_{iteration}/net_{index}"
+        objective, cost = search.objective.name, round(float(costs[index]), 2)
+        stats = folder.stats(iteration, index, record)
+        if stats is None:
+            try:
+                network, resolution = search.genome.network(row)
+                score = evaluation.score(network, resolution, name)
+                if not math.isfinite(score.loss):
+                    raise UserError(f"its loss is {score.loss}")
+            except (UserError, RuntimeError, ValueError, ArithmeticError) as error:
+                failure = f"{type(error).__name__}: {error}"
+                folder.write_failure(iteration, index, record, failure)
+                continue
+            latency = {**dict.fromkeys(LATENCIES), **({objective: cost} if objective in LATENCIES else {})}
+            stats = {
+                "params": round(float(parameters[index]), 2),
+                "flops": round(float(macs[index]), 2),
+                **latency,
+                **{key: getattr(score, key) for key in ("loss", "top1", "top5")},
+            }
+            folder.write_stats(iteration, index, record, stats)
+        records.append(Record(tuple(row.tolist()), 100 - stats["top1"], float(costs[index])))
+        print(f"{name}  top-1 {stats['top1']:.2f} %  {objective} {cost:.2f}", flush=True)
+    if not records:
+        raise UserError(f"iteration {iteration}: none of {len(genes)} architectures could be evaluated ({failure})")
+    return records
+
+
+LATENCIES = ("gpu", "cpu")
+
+
+def finish(iteration: int, search: Search, new: list[Record], folder: SearchFolder, winner: str | None) -> None:
+    """Write what the search knows after an iteration, and say it in a line."""
+    volume, quality = search.hypervolume(folder.reference), search.surrogate_quality()
+    surrogate = {"model": search.predictor, "name": search.predictor, "winner": winner, **asdict(quality)}
+    folder.write_iteration(iteration, search, new, volume, surrogate)
+    _, errors, costs = search.arrays()
+    save_front(folder.path / f"iter_{iteration}.png", errors, costs, len(new), search.objective.name)
+    foretold = "" if winner is None else f"  {winner}: tau {quality.tau:.3f}, RMSE {quality.rmse:.2f} out of sample"
+    best = 100 - errors.min()
+    summary = f"Iter {iteration}: hv = {volume:.4f}  best top-1 {best:.2f} %  archive {len(errors)}"
+    print(summary + foretold, flush=True)
+
+
+def report(search: Search, folder: SearchFolder) -> None:
+    _, errors, costs = search.arrays()
+    front = np.flatnonzero(non_dominated(np.column_stack([errors, costs])))
+    front = front[np.argsort(costs[front])]
+    rows = [[f"{costs[i]:.2f}", f"{100 - errors[i]:.2f}"] for i in front]
+    print(format_table([search.objective.name, "top-1 %"], rows))
+    print(f"front of {len(errors)} architectures; {folder.path}: iter_k.stats, iter_k.png, iter_k/")
+
+
+if __name__ == "__main__":
+    main()
