@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from model.build import build_supernet, load_published_elastic, load_supernet
 from model.candidates import CandidateEvaluation, CandidateImages, FineTuning
 from model.evolution import Objective, Record, Search
-from model.genome import ElasticGenome, Genome, UnifiedGenome
+from model.genome import ElasticGenome, Genome, open_genome
 from model.latency import LatencyTable
 from model.search_folder import SearchFolder
-from utils.command import Parser, add_config_options, command, not_negative, positive, positive_number
+from utils.command import Parser, add_supernet_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
 from utils.data import DATASET_STATISTICS, Normalisation, decoded, load_dataset, split_for_search
 from utils.engine import Placement
@@ -41,7 +40,9 @@ IMAGENET_HELD_OUT = 10_000
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     place = Placement(pick_device())
-    genome, config = open_genome(args)
+    config = load_config(args.cfg, args.set) if args.cfg else None
+    fine_tuned = args.n_epochs > 0
+    genome = open_genome(config, args.space, args.supernet_path, args.n_classes, fine_tuned)
     objective = open_objective(args, genome)
     evaluation = open_evaluation(args, config, genome, place)
     folder = SearchFolder.open(Path(args.save), settings(args), args.resume)
@@ -61,10 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="auto: go on with the search in --save; none: refuse if there is one; "
         "DIR: begin with the archive of another search, or with the net_*.subnet and .stats of a folder",
     )
-    parser.add_argument("--space", choices=("elastic", "unified"), help="kind of supernet (default: as --cfg says)")
-    parser.add_argument("--cfg", help="config file (YAML): space, data set and normalisation")
-    add_config_options(parser)
-    parser.add_argument("--supernet_path", default="./data/ofa_mbv3_d234_e346_k357_w1.0", metavar="CHECKPOINT")
+    add_supernet_options(parser)
     objectives = ("flops", "params", "cpu", "gpu")
     parser.add_argument("--sec_obj", default="flops", choices=objectives, help="second objective (default flops)")
     parser.add_argument("--lut", metavar="FILE", help="latency table (YAML) for --sec_obj cpu or gpu")
@@ -76,7 +74,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpu", type=positive, default=1, help="accepted; evaluation runs in this process")
     parser.add_argument("--data", metavar="DIR", help="where the data set is (default: as --cfg says)")
     parser.add_argument("--dataset", help="its name (default: as --cfg says)")
-    parser.add_argument("--n_classes", type=positive, help="its classes (default: as --cfg says, or 1000)")
     parser.add_argument("--n_workers", type=not_negative, default=4, help="accepted; images are decoded once")
     parser.add_argument("--vld_size", type=positive, help="training images that are held out to validate candidates")
     parser.add_argument("--trn_batch_size", type=positive, default=128, help="of fine-tuning (default 128)")
@@ -98,21 +95,6 @@ def settings(args: argparse.Namespace) -> dict:
 
 
 # -- what is searched ------------------------------------------------------------------------------------------------
-
-
-def open_genome(args: argparse.Namespace) -> tuple[Genome, Config | None]:
-    """The space with its trained supernet: that of the config, or a published once-for-all checkpoint."""
-    if args.cfg is None:
-        if args.space == "unified":
-            raise UserError("--space unified: --cfg must name the config of the supernet")
-        return ElasticGenome(load_published_elastic(args.supernet_path, args.n_classes or 1000, args.n_epochs)), None
-    config = load_config(args.cfg, args.set)
-    if args.space not in (None, config.supernet):
-        raise UserError(f"--space {args.space}: {args.cfg} describes a supernet of kind {config.supernet}")
-    supernet = build_supernet(config)
-    load_supernet(supernet, args.supernet_path)
-    kind = ElasticGenome if config.supernet == "elastic" else UnifiedGenome
-    return kind(supernet.eval()), config
 
 
 def open_objective(args: argparse.Namespace, genome: Genome) -> Objective:

@@ -78,7 +78,7 @@ def load_supernet(supernet: Supernet, path: str) -> None:
     checkpoint.load_into(supernet, state, path)
 
 
-def load_published_elastic(path: str, classes: int, fine_tuned: bool) -> ElasticSupernet:
+def load_published_elastic(path: str, classes: int | None, fine_tuned: bool) -> ElasticSupernet:
     """A once-for-all supernet by its checkpoint alone: one of ours says its space, a published one shows its width.
 
     UserError when it was trained for another number of classes, unless candidates are to be `fine_tuned` with a
@@ -94,7 +94,7 @@ def load_published_elastic(path: str, classes: int, fine_tuned: bool) -> Elastic
         if stem is None or head is None or len(stem) not in widths:
             raise UserError(f"{path}: no once-for-all supernet of width 1.0 or 1.2")
         space = ElasticSpace(width=widths[len(stem)], classes=len(head))
-    if space.classes != classes and not fine_tuned:
+    if classes not in (None, space.classes) and not fine_tuned:
         raise UserError(f"--n_classes {classes}: {path} has {space.classes}; --n_epochs above 0 fine-tunes for others")
     supernet = ElasticSupernet(space)
     checkpoint.load_into(supernet, state, path)

@@ -12,10 +12,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.checkpoint import write_text
 from utils.errors import UserError
 
 Genes = NDArray[np.int64]
@@ -250,6 +252,23 @@ class ElasticSpace:
     def from_dict(cls, record: dict) -> "ElasticSpace":
         """The inverse of `to_dict`."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+
+
+ARCHITECTURE_FORMAT = "elastic-architecture/1"
+
+
+def save_elastic_architecture(
+    path: Path, space: ElasticSpace, architecture: ElasticArchitecture, costs: dict, provenance: dict
+) -> None:
+    """Write `architecture.json`, what every stage hands to the next."""
+    record = {
+        "format": ARCHITECTURE_FORMAT,
+        "space": space.to_dict(),
+        "architecture": architecture.to_json(),
+        "costs": costs,
+        "provenance": provenance,
+    }
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def _middle(channels: int, expansion: int) -> int:

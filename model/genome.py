@@ -4,6 +4,7 @@
 Axes: N architectures, G genes.
 """
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from model.build import build_supernet, load_published_elastic, load_supernet
 from model.elastic import ElasticSupernet
-from model.elastic_space import Genes
+from model.elastic_space import Genes, save_elastic_architecture
 from model.lookup_table import LookUpTable
-from model.space import Architecture
+from model.space import Architecture, save_architecture
 from model.supernet import UnifiedSupernet
+from utils.config import Config
 from utils.errors import UserError
 
 
@@ -42,8 +45,30 @@ class Genome(Protocol):
     def genes(self, record: dict) -> list[int]:
         """The inverse of `record`; UserError when it is no architecture of this space."""
 
+    def save_architecture(self, path: Path, row: Genes, costs: dict, provenance: dict) -> None:
+        """Write `architecture.json`, what every stage hands to the next."""
+
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         """The stand-alone network with inherited weights, and its resolution in pixels."""
+
+
+def open_genome(
+    config: Config | None, kind: str | None, supernet_path: str, classes: int | None = None, fine_tuned: bool = True
+) -> Genome:
+    """The space of a trained supernet: that of a config, or without one of an elastic checkpoint by itself.
+
+    `kind` is unified, elastic, or what the config says. UserError when all this does not fit together; see
+    `load_published_elastic` for `fine_tuned`.
+    """
+    if config is None:
+        if kind == "unified":
+            raise UserError("--space unified: --cfg must name the config of the supernet")
+        return ElasticGenome(load_published_elastic(supernet_path, classes, fine_tuned))
+    if kind not in (None, config.supernet):
+        raise UserError(f"--space {kind}: the config describes a supernet of kind {config.supernet}")
+    supernet = build_supernet(config)
+    load_supernet(supernet, supernet_path)
+    return (ElasticGenome if config.supernet == "elastic" else UnifiedGenome)(supernet.eval())
 
 
 class ElasticGenome:
@@ -63,6 +88,9 @@ class ElasticGenome:
 
     def genes(self, record: dict) -> list[int]:
         return self.space.encode(self.space.architecture(record))
+
+    def save_architecture(self, path: Path, row: Genes, costs: dict, provenance: dict) -> None:
+        save_elastic_architecture(path, self.space, self.space.decode(row), costs, provenance)
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         architecture = self.space.decode(row)
@@ -141,6 +169,9 @@ class UnifiedGenome:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f'architecture: expected {{"choices": [...]}} of this space ({error})') from None
         return self._of_paths(self.space.encode(architecture)[None])[0].tolist()
+
+    def save_architecture(self, path: Path, row: Genes, costs: dict, provenance: dict) -> None:
+        save_architecture(path, self.space, self.architecture(row), costs, provenance)
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         path = self.paths(np.asarray(row)[None])[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from model.evolution import Record, Search
+from model.genome import Genome
 from utils.checkpoint import write_text
 from utils.errors import UserError
 
@@ -50,7 +51,7 @@ class SearchFolder:
             write_text(self.path / "search.json", json.dumps({"settings": self.settings}, indent=1) + "\n")
             return -1
         record = _read(self._stats(done))
-        search.add(_archive(record, search, self._stats(done)))
+        search.add(archive_of(record, search.genome, self._stats(done)))
         search.foretold = [tuple(pair) for pair in record["foretold"]]
         self.reference = tuple(record["reference"])
         print(f"goes on after iteration {done} of {self.path}: {len(search.archive)} architectures", flush=True)
@@ -63,14 +64,14 @@ class SearchFolder:
         last = _last(self.origin)
         if last is not None:
             file = self.origin / f"iter_{last}.stats"
-            return _archive(_read(file), search, file)
+            return archive_of(_read(file), search.genome, file)
         records = []
         for subnet in _nets(self.origin):
             genes, stats = search.genome.genes(_read(subnet)), _read(subnet.with_suffix(".stats"))
             records.append([_read(subnet), 100 - stats["top1"], stats.get(search.objective.name)])
             if records[-1][2] is None:
                 records[-1][2] = float(search.objective(np.array([genes]))[0])
-        return _archive({"archive": records}, search, self.origin)
+        return archive_of({"archive": records}, search.genome, self.origin)
 
     def stats(self, iteration: int, index: int, record: dict) -> dict | None:
         """What an earlier, unfinished run of this iteration measured of this very architecture."""
@@ -114,11 +115,11 @@ class SearchFolder:
         return self.path / f"iter_{iteration}.stats"
 
 
-def _archive(record: dict, search: Search, file: Path) -> list[Record]:
+def archive_of(record: dict, genome: Genome, file: Path) -> list[Record]:
+    """The archive in an iter_k.stats record; UserError when it is none of this space."""
     try:
-        return [
-            Record(tuple(search.genome.genes(a)), float(error), float(cost)) for a, error, cost in record["archive"]
-        ]
+        rows = [(tuple(genome.genes(found)), error, cost) for found, error, cost in record["archive"]]
+        return [Record(genes, float(error), float(cost)) for genes, error, cost in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: no archive of this space ({error})") from None
 
