@@ -13,13 +13,15 @@ import shutil
 import time
 from pathlib import Path
 
-from model.build import build_space, load_supernet
-from model.generation import Chosen, choose, choose_from_file, newest_config
-from model.lookup_table import LookUpTable
+from torch import nn
+
+from model.blueprint import Blueprint, ElasticBlueprint, UnifiedBlueprint, load_blueprint, require_elastic
+from model.build import build_space
+from model.elastic_space import ElasticArchitecture
+from model.generation import choose, choose_from_file, newest_config
 from model.scratch_training import ScratchTraining
-from model.space import Architecture, UnifiedSpace, load_architecture, save_architecture
-from model.subnet import SubNet, count_macs, count_parameters
-from model.supernet import UnifiedSupernet
+from model.space import Architecture
+from model.subnet import count_macs, count_parameters
 from utils.command import Parser, add_config_options, boolean, command, positive_number
 from utils.config import Config, load_config
 from utils.data import Augmentation, Dataset, Normalisation, load_dataset, loader
@@ -44,32 +46,29 @@ def main(argv: list[str] | None = None) -> None:
         f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None
     ]
     config = load_config(args.cfg, overrides) if args.cfg else newest_config(Path("./logs"), overrides)
-    space, place = build_space(config), Placement(pick_device(config.cuda), config.channels_last, config.amp)
+    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     run = RunFolder.open("train_cifar", config, args.title or default_title(args), args.resume)
-    chosen = stored_choice(run, args) or choose(config, space, args.flops, args.architecture)
-    print(f"architecture from {chosen.source}")
+    blueprint, target, source = stored_choice(run, args) or new_choice(config, args)
+    print(f"architecture from {source}")
     if config.compile and place.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("compile: on a CPU it needs a C++ compiler, and none is there")
     continued = run.continues and run.checkpoint("last").exists()  # then what it inherited is in its own weights
-    network = build_network(space, chosen.architecture, config, inherit=not continued)
+    network = build_network(blueprint, config, inherit=not continued)
     dataset = load_dataset(
-        config.dataset, config.dataset_dir, config.input_size, config.classes, strict=config.strict_data
+        config.dataset, config.dataset_dir, blueprint.image_size, config.classes, strict=config.strict_data
     )
 
     run.begin(config, place.device)
     costs = {
-        "macs_m": float(LookUpTable(space)(space.encode(chosen.architecture))),
-        "macs_m_counted": count_macs(network, space.image_size),
+        "macs_m": blueprint.macs_m,
+        "macs_m_counted": count_macs(network, blueprint.image_size),
         "params_m": count_parameters(network),
     }
     if not run.file("architecture.json").exists():
-        provenance = {"source": chosen.source, "target": chosen.target}
-        save_architecture(run.file("architecture.json"), space, chosen.architecture, costs, provenance)
+        blueprint.save(run.file("architecture.json"), costs, {"source": source, "target": target})
     described = {
-        "kind": "subnet",
-        "space": space.to_dict(),
-        "architecture": [list(row) for row in chosen.architecture.choices],
-        "options": network_options(config),
+        **blueprint.describe(),
+        "options": network_options(blueprint, config),
         "data": {
             "dataset": config.dataset,
             "dataset_dir": config.dataset_dir,
@@ -80,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     began = time.monotonic()
     scores = train(network.to(place.device), dataset, config, run, place, described)
     result = {
-        "target": chosen.target,
+        "target": target,
         **costs,
         **scores["last"].to_dict(),
         "ema": scores["ema"].to_dict() if "ema" in scores else None,
@@ -131,39 +130,61 @@ def default_title(args: argparse.Namespace) -> str:
     return f"{config}_{args.flops:g}M" if args.flops is not None else f"{config}_{args.architecture.stem}"
 
 
-def stored_choice(run: RunFolder, args: argparse.Namespace) -> Chosen | None:
+# What is trained, the target (M) it answers when there is one, and where it comes from.
+Choice = tuple[Blueprint, float | None, str]
+
+
+def new_choice(config: Config, args: argparse.Namespace) -> Choice:
+    """The architecture in a file, else that of the config's generator."""
+    if config.supernet == "elastic":
+        file = require_elastic(args.architecture)
+        blueprint, record = load_blueprint(file)
+        if not isinstance(blueprint, ElasticBlueprint):
+            raise UserError(f"{file}: its space is not that of the config")
+        return blueprint, record.get("provenance", {}).get("target"), str(file)
+    space = build_space(config)
+    chosen = choose(config, space, args.flops, args.architecture)
+    return UnifiedBlueprint(space, chosen.architecture), chosen.target, chosen.source
+
+
+def stored_choice(run: RunFolder, args: argparse.Namespace) -> Choice | None:
     """The architecture that a continued run was begun with: a newer generator must not change it half-way."""
     file = run.file("architecture.json")
     if not (run.continues and file.exists()):
         return None
-    space, architecture, record = load_architecture(file)
+    blueprint, record = load_blueprint(file)
     target = record.get("provenance", {}).get("target")
     if args.architecture is not None:
-        if choose_from_file(space, args.flops, args.architecture).architecture != architecture:
+        if named_architecture(blueprint, args) != blueprint.architecture:
             raise UserError(f"--title {run.path.name}: this run trains another architecture; choose another title")
     elif target != args.flops:
         begun = f"for {target:g} M" if target is not None else "from a file"
         raise UserError(f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g} M")
-    return Chosen(architecture, target, f"{file}, as this run was begun")
+    return blueprint, target, f"{file}, as this run was begun"
 
 
-def network_options(config: Config) -> dict:
+def named_architecture(blueprint: Blueprint, args: argparse.Namespace) -> Architecture | ElasticArchitecture:
+    """What --architecture names, in the space of the blueprint."""
+    if isinstance(blueprint, ElasticBlueprint):
+        return load_blueprint(args.architecture)[0].architecture
+    return choose_from_file(blueprint.space, args.flops, args.architecture).architecture
+
+
+def network_options(blueprint: Blueprint, config: Config) -> dict:
     """What makes the network of an architecture, beside the architecture."""
-    return {key: getattr(config, key) for key in ("se", "activation", "dropout", "drop_path")}
+    return {key: getattr(config, key) for key in blueprint.names}
 
 
-def build_network(space: UnifiedSpace, architecture: Architecture, config: Config, inherit: bool = True) -> SubNet:
+def build_network(blueprint: Blueprint, config: Config, inherit: bool = True) -> nn.Module:
     """The network to train; where the config names a supernet to `inherit` from, with its weights."""
-    rng = stream(config.seed, "scratch")
+    rng, options = stream(config.seed, "scratch"), network_options(blueprint, config)
     if config.inherit is None or not inherit:
-        return SubNet(space, architecture, **network_options(config), rng=rng)
-    supernet = UnifiedSupernet(space)
-    load_supernet(supernet, config.inherit)
-    return supernet.extract(space.encode(architecture), exact=False, **network_options(config), rng=rng)
+        return blueprint.network(options, rng)
+    return blueprint.inherited(config.inherit, options, rng)
 
 
 def train(
-    network: SubNet, dataset: Dataset, config: Config, run: RunFolder, place: Placement, described: dict
+    network: nn.Module, dataset: Dataset, config: Config, run: RunFolder, place: Placement, described: dict
 ) -> dict[str, Score]:
     """All epochs; returns the test scores of the final weights, "last" and maybe "ema"."""
     normalise = Normalisation(config.mean, config.std)

@@ -12,11 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
+from model import blueprint as blueprints
+from model.blueprint import UnifiedBlueprint
 from model.build import build_space
 from model.generation import choose
-from model.lookup_table import LookUpTable
-from model.space import Architecture, UnifiedSpace
-from model.subnet import SubNet, count_macs, count_parameters
+from model.subnet import count_macs, count_parameters
 from utils import checkpoint
 from utils.command import Parser, boolean, command, not_negative, positive, positive_number
 from utils.config import load_config
@@ -32,10 +32,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     payload = checkpoint.load(args.checkpoint)
     described = describe(args, payload)
-    space, architecture, data = described["space"], described["architecture"], described["data"]
-    network = SubNet(space, architecture, **described["options"])
+    blueprint, data = described["blueprint"], described["data"]
+    network = blueprint.network(described["options"])
     checkpoint.load_into(network, checkpoint.weights(payload, args.checkpoint), args.checkpoint)
-    source = (data["dataset"], data["dataset_dir"], space.image_size, space.classes, data.get("part"))
+    source = (data["dataset"], data["dataset_dir"], blueprint.image_size, blueprint.classes, data.get("part"))
     images = load_test_images(*source, strict=args.strict_data)
     place = Placement(pick_device(args.cuda))
     normalise = Normalisation(tuple(data["mean"]), tuple(data["std"]))
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     score = evaluate(network.to(place.device).eval(), batches.epoch(), place)
     result = {
         **score.to_dict(),
-        "macs_m": float(LookUpTable(space)(space.encode(architecture))),
-        "macs_m_counted": count_macs(network, space.image_size),
+        "macs_m": blueprint.macs_m,
+        "macs_m_counted": count_macs(network, blueprint.image_size),
         "params_m": count_parameters(network),
         "checkpoint": str(args.checkpoint),
         "chosen_by": payload.get("chosen_by"),
@@ -87,12 +87,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def describe(args: argparse.Namespace, payload: dict) -> dict:
     """Space, architecture, options and data of a checkpoint: its own, unless the command line says otherwise."""
-    if payload.get("kind") == "subnet":
+    if payload.get("kind") in ("subnet", "elastic-subnet"):
         described = own_description(args.checkpoint, payload)
     else:
         described = describe_by_config(args)
     for name in ("se", "activation"):
         if getattr(args, name) is not None:
+            if name not in described["blueprint"].names:
+                raise UserError(f"--{name}: networks of this kind have it as their architecture says")
             described["options"][name] = getattr(args, name)
     if args.data:
         described["data"]["dataset_dir"] = args.data
@@ -104,10 +106,10 @@ def describe(args: argparse.Namespace, payload: dict) -> dict:
 def own_description(file: Path, payload: dict) -> dict:
     """What a checkpoint of ours says of itself; UserError where something is missing."""
     try:
+        blueprint = blueprints.described(payload)
         return {
-            "space": UnifiedSpace.from_dict(payload["space"]),
-            "architecture": Architecture.of(payload["architecture"]),
-            "options": {name: payload["options"][name] for name in ("se", "activation", "dropout")},
+            "blueprint": blueprint,
+            "options": {name: payload["options"][name] for name in blueprint.names if name != "drop_path"},
             "data": {
                 **{name: str(payload["data"][name]) for name in ("dataset", "dataset_dir")},
                 **{name: tuple(map(float, payload["data"][name])) for name in ("mean", "std")},
@@ -132,7 +134,7 @@ def describe_by_config(args: argparse.Namespace) -> dict:
     architecture = choose(config, space, args.target_flops, args.architecture).architecture
     data = {"dataset": config.dataset, "dataset_dir": config.dataset_dir, "mean": config.mean, "std": config.std}
     options = {"se": config.se, "activation": config.activation, "dropout": config.dropout}
-    return {"space": space, "architecture": architecture, "options": options, "data": data}
+    return {"blueprint": UnifiedBlueprint(space, architecture), "options": options, "data": data}
 
 
 if __name__ == "__main__":

@@ -271,6 +271,16 @@ def save_elastic_architecture(
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
+def load_elastic_architecture(path: Path) -> tuple[ElasticSpace, ElasticArchitecture, dict]:
+    """The space, the checked architecture, and the whole record; UserError if the file holds none."""
+    try:
+        record = json.loads(Path(path).read_text())
+        space = ElasticSpace.from_dict(record["space"])
+        return space, space.architecture(record["architecture"]), record
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as an elastic architecture ({error})") from None
+
+
 def _middle(channels: int, expansion: int) -> int:
     return channels if expansion == 1 else make_divisible(round(channels * expansion))
 

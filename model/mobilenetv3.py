@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from model.blocks import conv
+from model.blocks import conv, initialise
 from model.depthwise import DepthwiseConv
 from model.elastic_space import ElasticArchitecture, ElasticSpace, Layer, make_divisible
 from utils.errors import UserError
@@ -101,6 +101,7 @@ class MobileNetV3(nn.Module):
         classes: int,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        rng: torch.Generator | None = None,
     ):
         super().__init__()
         self.layers, self.head_channels = tuple(layers), head_channels
@@ -113,10 +114,11 @@ class MobileNetV3(nn.Module):
         self.feature_mix_layer = nn.ModuleDict({"conv": conv(wide, last)})
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.ModuleDict({"linear": nn.Linear(last, classes)})
+        initialise(self, rng or torch.Generator().manual_seed(0))
 
     @classmethod
     def of(cls, space: ElasticSpace, architecture: ElasticArchitecture, **options) -> "MobileNetV3":
-        """The network of an architecture, with weights of its own; `options` are dropout and drop_path."""
+        """The network of an architecture, with weights of its own; `options` are dropout, drop_path, rng."""
         layers = [first_layer(space), *space.layers(architecture)]
         return cls(space.channels[0], space.stem_stride, layers, space.head_channels, space.classes, **options)
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from model.build import build_recipe
-from model.subnet import SubNet
 from utils.config import Config
 from utils.data import Loader
 from utils.engine import Placement, Score, Tally, evaluate, train_epoch
@@ -23,7 +22,7 @@ class ScratchTraining:
 
     def __init__(
         self,
-        network: SubNet,
+        network: nn.Module,
         described: dict,
         steps_per_epoch: int,
         config: Config,

@@ -1,0 +1,146 @@
+"""A network to be: an architecture in its space, of either kind, as training and validation need it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from model.build import load_supernet
+from model.elastic import ElasticSupernet
+from model.elastic_space import ARCHITECTURE_FORMAT as ELASTIC_FORMAT
+from model.elastic_space import ElasticArchitecture, ElasticSpace, load_elastic_architecture, save_elastic_architecture
+from model.lookup_table import LookUpTable
+from model.mobilenetv3 import MobileNetV3
+from model.space import Architecture, UnifiedSpace, load_architecture, save_architecture
+from model.subnet import SubNet
+from model.supernet import UnifiedSupernet
+from utils.errors import UserError
+
+
+class Blueprint(Protocol):
+    """What builds, costs and describes a network; `options` are those that `names` names."""
+
+    names: tuple[str, ...]
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def macs_m(self) -> float:
+        """Multiply-adds in M, by the convention of its space."""
+
+    def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        """With weights of its own."""
+
+    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        """With the weights of a supernet checkpoint."""
+
+    def describe(self) -> dict:
+        """What a checkpoint says of it; `described` reads it."""
+
+    def save(self, path: Path, costs: dict, provenance: dict) -> None:
+        """Write `architecture.json`."""
+
+
+@dataclass(frozen=True)
+class UnifiedBlueprint:
+    """An architecture of SGNAS."""
+
+    space: UnifiedSpace
+    architecture: Architecture
+    names = ("se", "activation", "dropout", "drop_path")
+
+    @property
+    def image_size(self) -> int:
+        return self.space.image_size
+
+    @property
+    def classes(self) -> int:
+        return self.space.classes
+
+    @property
+    def macs_m(self) -> float:
+        return float(LookUpTable(self.space)(self.space.encode(self.architecture)))
+
+    def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        return SubNet(self.space, self.architecture, **options, rng=rng)
+
+    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        source = UnifiedSupernet(self.space)
+        load_supernet(source, supernet)
+        return source.extract(self.space.encode(self.architecture), exact=False, **options, rng=rng)
+
+    def describe(self) -> dict:
+        choices = [list(row) for row in self.architecture.choices]
+        return {"kind": "subnet", "space": self.space.to_dict(), "architecture": choices}
+
+    def save(self, path: Path, costs: dict, provenance: dict) -> None:
+        save_architecture(path, self.space, self.architecture, costs, provenance)
+
+
+@dataclass(frozen=True)
+class ElasticBlueprint:
+    """An architecture of NSGANetV2, at its own resolution."""
+
+    space: ElasticSpace
+    architecture: ElasticArchitecture
+    names = ("dropout", "drop_path")
+
+    @property
+    def image_size(self) -> int:
+        return self.architecture.r
+
+    @property
+    def classes(self) -> int:
+        return self.space.classes
+
+    @property
+    def macs_m(self) -> float:
+        return float(self.space.costs(np.array([self.space.encode(self.architecture)]))[0][0]) / 1e6
+
+    def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        return MobileNetV3.of(self.space, self.architecture, **options, rng=rng)
+
+    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        source = ElasticSupernet(self.space)
+        load_supernet(source, supernet)
+        return source.extract(self.architecture, **options)
+
+    def describe(self) -> dict:
+        architecture = self.architecture.to_json()
+        return {"kind": "elastic-subnet", "space": self.space.to_dict(), "architecture": architecture}
+
+    def save(self, path: Path, costs: dict, provenance: dict) -> None:
+        save_elastic_architecture(path, self.space, self.architecture, costs, provenance)
+
+
+def described(payload: dict) -> Blueprint:
+    """The blueprint that a checkpoint describes; errors of a broken description are the caller's to name."""
+    if payload["kind"] == "elastic-subnet":
+        space = ElasticSpace.from_dict(payload["space"])
+        return ElasticBlueprint(space, space.architecture(payload["architecture"]))
+    return UnifiedBlueprint(UnifiedSpace.from_dict(payload["space"]), Architecture.of(payload["architecture"]))
+
+
+def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
+    """What `architecture.json` holds, of either kind, and the whole record; UserError if it is none."""
+    try:
+        kind = json.loads(Path(path).read_text())["format"]
+    except (OSError, ValueError, LookupError, TypeError):
+        kind = None  # the reader below says what is wrong
+    read, blueprint = (load_architecture, UnifiedBlueprint)
+    if kind == ELASTIC_FORMAT:
+        read, blueprint = (load_elastic_architecture, ElasticBlueprint)
+    space, architecture, record = read(path)
+    return blueprint(space, architecture), record
+
+
+def require_elastic(file: Path | None) -> Path:
+    if file is None:
+        raise UserError("--architecture: an elastic space has no generator; it must name an architecture.json")
+    return file

@@ -1,0 +1,347 @@
+"""The evolutionary search: proposals, archive, going on, failures, and the command lines of both stages."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import msunas
+import post_search
+from model.elastic import ElasticSupernet
+from model.elastic_space import ElasticSpace
+from model.evolution import Objective, Record, Search
+from model.genome import ElasticGenome, UnifiedGenome
+from model.latency import LatencyTable, layer_key
+from model.supernet import UnifiedSupernet
+from tests.conftest import rng
+from utils import checkpoint
+from utils.config import load_config
+from utils.pareto import non_dominated
+
+SPACE = ElasticSpace(
+    stages=(8, 16), strides=(2, 2), activations=("relu", "h_swish"), se=(False, True), head=(16, 24), stem_channels=8,
+    depths=(1, 2), resolutions=(12, 16), classes=10,
+)  # fmt: skip
+CONFIG = """
+dataset: digits
+classes: 10
+input_size: 16
+cuda: false
+supernet: elastic
+mean: [0.3, 0.3, 0.3]
+std: [0.37, 0.37, 0.37]
+elastic: {stages: [8, 16], strides: [2, 2], activations: [relu, h_swish], se: [false, true], head: [16, 24],
+  stem_channels: 8, depths: [1, 2], resolutions: [12, 16]}
+"""
+
+
+@pytest.fixture(scope="module")
+def genome() -> ElasticGenome:
+    return ElasticGenome(ElasticSupernet(SPACE, rng()).eval())
+
+
+@pytest.fixture
+def setting(tmp_path, monkeypatch) -> list[str]:
+    """A config and a supernet in an empty folder, and the options that name them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yml").write_text(CONFIG)
+    supernet = ElasticSupernet(SPACE, rng())
+    checkpoint.save(tmp_path / "supernet.pth", {"kind": "supernet", "model": supernet.state_dict()})
+    options = ["--cfg", "small.yml", "--supernet_path", "supernet.pth", "--vld_size", "60", "--n_epochs", "0"]
+    return [*options, "--n_doe", "8", "--n_iter", "3"]
+
+
+def toy_error(genes: np.ndarray) -> np.ndarray:
+    return 50 - genes.sum(axis=1)
+
+
+def searched(genome, iterations: int, seed: int = 0, predictor: str = "rbf") -> Search:
+    search = Search(genome, Objective("flops", genome), predictor)
+
+    def records(genes):
+        errors, costs = toy_error(genes), search.objective(genes)
+        return [Record(tuple(g), float(e), float(c)) for g, e, c in zip(genes.tolist(), errors, costs, strict=True)]
+
+    search.add(records(search.doe(12, np.random.default_rng(seed))))
+    for iteration in range(iterations):
+        proposal = search.propose(4, np.random.default_rng([seed, iteration]))
+        search.add(records(proposal.genes), proposal.predicted.tolist())
+    return search
+
+
+# -- genomes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unified(small_space) -> UnifiedGenome:
+    return UnifiedGenome(UnifiedSupernet(small_space, rng()).eval())
+
+
+def test_genes_of_the_unified_space_are_its_paths(unified):
+    genes = unified.sample(20, np.random.default_rng(0))
+    assert (genes <= unified.largest_genes).all()
+    assert (unified.canonical(genes) == genes).all(), "samples are legal already"
+    for row in genes:
+        assert unified.genes(unified.record(row)) == row.tolist()
+
+
+def test_unified_layers_with_too_few_sub_blocks_are_mended(unified):
+    genes = unified.canonical(unified.largest_genes[None])
+    active = unified.space.active(unified.paths(genes))[0]
+    least = [spec.least_active(2) for spec in unified.space.layers]
+    assert all(
+        n >= m or (spec.may_vanish and n == 0) for n, m, spec in zip(active, least, unified.space.layers, strict=True)
+    )
+
+
+def test_extremes_of_the_unified_space_cost_least_and_most(unified):
+    costs = unified.costs(unified.canonical(unified.extremes()))[0]
+    others = unified.costs(unified.sample(50, np.random.default_rng(1)))[0]
+    assert costs[0] <= others.min() <= others.max() <= costs[1]
+
+
+@pytest.mark.parametrize("kind", ["genome", "unified"])
+def test_the_network_of_genes_computes_what_the_supernet_computes(kind, request):
+    genome = request.getfixturevalue(kind)
+    row = genome.sample(1, np.random.default_rng(3))[0]
+    network, size = genome.network(row)
+    images = torch.randn(2, 3, size, size, generator=rng())
+    supernet = genome.supernet
+    which = genome.space.decode(row) if kind == "genome" else genome.paths(row[None])[0]
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(images), supernet(images, which), atol=1e-4, rtol=1e-4)
+
+
+# -- search ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_design_of_experiments_has_both_extremes_and_no_doubles(genome):
+    found = searched(genome, 0).arrays()[0].tolist()
+    assert all(extreme in found for extreme in genome.extremes().tolist())
+    assert len({tuple(row) for row in found}) == 12
+
+
+def test_proposals_are_new_canonical_and_as_many_as_asked_for(genome):
+    search = searched(genome, 5)
+    X = search.arrays()[0]
+    assert len({tuple(row) for row in X.tolist()}) == len(X) == 12 + 5 * 4
+    assert (genome.canonical(X) == X).all()
+
+
+def test_a_search_beats_as_many_random_architectures_on_a_toy(genome):
+    reference = (60.0, 5.0)
+    ours = np.mean([searched(genome, 8, seed).hypervolume(reference) for seed in range(3)])
+    random = []
+    for seed in range(3):
+        search = Search(genome, Objective("flops", genome), "rbf")
+        genes = search.doe(12 + 8 * 4, np.random.default_rng(seed))
+        costs = search.objective(genes)
+        search.add([Record(tuple(g), e, c) for g, e, c in zip(genes.tolist(), toy_error(genes), costs, strict=True)])
+        random.append(search.hypervolume(reference))
+    assert ours > np.mean(random)
+
+
+def test_the_same_seed_searches_the_same_and_leaves_global_streams_alone(genome):
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = (searched(genome, 2, seed=5).archive for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+
+
+def test_the_quality_of_a_surrogate_is_that_of_predictions_made_beforehand(genome):
+    search = searched(genome, 3)
+    assert len(search.foretold) == 3 * 4
+    assert search.surrogate_quality().tau > 0.5, "a sum of genes is easily learned"
+
+
+def test_a_space_that_is_searched_out_ends_the_proposals():
+    space = ElasticSpace(
+        stages=(8,), strides=(2,), activations=("relu",), se=(False,), head=(16, 16), depths=(1,), kernels=(3,),
+        expansions=(3, 4), resolutions=(8, 12), classes=2,
+    )  # fmt: skip
+    genome = ElasticGenome(ElasticSupernet(space).eval())
+    search = Search(genome, Objective("params", genome), "rbf")
+    genes = search.doe(10, np.random.default_rng(0))
+    assert len(genes) == 4
+    search.add([Record(tuple(row), float(i), float(i)) for i, row in enumerate(genes.tolist())])
+    assert len(search.propose(3, np.random.default_rng(0)).genes) == 0
+
+
+# -- latency ---------------------------------------------------------------------------------------------------------
+
+
+def write_table(path, space, value=lambda key: 1.0, without=""):
+    keys = set()
+    for r in space.resolutions:
+        table = LatencyTable.__new__(LatencyTable)
+        table.space = space
+        keys |= set(table._fixed_keys(r))
+        for stage in range(len(space.stages)):
+            for position in range(space.most_layers):
+                size = table._size(r, stage, position)
+                layers = [space.layer(stage, position, k, e) for k in space.kernels for e in space.expansions]
+                keys |= {layer_key(layer, size) for layer in layers}
+    lines = [f"'{key}': {{mean: {value(key)}, var: 0.1}}" for key in sorted(keys) if not without or without not in key]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_latency_is_the_sum_over_layers(tmp_path, genome):
+    write_table(tmp_path / "lut.yaml", SPACE)
+    genes = genome.extremes()
+    depths = [sum(SPACE.decode(row).d) for row in genes]
+    assert LatencyTable(tmp_path / "lut.yaml", SPACE)(genes).tolist() == [depth + 5 for depth in depths]
+
+
+def test_a_table_without_a_needed_key_names_it(tmp_path, genome):
+    write_table(tmp_path / "lut.yaml", SPACE, without="kernel:7")
+    table = LatencyTable(tmp_path / "lut.yaml", SPACE)
+    assert table(genome.extremes()[:1]).shape == (1,)
+    with pytest.raises(ValueError, match=r"lacks MBConv-input:.*kernel:7"):
+        table(genome.extremes()[1:])
+
+
+# -- stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_from_end_to_end_and_what_is_chosen_from_it(setting, tmp_path, capsys):
+    msunas.main([*setting, "--iterations", "2", "--save", "found"])
+    stats = json.loads((tmp_path / "found/iter_2.stats").read_text())
+    assert len(stats["archive"]) == 8 + 2 * 3
+    assert len(stats["candidates"]) == 3
+    assert stats["surrogate"].keys() == {"model", "name", "winner", "rmse", "rho", "tau"}
+    one = json.loads((tmp_path / "found/iter_1/net_0.stats").read_text())
+    assert one.keys() == {"params", "flops", "gpu", "cpu", "loss", "top1", "top5"}
+    record = json.loads((tmp_path / "found/iter_1/net_0.subnet").read_text())
+    assert [record, 100 - one["top1"], stats["archive"][8][2]] == stats["archive"][8]
+    assert (tmp_path / "found/iter_2.png").read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+
+    space = ["--cfg", "small.yml", "--supernet_path", "supernet.pth"]
+    post_search.main(
+        [*space, "--expr", "found/iter_2.stats", "-n", "2", "--prefer", "top1#90+flops#1", "--save", "out"]
+    )
+    folders = sorted((tmp_path / "out").iterdir())
+    assert 1 <= len(folders) <= 3
+    front = non_dominated([row[1:] for row in stats["archive"]])
+    on_front = [row[0] for row, member in zip(stats["archive"], front, strict=True) if member]
+    for folder in folders:
+        assert json.loads((folder / "net.subnet").read_text()) in on_front
+        assert json.loads((folder / "net.config").read_text())["name"] == "MobileNetV3"
+        assert checkpoint.load(folder / "net.inherited").keys() == {"state_dict"}
+        assert (folder / "architecture.json").exists()
+
+
+def test_a_search_that_stopped_ends_as_one_that_did_not(setting, tmp_path):
+    msunas.main([*setting, "--iterations", "2", "--save", "whole"])
+    msunas.main([*setting, "--iterations", "1", "--save", "parts"])
+    unfinished = tmp_path / "parts" / "iter_2"
+    unfinished.mkdir()
+    (unfinished / "net_0.subnet").write_text("{}")  # of another architecture: it must not be taken
+    (unfinished / "net_0.stats").write_text('{"top1": 100.0}')
+    msunas.main([*setting, "--iterations", "2", "--save", "parts"])
+    assert (tmp_path / "whole/iter_2.stats").read_bytes() == (tmp_path / "parts/iter_2.stats").read_bytes()
+
+
+def test_a_new_search_can_begin_with_the_archive_of_another(setting, tmp_path):
+    msunas.main([*setting, "--iterations", "0", "--save", "first"])
+    for number, source in enumerate(("first", "first/iter_0")):
+        msunas.main([*setting, "--iterations", "1", "--save", f"second{number}", "--resume", source])
+        archive = json.loads((tmp_path / f"second{number}/iter_1.stats").read_text())["archive"]
+        assert archive[:8] == json.loads((tmp_path / "first/iter_0.stats").read_text())["archive"]
+
+
+def test_another_search_is_not_overwritten(setting, tmp_path, capsys):
+    msunas.main([*setting, "--iterations", "0", "--save", "found"])
+    before = {file: file.read_bytes() for file in (tmp_path / "found").rglob("*") if file.is_file()}
+    for changed in (["--seed", "7"], ["--resume", "none"], ["--sec_obj", "params"]):
+        with pytest.raises(SystemExit) as stopped:
+            msunas.main([*setting, "--iterations", "1", "--save", "found", *changed])
+        assert stopped.value.code == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert before == {file: file.read_bytes() for file in (tmp_path / "found").rglob("*") if file.is_file()}
+
+
+def test_what_fails_is_kept_apart_and_never_scored(setting, tmp_path, monkeypatch):
+    network = ElasticGenome.network
+
+    def sometimes(self, row):
+        if row.sum() % 2:
+            raise RuntimeError("broken on purpose")
+        return network(self, row)
+
+    monkeypatch.setattr(ElasticGenome, "network", sometimes)
+    msunas.main([*setting, "--iterations", "1", "--save", "found"])
+    failed = list((tmp_path / "found/failed").iterdir())
+    archive = json.loads((tmp_path / "found/iter_1.stats").read_text())["archive"]
+    assert len(failed) + len(archive) == 8 + 3
+    assert failed
+    for file in failed:
+        record = json.loads(file.read_text())
+        assert record.pop("error") == "RuntimeError: broken on purpose"
+        assert record not in [row[0] for row in archive]
+
+
+def test_a_search_in_which_all_fail_stops_with_the_reason(setting, monkeypatch, capsys):
+    def broken(self, row):
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(ElasticGenome, "network", broken)
+    with pytest.raises(SystemExit):
+        msunas.main([*setting, "--iterations", "1", "--save", "found"])
+    assert "none of 8 architectures could be evaluated (RuntimeError: broken on purpose)" in capsys.readouterr().err
+
+
+def test_candidates_can_be_fine_tuned_with_a_classifier_of_their_own(setting, tmp_path):
+    tuned = [*setting[: setting.index("--n_epochs")], "--n_epochs", "1", "--n_doe", "2", "--iterations", "0"]
+    msunas.main([*tuned, "--save", "found"])
+    assert len(json.loads((tmp_path / "found/iter_0.stats").read_text())["archive"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--predictor", "magic"], "allowed are"),
+        (["--sec_obj", "cpu"], "--lut must name a latency table"),
+        (["--space", "unified"], "describes a supernet of kind elastic"),
+        (["--vld_size", "100000"], "can be held out"),
+        (["--supernet_path", "missing.pth"], "there is no such checkpoint"),
+        (["--resume", "nowhere"], "it must be auto, none, or a folder"),
+    ],
+)
+def test_bad_input_ends_in_one_line(setting, tmp_path, capsys, options, line):
+    with pytest.raises(SystemExit) as stopped:
+        msunas.main([*setting, "--iterations", "1", "--save", "found", *options])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert line in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "found").exists()
+
+
+PUBLISHED = [
+    "--dataset imagenet --data DIR --save search-xxx --sec_obj flops --n_gpus 8 --supernet_path W --vld_size 10000 "
+    "--n_epochs 0",
+    "--sec_obj flops --n_gpus 8 --gpu 1 --n_workers 4 --n_epochs 0 --data DIR --predictor rbf "
+    "--supernet_path data/ofa_mbv3_d234_e346_k357_w1.0 --save search-imagenet-flops-w1.0 --iterations 30 --vld_size 10000",
+    "--sec_obj flops --dataset cifar10 --n_classes 10 --predictor as --n_epochs 5 --vld_size 5000",
+    "--n_doe 350 --iterations 0 --trn_batch_size 96 --vld_batch_size 250 --test --resume auto",
+]
+
+
+@pytest.mark.parametrize("line", PUBLISHED)
+def test_published_command_lines_are_understood(line):
+    args = msunas.parse_arguments(line.split())
+    assert args.n_iter == 8
+
+
+def test_the_published_post_search_line_is_understood():
+    line = "-n 3 --save search-imagenet/final --expr search-imagenet/iter_30.stats --prefer top1#80+flops#150"
+    args = post_search.parse_arguments([*line.split(), "--supernet_path", "W"])
+    assert (args.n, args.prefer) == (3, "top1#80+flops#150")
+
+
+def test_the_elastic_configs_load():
+    for name in ("digits_elastic_config", "cifar10_elastic_config"):
+        assert load_config(f"config_file/{name}.yml").supernet == "elastic"
