@@ -9,6 +9,7 @@ failed/. The same command goes on where it stopped. Source: Lu et al., "NSGANetV
 """
 
 import argparse
+import hashlib
 import math
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,7 +24,7 @@ from model.latency import LatencyTable
 from model.search_folder import SearchFolder
 from utils.command import Parser, add_supernet_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
-from utils.data import DATASET_STATISTICS, Normalisation, decoded, load_dataset, split_for_search
+from utils.data import DATASET_STATISTICS, Augmentation, Normalisation, decoded, load_dataset, split_for_search
 from utils.engine import Placement
 from utils.errors import UserError
 from utils.pareto import non_dominated
@@ -34,19 +35,26 @@ from utils.surrogate import SURROGATES
 from utils.table import format_table
 
 IMAGENET_HELD_OUT = 10_000
+LATENCIES = ("gpu", "cpu")
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    place = Placement(pick_device())
     config = load_config(args.cfg, args.set) if args.cfg else None
     fine_tuned = args.n_epochs > 0
     genome = open_genome(config, args.space, args.supernet_path, args.n_classes, fine_tuned)
+    place = (
+        Placement(pick_device(config.cuda), config.channels_last, config.amp) if config else Placement(pick_device())
+    )
     objective = open_objective(args, genome)
     evaluation = open_evaluation(args, config, genome, place)
     folder = SearchFolder.open(Path(args.save), settings(args), args.resume)
+    folder.validation = evaluation.images.validated
     search = Search(genome, objective, args.predictor)
+    genes = len(genome.largest_genes)
+    if args.predictor == "rbf" and args.iterations > 0 and args.n_doe <= genes + 1:
+        print(f"warning: --n_doe {args.n_doe}: rbf needs more than {genes + 1} architectures to learn {genes} genes")
     with saved_when_stopped(lambda: None):  # what is evaluated is on disk already
         run(search, evaluation, folder, args)
     report(search, folder)
@@ -83,15 +91,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", action="store_true", help="validate on the test images: the search will know them")
     parser.add_argument("--seed", type=not_negative, default=0)
     args = parser.parse_args(argv)
-    if args.predictor not in SURROGATES:
+    if args.predictor not in (*SURROGATES, "cart"):
         raise UserError(f"--predictor {args.predictor}: unknown; allowed are {', '.join(SURROGATES)}")
     return args
 
 
 def settings(args: argparse.Namespace) -> dict:
     """What must stay the same for a search to go on; the number of iterations may grow."""
-    free = ("save", "resume", "iterations", "n_gpus", "gpu", "n_workers", "data")
-    return {key: value for key, value in vars(args).items() if key not in free}
+    free = ("save", "resume", "iterations", "n_gpus", "gpu", "n_workers", "data", "cfg", "supernet_path", "lut")
+    kept = {key: value for key, value in vars(args).items() if key not in free}
+    files = {name: digest(getattr(args, name)) for name in ("cfg", "supernet_path", "lut")}
+    return {**kept, **files, "random search": args.iterations < 1}
+
+
+def digest(file: str | None) -> str | None:
+    """What a file holds, so that another one of the same name is noticed."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
 # -- what is searched ------------------------------------------------------------------------------------------------
@@ -113,25 +128,27 @@ def open_evaluation(
     """Images decoded once, at the greatest resolution where they are large."""
     name = args.dataset or (config.dataset if config else "imagenet")
     directory = args.data or (config.dataset_dir if config else "./data/imagenet")
-    classes = args.n_classes or (config.classes if config else 1000)
+    classes = args.n_classes or genome.space.classes
     size = config.input_size if config else 32 if name in ("cifar10", "cifar100") else max(genome.space.resolutions)
     statistics = (config.mean, config.std) if config else DATASET_STATISTICS.get(name)
     if statistics is None:
         raise UserError(f"--dataset {name}: --cfg must give its mean and std")
     dataset = load_dataset(name, directory, size, classes)
-    count = args.vld_size or (IMAGENET_HELD_OUT if name == "imagenet" else len(dataset.train.labels) // 10)
+    default = IMAGENET_HELD_OUT if name == "imagenet" else len(dataset.train.labels) // 10
     if config is None:
         most, images = len(dataset.train.labels) - 1, partial(CandidateImages.split, dataset.train)
     else:  # not the images that the supernet was trained on
         parts = split_for_search(dataset, config.train_portion, config.seed, split_file(args.supernet_path))
         most, images = len(parts.held_out.labels), partial(CandidateImages.of_search, parts)
+    count = args.vld_size or min(default, most)
     if count > most:
         raise UserError(f"--vld_size {count}: {most} training images can be held out")
     images = images(count)
     if args.test:
         print("warning: --test: the search is guided by the test images, whose accuracy then says nothing", flush=True)
         images = replace(images, validate=decoded(dataset.test))
-    tuning = FineTuning(args.n_epochs, args.lr, args.trn_batch_size)
+    augment = Augmentation(config.crop_padding, config.horizontal_flip) if config else Augmentation()
+    tuning = FineTuning(args.n_epochs, args.lr, args.trn_batch_size, classes, augment, args.n_workers)
     return CandidateEvaluation(images, Normalisation(*statistics), place, args.vld_batch_size, tuning, args.seed)
 
 
@@ -150,14 +167,14 @@ def run(search: Search, evaluation: CandidateEvaluation, folder: SearchFolder, a
     if done < 0:
         first = folder.first_archive(search)
         if not first:
-            genes = search.doe(args.n_doe, random(args, 0), extremes=args.iterations > 0)
+            genes = search.doe(args.n_doe, draws(args, 0), extremes=args.iterations > 0)
             first = evaluated(genes, 0, search, evaluation, folder)
         search.add(first)
-        folder.reference = tuple(float(v) for v in np.max([[r.error, r.cost] for r in first], axis=0))
+        folder.reference = search.worst()
         finish(0, search, first, folder, None)
     for iteration in range(max(1, done + 1), args.iterations + 1):
         check_stop()
-        proposal = search.propose(args.n_iter, random(args, iteration))
+        proposal = search.propose(args.n_iter, draws(args, iteration))
         if len(proposal.genes) == 0:
             print("the space has no architecture left that was not evaluated")
             break
@@ -167,7 +184,7 @@ def run(search: Search, evaluation: CandidateEvaluation, folder: SearchFolder, a
         finish(iteration, search, records, folder, proposal.winner)
 
 
-def random(args: argparse.Namespace, iteration: int) -> np.random.Generator:
+def draws(args: argparse.Namespace, iteration: int) -> np.random.Generator:
     """Every iteration has a random stream of its own, so that resuming needs no generator states."""
     return np.random.default_rng(stream(args.seed, "msunas", iteration).initial_seed())
 
@@ -189,7 +206,8 @@ def evaluated(
                 score = evaluation.score(network, resolution, name)
                 if not math.isfinite(score.loss):
                     raise UserError(f"its loss is {score.loss}")
-            except (UserError, RuntimeError, ValueError, ArithmeticError) as error:
+            except Exception as error:  # whatever it is, it must neither end the search nor become a number
+                search.failed.add(tuple(row.tolist()))
                 failure = f"{type(error).__name__}: {error}"
                 folder.write_failure(iteration, index, record, failure)
                 continue
@@ -208,13 +226,11 @@ def evaluated(
     return records
 
 
-LATENCIES = ("gpu", "cpu")
-
-
 def finish(iteration: int, search: Search, new: list[Record], folder: SearchFolder, winner: str | None) -> None:
     """Write what the search knows after an iteration, and say it in a line."""
     volume, quality = search.hypervolume(folder.reference), search.surrogate_quality()
-    surrogate = {"model": search.predictor, "name": search.predictor, "winner": winner, **asdict(quality)}
+    name = "adaptive switching" if search.predictor == "as" else search.predictor
+    surrogate = {"model": search.predictor, "name": name, "winner": winner, **asdict(quality)}
     folder.write_iteration(iteration, search, new, volume, surrogate)
     _, errors, costs = search.arrays()
     save_front(folder.path / f"iter_{iteration}.png", errors, costs, len(new), search.objective.name)

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     archive = archive_of(stats, genome, Path(args.expr))
     chosen = choose([r.error for r in archive], [r.cost for r in archive], preference, args.n)
     name = preference.cost_name if preference else objective or "flops"
-    rows = [write(archive[index], genome, name, Path(args.save)) for index in chosen]
+    rows = [write(archive[index], genome, name, Path(args.save), args.supernet_path) for index in chosen]
     print(format_table(["network", "top-1 % (inherited)", name, "flops M", "params M"], rows))
 
 
@@ -50,30 +50,40 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def write(record: Record, genome: Genome, cost_name: str, folder: Path) -> list[str]:
+def write(record: Record, genome: Genome, cost_name: str, folder: Path, supernet: str) -> list[str]:
     """One network with all its files; a folder of another network is left alone, and a number is added to the name."""
     row = np.array(record.genes)
     subnet = genome.record(row)
-    path = folder_for(folder / f"net-{cost_name}@{record.cost:.0f}", subnet)
+    path = folder_for(folder / f"net-{cost_name}@{record.cost:.0f}", subnet, supernet)
     (macs,), (parameters,) = genome.costs(row[None])
     costs = {"macs_m": round(float(macs), 6), "params_m": round(float(parameters), 6)}
     network, resolution = genome.network(row)
     if isinstance(genome, ElasticGenome):
         checkpoint.write_text(path / "net.config", json.dumps(network.config(), indent=4) + "\n")
-    provenance = {"how": "post_search", "top1": 100 - record.error, "sec_obj": cost_name, "resolution": resolution}
+    provenance = {"how": "post_search", "top1": 100 - record.error, "sec_obj": cost_name}
+    provenance |= {"resolution": resolution, "supernet": supernet, "subnet": subnet}
     genome.save_architecture(path / "architecture.json", row, costs, provenance)
     checkpoint.save(path / "net.inherited", {"state_dict": network.state_dict()})
     checkpoint.write_text(path / "net.subnet", json.dumps(subnet) + "\n")
     return [str(path), f"{100 - record.error:.2f}", f"{record.cost:.2f}", f"{macs:.2f}", f"{parameters:.2f}"]
 
 
-def folder_for(path: Path, subnet: dict) -> Path:
-    """`path`, or with a number behind it when another architecture is there."""
+def folder_for(path: Path, subnet: dict, supernet: str) -> Path:
+    """`path`, or with a number behind it when another network is there."""
     number, candidate = 1, path
-    while (candidate / "net.subnet").exists() and json.loads((candidate / "net.subnet").read_text()) != subnet:
+    while candidate.exists() and not holds(candidate, subnet, supernet):
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
+
+
+def holds(folder: Path, subnet: dict, supernet: str) -> bool:
+    """Was this very network written there before?"""
+    try:
+        provenance = json.loads((folder / "architecture.json").read_text())["provenance"]
+        return (provenance["subnet"], provenance["supernet"]) == (subnet, supernet)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 if __name__ == "__main__":

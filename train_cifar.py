@@ -141,6 +141,10 @@ def new_choice(config: Config, args: argparse.Namespace) -> Choice:
         blueprint, record = load_blueprint(file)
         if not isinstance(blueprint, ElasticBlueprint):
             raise UserError(f"{file}: its space is not that of the config")
+        if blueprint.classes != config.classes:
+            raise UserError(f"{file}: it is for {blueprint.classes} classes, the config for {config.classes}")
+        if args.se is not None or args.activation is not None:
+            raise UserError("--se, --activation: elastic networks have them as their architecture says")
         return blueprint, record.get("provenance", {}).get("target"), str(file)
     space = build_space(config)
     chosen = choose(config, space, args.flops, args.architecture)

@@ -119,6 +119,13 @@ def head_stage(in_channels: int, out_channels: int, activation: str) -> nn.Seque
     return nn.Sequential(conv(in_channels, out_channels), bn, activation_layer(activation))
 
 
+def new_classifier(old: nn.Linear, classes: int, rng: torch.Generator) -> nn.Linear:
+    """A classifier at random in the place of `old`, initialised as published."""
+    linear = nn.Linear(old.in_features, classes)
+    initialise(linear, rng)
+    return linear.to(old.weight.device)
+
+
 def initialise(module: nn.Module, rng: torch.Generator) -> None:
     """Published initialisation: convolutions N(0, sqrt(2 / (k k C_out))), linear N(0, 0.01), biases 0, BN 1 and 0."""
     for part in module.modules():

@@ -87,7 +87,10 @@ def load_published_elastic(path: str, classes: int | None, fine_tuned: bool) -> 
     payload = checkpoint.load(path)
     state = once_for_all(checkpoint.weights(payload, path))
     if "space" in payload:
-        space = ElasticSpace.from_dict(payload["space"])
+        try:
+            space = ElasticSpace.from_dict(payload["space"])
+        except (TypeError, AttributeError):
+            raise UserError(f"{path}: no elastic supernet; --cfg must name the config of another kind") from None
     else:
         stem, head = state.get("first_conv.conv.weight"), state.get("classifier.linear.weight")
         widths = {ElasticSpace(width=width).channels[0]: width for width in (1.0, 1.2)}

@@ -5,7 +5,7 @@ fine-tuning with a fresh classifier, then top-1 on a part of the training set th
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -32,21 +32,23 @@ class CandidateImages:
     train: Images
     validate: ImageData
     norms: ImageData
+    validated: list[int]  # indices of `validate` in the training set, or in its part that the search held out
 
     @classmethod
     def split(cls, images: Images, count: int) -> "CandidateImages":
         """`count` of the training images validate: the first of the published permutation of as many images."""
         order = _shuffled(images, VALIDATION_SEED)
-        return cls._of(images.subset(order[count:].sort().values), images.subset(order[:count]))
+        return cls._of(images.subset(order[count:].sort().values), images, order[:count])
 
     @classmethod
     def of_search(cls, images: SearchImages, count: int) -> "CandidateImages":
         """`count` images validate, of those that did not train the supernet."""
-        return cls._of(images.train, images.held_out.subset(_shuffled(images.held_out, VALIDATION_SEED)[:count]))
+        return cls._of(images.train, images.held_out, _shuffled(images.held_out, VALIDATION_SEED)[:count])
 
     @classmethod
-    def _of(cls, train: Images, validate: Images) -> "CandidateImages":
-        return cls(train, decoded(validate), decoded(train.subset(_shuffled(train, NORMS_SEED)[:NORMS_IMAGES])))
+    def _of(cls, train: Images, source: Images, index: Tensor) -> "CandidateImages":
+        norms = decoded(train.subset(_shuffled(train, NORMS_SEED)[:NORMS_IMAGES]))
+        return cls(train, decoded(source.subset(index)), norms, index.tolist())
 
 
 def _shuffled(images: Images, seed: int) -> Tensor:
@@ -60,6 +62,9 @@ class FineTuning:
     epochs: int = 0
     lr: float = 0.01
     batch_size: int = 128
+    classes: int = 0
+    augment: Augmentation = field(default_factory=Augmentation)
+    workers: int = 0
 
 
 class Resized:
@@ -97,8 +102,7 @@ class CandidateEvaluation:
         if self.place.channels_last:
             network = network.to(memory_format=torch.channels_last)
         if self.tuning.epochs:
-            classes = int(self.images.train.labels.max()) + 1
-            network.reset_classifier(classes, stream(self.seed, "classifier", name))
+            network.reset_classifier(self.tuning.classes, stream(self.seed, "classifier", name))
         reset_norms(network, self._batches(self.images.norms, resolution, 100).epoch(), self.place)
         if self.tuning.epochs:
             self._fine_tune(network, resolution, name)
@@ -110,7 +114,7 @@ class CandidateEvaluation:
 
     def _fine_tune(self, network: nn.Module, resolution: int, name: str) -> None:
         tuning, seed = self.tuning, stream(self.seed, "fine-tuning", name).initial_seed()
-        batches = loader(self.images.train, tuning.batch_size, self.normalise, Augmentation(), seed)
+        batches = loader(self.images.train, tuning.batch_size, self.normalise, tuning.augment, seed, tuning.workers)
         batches = Resized(batches, resolution)
         optimizer = torch.optim.SGD(network.parameters(), tuning.lr, momentum=0.9, weight_decay=4e-5, nesterov=True)
         schedule = Schedule("cosine", tuning.lr, tuning.epochs, len(batches))

@@ -89,6 +89,15 @@ class ElasticSpace:
             values = getattr(self, name)
             if not values or list(values) != sorted(set(values)) or values[0] < 1:
                 raise UserError(f"space: {name} are {list(values)}; they must be positive and ascend")
+        for name in ("stages", "strides"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise UserError(f"space: {name} are {list(getattr(self, name))}; they must be positive")
+        if self.stem_stride < 1 or self.stem_channels < 1 or self.width <= 0:
+            raise UserError("space: stem_stride, stem_channels and width must be positive")
+        if not {"relu", "relu6", "h_swish"}.issuperset(self.activations):
+            raise UserError(f"space: activations are {list(self.activations)}; allowed are relu, relu6, h_swish")
+        if self.expansions[0] < 2:
+            raise UserError(f"space: expansions are {list(self.expansions)}; the least is 2")
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise UserError(f"space: kernels are {list(self.kernels)}; they must be odd")
 
@@ -142,7 +151,7 @@ class ElasticSpace:
         """`[N, G]` with 0 for all genes that are not expressed."""
         stages = self._stages(genes)
         expressed = self.expressed[stages[:, :, 0]]
-        return np.concatenate([(stages * expressed).reshape(len(genes), -1), genes[:, -1:]], axis=1)
+        return np.concatenate([(stages * expressed).reshape(genes[:, :-1].shape), genes[:, -1:]], axis=1)
 
     def sample(self, count: int, rng: np.random.Generator) -> Genes:
         """Canonical genes `[count, G]` of random architectures: every gene uniform."""
@@ -193,7 +202,7 @@ class ElasticSpace:
 
     def _stages(self, genes: Genes) -> Genes:
         """`[N, G]` as `[N, S, 1 + 2 D]`, without the resolution."""
-        return genes[:, :-1].reshape(len(genes), len(self.stages), -1)
+        return genes[:, :-1].reshape(len(genes), len(self.stages), 1 + 2 * self.most_layers)
 
     # -- costs -------------------------------------------------------------------------------------------------------
 

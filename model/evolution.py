@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.problem import Problem
+from pymoo.core.repair import Repair
 from pymoo.operators.crossover.pntx import TwoPointCrossover
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
@@ -51,11 +52,12 @@ class Search:
     predictor: str
     archive: list[Record] = field(default_factory=list)
     foretold: list[tuple[float, float]] = field(default_factory=list)  # (predicted, evaluated) error
+    failed: set[tuple[int, ...]] = field(default_factory=set)  # genes of what could not be evaluated
 
     def doe(self, count: int, rng: np.random.Generator, extremes: bool = True) -> Genes:
         """`count` different architectures to begin with, `[count, G]`; both extremes among them when asked for."""
-        genes = self.genome.canonical(self.genome.extremes())[:count] if extremes else self.genome.sample(0, rng)
-        return self._filled_up(genes, count, rng)
+        first = self.genome.canonical(self.genome.extremes()) if extremes else self.genome.sample(count, rng)
+        return self._filled_up(first[:count], count, rng)
 
     def propose(self, count: int, rng: np.random.Generator) -> Proposal:
         """`count` architectures that are not in the archive: one iteration of the search."""
@@ -64,10 +66,10 @@ class Search:
         surrogate.fit(X.astype(np.float64), errors)
         front = non_dominated(np.column_stack([errors, costs]))
         problem = _Candidates(self.genome, self.objective, surrogate)
-        found = self._new(self.genome.canonical(_evolve(problem, X[front], rng)))
+        found = self._new(_evolve(problem, X[front], rng))
         chosen = found[spread_subset(self.objective(found), costs[front], count, rng)]
         chosen = self._filled_up(chosen, count, rng)
-        predicted = surrogate.predict(chosen.astype(np.float64))
+        predicted = surrogate.predict(chosen.astype(np.float64)) if len(chosen) else np.empty(0)
         return Proposal(chosen, predicted, getattr(surrogate, "winner", surrogate.name))
 
     def add(self, records: list[Record], predicted: list[float] | None = None) -> None:
@@ -80,6 +82,11 @@ class Search:
         X = np.array([record.genes for record in self.archive])
         return X, *(np.array([getattr(record, name) for record in self.archive]) for name in ("error", "cost"))
 
+    def worst(self) -> tuple[float, float]:
+        """The greatest error and the greatest cost of the archive: the reference point, when only the DOE is in it."""
+        _, errors, costs = self.arrays()
+        return float(errors.max()), float(costs.max())
+
     def hypervolume(self, reference: tuple[float, float]) -> float:
         """Normalised, up to 1.01 times the reference point (error, cost), as published."""
         _, errors, costs = self.arrays()
@@ -91,8 +98,8 @@ class Search:
         return quality(predicted, evaluated)
 
     def _new(self, genes: Genes) -> Genes:
-        """The different rows of canonical `genes` that are not in the archive."""
-        known = {record.genes for record in self.archive}
+        """The different rows of canonical `genes` that are neither in the archive nor failed."""
+        known = {record.genes for record in self.archive} | self.failed
         rows = dict.fromkeys(map(tuple, genes.tolist()))
         new = [row for row in rows if row not in known]
         return np.array(new, dtype=np.int64).reshape(len(new), genes.shape[1])
@@ -123,6 +130,13 @@ class Objective:
         return parameters if self.name == "params" else macs
 
 
+class _Canonical(Repair):
+    """Offspring as canonical genes, so that equal networks count as duplicates."""
+
+    def _do(self, problem, X, **kwargs):
+        return problem.genome.canonical(np.asarray(X, dtype=np.int64))
+
+
 class _Candidates(Problem):
     """Genes to (predicted error, cost), for all rows at once."""
 
@@ -131,7 +145,7 @@ class _Candidates(Problem):
         self.genome, self.objective, self.surrogate = genome, objective, surrogate
 
     def _evaluate(self, x, out, *args, **kwargs):
-        genes = self.genome.canonical(np.asarray(x, dtype=np.int64))
+        genes = np.asarray(x, dtype=np.int64)
         errors = self.surrogate.predict(genes.astype(np.float64))
         out["F"] = np.column_stack([errors, self.objective(genes)])
 
@@ -144,6 +158,7 @@ def _evolve(problem: Problem, first: Genes, rng: np.random.Generator) -> Genes:
         sampling=first,
         crossover=TwoPointCrossover(prob=0.9),
         mutation=PM(prob=1.0, prob_var=1 / variables, eta=1.0, vtype=float, repair=RoundingRepair()),
+        repair=_Canonical(),
         eliminate_duplicates=True,
     )
     result = minimize(problem, algorithm, ("n_gen", GENERATIONS), seed=int(rng.integers(2**31)))

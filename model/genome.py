@@ -64,6 +64,10 @@ def open_genome(
         if kind == "unified":
             raise UserError("--space unified: --cfg must name the config of the supernet")
         return ElasticGenome(load_published_elastic(supernet_path, classes, fine_tuned))
+    if classes not in (None, config.classes) and not fine_tuned:
+        raise UserError(
+            f"--n_classes {classes}: the config has {config.classes}; --n_epochs above 0 fine-tunes for others"
+        )
     if kind not in (None, config.supernet):
         raise UserError(f"--space {kind}: the config describes a supernet of kind {config.supernet}")
     supernet = build_supernet(config)
@@ -119,8 +123,9 @@ class UnifiedGenome:
 
     def extremes(self) -> Genes:
         """Layer by layer the fewest sub-blocks of the smallest kernel, and all of the largest."""
-        largest = [len(choices) - (2 if spec.skip else 1) for spec, choices in self._specs()]
-        return np.stack([self.canonical(self.largest_genes[None])[0], np.array(largest)])
+        skips = np.array([spec.skip for spec, _ in self._specs()])
+        smallest = np.where(skips, self.largest_genes, 0)
+        return self.canonical(np.stack([smallest, self.largest_genes - skips]))
 
     def _specs(self) -> list[tuple]:
         return [(self.space.layers[layer], choices) for layer, choices in zip(self._layers, self._choices, strict=True)]

@@ -3,7 +3,6 @@
 A YAML file of `key: {mean: milliseconds, ...}`; a network's latency is the sum over its layers. Axes: N architectures.
 """
 
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from utils.errors import UserError
 
 
 class LatencyTable:
-    """`table(genes [N, G]) -> milliseconds [N]`; UserError naming the first key that the table lacks."""
+    """`table(genes [N, G]) -> milliseconds [N]`; UserError naming a key of the space that the file lacks."""
 
     def __init__(self, path: str | Path, space: ElasticSpace):
         self.path, self.space = Path(path), space
@@ -27,44 +26,35 @@ class LatencyTable:
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"--lut {path}: no table of KEY: {{mean: milliseconds}} ({reason})") from None
+        self._fixed = np.array([sum(map(self._milliseconds, self._fixed_keys(r))) for r in space.resolutions])
+        self._layers = [
+            self._of_layer(stage, position)
+            for stage in range(len(space.stages))
+            for position in range(space.most_layers)
+        ]
 
     def __call__(self, genes: Genes) -> NDArray:
         resolution = genes[:, -1]
         total = self._fixed[resolution]
         for (_, _, (there, kernel, expansion)), layers in zip(self.space.positions(genes), self._layers, strict=True):
             total = total + np.where(there, layers[resolution, kernel, expansion], 0.0)
-        if np.isnan(total).any():
-            raise UserError(f"--lut {self.path}: it lacks {self._missing[0]}")
         return total
-
-    @cached_property
-    def _missing(self) -> list[str]:
-        return []
 
     def _milliseconds(self, key: str) -> float:
         if key not in self.entries:
-            self._missing.append(key)
-            return np.nan
+            raise UserError(f"--lut {self.path}: it lacks {key}")
+        if not 0 <= self.entries[key] < float("inf"):
+            raise UserError(f"--lut {self.path}: {key}: {self.entries[key]} is no time")
         return self.entries[key]
 
-    @cached_property
-    def _fixed(self) -> NDArray:
-        """Of what all networks have, by resolution."""
-        return np.array([sum(map(self._milliseconds, self._fixed_keys(r))) for r in self.space.resolutions])
-
-    @cached_property
-    def _layers(self) -> list[NDArray]:
-        """Of each layer that can be: `[resolutions, kernels, expansions]`."""
+    def _of_layer(self, stage: int, position: int) -> NDArray:
+        """Milliseconds of a layer `[resolutions, kernels, expansions]`."""
         space = self.space
-        return [
-            np.array([
-                [[self._milliseconds(layer_key(space.layer(stage, position, k, e), self._size(r, stage, position)))
-                  for e in space.expansions] for k in space.kernels]
-                for r in space.resolutions
-            ])
-            for stage in range(len(space.stages))
-            for position in range(space.most_layers)
-        ]  # fmt: skip
+        sizes = [self._size(r, stage, position) for r in space.resolutions]
+        layers = [[space.layer(stage, position, k, e) for e in space.expansions] for k in space.kernels]
+        return np.array(
+            [[[self._milliseconds(layer_key(layer, size)) for layer in row] for row in layers] for size in sizes]
+        )
 
     def _fixed_keys(self, r: int) -> list[str]:
         space, (wide, last) = self.space, self.space.head_channels

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from model.blocks import conv, initialise
+from model.blocks import conv, initialise, new_classifier
 from model.depthwise import DepthwiseConv
 from model.elastic_space import ElasticArchitecture, ElasticSpace, Layer, make_divisible
 from utils.errors import UserError
@@ -129,11 +129,7 @@ class MobileNetV3(nn.Module):
 
     def reset_classifier(self, classes: int, rng: torch.Generator) -> None:
         """A new classifier at random, N(0, 0.01), for `classes`."""
-        old = self.classifier["linear"]
-        linear = nn.Linear(old.in_features, classes).to(old.weight.device)
-        linear.weight.data.copy_(0.01 * torch.randn(linear.weight.shape, generator=rng))
-        linear.bias.data.zero_()
-        self.classifier["linear"] = linear
+        self.classifier["linear"] = new_classifier(self.classifier["linear"], classes, rng)
 
     # -- the published description -----------------------------------------------------------------------------------
 
@@ -240,6 +236,8 @@ def _layer(block: dict) -> Layer:
         part["act_func"],
         part["use_se"],
     )
+    if bool(block.get("shortcut")) != layer.residual:
+        raise UserError("net.config: a block has a shortcut where its shapes have no residual, or the other way round")
     if layer.activation not in ACTIVATIONS:
         raise UserError(f"net.config: act_func {layer.activation!r} is unknown; allowed are relu, relu6, h_swish")
     return layer if layer.expansion == 1 else replace(layer, fixed_middle=part["mid_channels"])

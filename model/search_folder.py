@@ -6,6 +6,7 @@ says what was searched. Architectures are stored as records of their space (`Gen
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ class SearchFolder:
 
     def __init__(self, path: Path, settings: dict, origin: Path | None = None):
         self.path, self.settings, self.origin = path, settings, origin
+        self.validation: list[int] = []  # indices of the images that validate candidates
         self.reference: tuple[float, float] | None = None  # (error, cost) of the hypervolume, fixed by iteration 0
 
     @classmethod
@@ -46,43 +48,52 @@ class SearchFolder:
 
     def restore(self, search: Search) -> int:
         """Take up the last finished iteration; its number, or -1 when there is none."""
-        done = _last(self.path)
+        for file in (self.path / "failed").glob("it_*_net_*"):
+            search.failed.add(tuple(search.genome.genes(_read(file))))
+        folder, done = self.path, _last(self.path)
         if done is None:
-            write_text(self.path / "search.json", json.dumps({"settings": self.settings}, indent=1) + "\n")
+            record = {"settings": self.settings, "validation": self.validation}
+            write_text(self.path / "search.json", json.dumps(record) + "\n")
+            folder, done = self.origin, _last(self.origin) if self.origin else None
+        if done is None:
             return -1
-        record = _read(self._stats(done))
-        search.add(archive_of(record, search.genome, self._stats(done)))
-        search.foretold = [tuple(pair) for pair in record["foretold"]]
-        self.reference = tuple(record["reference"])
-        print(f"goes on after iteration {done} of {self.path}: {len(search.archive)} architectures", flush=True)
+        file = folder / f"iter_{done}.stats"
+        record = _read(file)
+        search.add(_recosted(archive_of(record, search.genome, file), search))
+        try:
+            search.foretold = [(float(a), float(b)) for a, b in record["foretold"]]
+            self.reference = tuple(map(float, record["reference"]))
+            same_cost = record["sec_obj"] == search.objective.name
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: this search cannot go on from it ({error!r})") from None
+        if not same_cost:
+            self.reference = search.worst()
+        print(f"goes on after iteration {done} of {folder}: {len(search.archive)} architectures", flush=True)
         return done
 
     def first_archive(self, search: Search) -> list[Record]:
-        """The archive of `origin`: of its last iter_k.stats, or of the net_*.subnet and .stats in it. Empty without."""
-        if self.origin is None:
-            return []
-        last = _last(self.origin)
-        if last is not None:
-            file = self.origin / f"iter_{last}.stats"
-            return archive_of(_read(file), search.genome, file)
-        records = []
-        for subnet in _nets(self.origin):
-            genes, stats = search.genome.genes(_read(subnet)), _read(subnet.with_suffix(".stats"))
-            records.append([_read(subnet), 100 - stats["top1"], stats.get(search.objective.name)])
-            if records[-1][2] is None:
-                records[-1][2] = float(search.objective(np.array([genes]))[0])
-        return archive_of({"archive": records}, search.genome, self.origin)
+        """The archive in the net_*.subnet and .stats of `origin`; empty without."""
+        pairs = [
+            (_read(file), _read(file.with_suffix(".stats"))) for file in (_nets(self.origin) if self.origin else [])
+        ]
+        try:
+            rows = [[subnet, 100 - float(stats["top1"]), 0.0] for subnet, stats in pairs]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.origin}: a .stats file has no top1 ({error!r})") from None
+        return _recosted(archive_of({"archive": rows}, search.genome, self.origin), search)
 
     def stats(self, iteration: int, index: int, record: dict) -> dict | None:
         """What an earlier, unfinished run of this iteration measured of this very architecture."""
         subnet, stats = self._net(iteration, index, ".subnet"), self._net(iteration, index, ".stats")
-        if subnet.exists() and stats.exists() and _read(subnet) == record:
-            return _read(stats)
-        return None
+        try:
+            return _read(stats) if _read(subnet) == record else None
+        except UserError:  # not there, or cut off
+            return None
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def write_stats(self, iteration: int, index: int, record: dict, stats: dict) -> None:
+        self._net(iteration, index, ".stats").unlink(missing_ok=True)  # one of another architecture
         write_text(self._net(iteration, index, ".subnet"), json.dumps(record) + "\n")
         write_text(self._net(iteration, index, ".stats"), json.dumps(stats) + "\n")
 
@@ -113,6 +124,12 @@ class SearchFolder:
 
     def _stats(self, iteration: int) -> Path:
         return self.path / f"iter_{iteration}.stats"
+
+
+def _recosted(records: list[Record], search: Search) -> list[Record]:
+    """With the costs of this search, unrounded, whatever those were that were stored."""
+    costs = search.objective(np.array([record.genes for record in records])) if records else []
+    return [replace(record, cost=float(cost)) for record, cost in zip(records, costs, strict=True)]
 
 
 def archive_of(record: dict, genome: Genome, file: Path) -> list[Record]:

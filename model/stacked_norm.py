@@ -92,19 +92,20 @@ class StackedBatchNorm(nn.Module):
         By the statistics of centred `pixels`, for those pixels, while the running statistics move; or in evaluation
         mode by the running statistics, for pixels as they are.
         """
-        mean, var, scale, bias = self._picked(index)
-        if self.training:
-            spread = ((weight @ pixels.covariance) * weight).sum(dim=1)
-            with torch.no_grad():
-                mean.lerp_(weight @ pixels.mean, self.momentum)
-                N = len(pixels.rows)
-                var.lerp_(spread * (N / max(1, N - 1)), self.momentum)
-                self._put(index, mean, var)
-            scale = scale * (spread + self.eps).rsqrt()
-        else:
-            scale = scale * (var + self.eps).rsqrt()
-            bias = bias - mean * scale
-        return torch.cat([weight * scale[:, None], bias[:, None]], dim=1)
+        with torch.autocast(weight.device.type, enabled=False):  # variances in half precision would be poor
+            mean, var, scale, bias = self._picked(index)
+            if self.training:
+                spread = ((weight @ pixels.covariance) * weight).sum(dim=1)
+                with torch.no_grad():
+                    mean.lerp_(weight @ pixels.mean, self.momentum)
+                    N = len(pixels.rows)
+                    var.lerp_(spread * (N / max(1, N - 1)), self.momentum)
+                    self._put(index, mean, var)
+                scale = scale * (spread + self.eps).rsqrt()
+            else:
+                scale = scale * (var + self.eps).rsqrt()
+                bias = bias - mean * scale
+            return torch.cat([weight * scale[:, None], bias[:, None]], dim=1)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Evaluation mode as `x * scale + shift`, each `[count, C]`."""

@@ -7,7 +7,7 @@ import torch
 from thop.vision.basic_hooks import count_convNd
 from torch import Tensor, nn
 
-from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise
+from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, new_classifier
 from model.space import Architecture, UnifiedSpace
 
 
@@ -59,6 +59,10 @@ class SubNet(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = bn_momentum
         initialise(self, rng or torch.Generator().manual_seed(0))
+
+    def reset_classifier(self, classes: int, rng: torch.Generator) -> None:
+        """A new classifier at random, N(0, 0.01), for `classes`."""
+        self.classifier[1] = new_classifier(self.classifier[1], classes, rng)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.last_stage(self.stages(self.first_mb(self.first(images))))

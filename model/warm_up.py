@@ -137,7 +137,7 @@ class ElasticValidation:
         self.supernet = supernet
         drawn = torch.randperm(len(images.train.labels), generator=stream(config.seed, "recalibrate"))
         norms = decoded(images.train.subset(drawn[: config.bn_recalibration_images or NORMS_IMAGES]))
-        images = CandidateImages(images.train, decoded(images.validate), norms)
+        images = CandidateImages(images.train, decoded(images.validate), norms, [])
         self.evaluation = CandidateEvaluation(images, Normalisation(config.mean, config.std), place, config.batch_size)
 
     def sample(self, count: int, rng: torch.Generator) -> Genes:

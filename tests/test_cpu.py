@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from model.cpu import PointwiseConv, norm_relu6, pointwise_conv, relu6_products
 from model.stacked_norm import Pixels, StackedBatchNorm
+from model.supernet import UnifiedSupernet
 from tests.conftest import rng
 
 
@@ -52,6 +53,18 @@ def test_a_norm_with_relu6_moves_its_statistics_as_a_batch_norm():
     found = norm_relu6(x, *statistics[0], weight, bias, True, 0.1, 1e-5)
     agree(found, F.relu6(F.batch_norm(x, *statistics[1], weight, bias, True, 0.1, 1e-5)), (x, weight, bias))
     torch.testing.assert_close(statistics[0], statistics[1])
+
+
+def test_the_supernet_trains_under_autocast(small_space):
+    supernet = UnifiedSupernet(small_space, rng()).train()
+    images = torch.randn(4, 3, small_space.image_size, small_space.image_size, generator=rng())
+    path = small_space.sample(1, rng())[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = supernet(images, path)
+    half.float().square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in supernet.parameters())
+    whole = UnifiedSupernet(small_space, rng()).train()(images, path)
+    torch.testing.assert_close(half.float(), whole, atol=0.1 * float(whole.detach().abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("training", [True, False])

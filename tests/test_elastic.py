@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,22 @@ def test_samples_are_canonical_and_reach_every_value():
     assert (ElasticSpace().canonical(genes) == genes).all()
     assert (genes.max(axis=0) == ElasticSpace().largest_genes).all()
     assert (genes.min(axis=0) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strides": (0, 2)},
+        {"activations": ("relu", "swish")},
+        {"expansions": (1, 3)},
+        {"kernels": (3, 4)},
+        {"depths": ()},
+        {"se": (True,)},
+    ],
+)
+def test_an_impossible_space_is_refused(change):
+    with pytest.raises(UserError):
+        replace(SMALL, **change)
 
 
 def test_costs_of_a_small_space_are_those_of_the_built_networks():

@@ -12,6 +12,7 @@ import search
 import train_cifar
 import validate
 from model import scratch_training
+from model.blueprint import UnifiedBlueprint
 from model.build import build_space, load_supernet
 from model.space import Architecture
 from model.subnet import SubNet
@@ -403,7 +404,7 @@ def test_training_begins_with_the_weights_of_the_supernet(searched):
     config = load_config(searched / "tiny.yml", [f"inherit={supernet}"])
     space = build_space(config)
     path = space.sample(1, torch.Generator().manual_seed(0))[0]
-    network = train_cifar.build_network(space, space.decode(path), config).eval()
+    network = train_cifar.build_network(UnifiedBlueprint(space, space.decode(path)), config).eval()
     whole = UnifiedSupernet(space)
     load_supernet(whole, str(supernet))
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

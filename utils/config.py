@@ -181,7 +181,7 @@ class Config:
     def from_dict(cls, values: dict, where: str = "config") -> "Config":
         """Check and convert plain values; UserError naming `where`, the key, the value and what is allowed."""
         values = {_SPELLINGS.get(key, key): value for key, value in values.items()}
-        for key in _SPACE_KEYS.get(values.get("supernet", "unified"), ()):
+        for key in _SPACE_KEYS.get(str(values.get("supernet", "unified")), ()):
             if values.get(key) is None:
                 raise UserError(f"{where}: {key}: this key is missing")
         config = _record(cls, values, where, "")

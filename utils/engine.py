@@ -121,6 +121,8 @@ def reset_norms(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], pl
             norm.momentum = 1.0  # the running statistics are those of the last batch
         for images, labels in batches:
             check_stop()
+            if len(images) == 1 and seen:  # one image has no variance where maps have one pixel
+                continue
             with place.autocast():
                 network(place.batch(images, labels)[0])
             seen += len(images)
