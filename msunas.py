@@ -68,7 +68,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default="auto",
         metavar="auto|none|DIR",
         help="auto: go on with the search in --save; none: refuse if there is one; "
-        "DIR: begin with the archive of another search, or with the net_*.subnet and .stats of a folder",
+        "DIR: go on from another search's last iteration, or begin with the net_*.subnet and .stats of a folder",
     )
     add_supernet_options(parser)
     objectives = ("flops", "params", "cpu", "gpu")
@@ -87,7 +87,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--trn_batch_size", type=positive, default=128, help="of fine-tuning (default 128)")
     parser.add_argument("--vld_batch_size", type=positive, default=200, help="of validation (default 200)")
     parser.add_argument("--n_epochs", type=not_negative, default=5, help="fine-tuning of each candidate (default 5)")
-    parser.add_argument("--lr", type=positive_number, default=0.01, help="of fine-tuning (default 0.01)")
+    parser.add_argument("--lr", type=positive_number, help="of fine-tuning (default 0.01, for ImageNet 0.0001)")
     parser.add_argument("--test", action="store_true", help="validate on the test images: the search will know them")
     parser.add_argument("--seed", type=not_negative, default=0)
     args = parser.parse_args(argv)
@@ -148,7 +148,8 @@ def open_evaluation(
         print("warning: --test: the search is guided by the test images, whose accuracy then says nothing", flush=True)
         images = replace(images, validate=decoded(dataset.test))
     augment = Augmentation(config.crop_padding, config.horizontal_flip) if config else Augmentation()
-    tuning = FineTuning(args.n_epochs, args.lr, args.trn_batch_size, classes, augment, args.n_workers)
+    lr = args.lr or (1e-4 if name == "imagenet" else 0.01)
+    tuning = FineTuning(args.n_epochs, lr, args.trn_batch_size, classes, augment, args.n_workers)
     return CandidateEvaluation(images, Normalisation(*statistics), place, args.vld_batch_size, tuning, args.seed)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from model.blueprint import Blueprint, ElasticBlueprint, UnifiedBlueprint, load_blueprint, require_elastic
+from model.blueprint import Blueprint, ElasticBlueprint, UnifiedBlueprint, load_blueprint
 from model.build import build_space
 from model.elastic_space import ElasticArchitecture
 from model.generation import choose, choose_from_file, newest_config
@@ -137,7 +137,9 @@ Choice = tuple[Blueprint, float | None, str]
 def new_choice(config: Config, args: argparse.Namespace) -> Choice:
     """The architecture in a file, else that of the config's generator."""
     if config.supernet == "elastic":
-        file = require_elastic(args.architecture)
+        file = args.architecture
+        if file is None:
+            raise UserError("--architecture: an elastic space has no generator; it must name an architecture.json")
         blueprint, record = load_blueprint(file)
         if not isinstance(blueprint, ElasticBlueprint):
             raise UserError(f"{file}: its space is not that of the config")

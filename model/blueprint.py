@@ -18,7 +18,6 @@ from model.mobilenetv3 import MobileNetV3
 from model.space import Architecture, UnifiedSpace, load_architecture, save_architecture
 from model.subnet import SubNet
 from model.supernet import UnifiedSupernet
-from utils.errors import UserError
 
 
 class Blueprint(Protocol):
@@ -138,9 +137,3 @@ def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
         read, blueprint = (load_elastic_architecture, ElasticBlueprint)
     space, architecture, record = read(path)
     return blueprint(space, architecture), record
-
-
-def require_elastic(file: Path | None) -> Path:
-    if file is None:
-        raise UserError("--architecture: an elastic space has no generator; it must name an architecture.json")
-    return file

@@ -196,7 +196,7 @@ class Recipe:
     schedule: Schedule
     place: Placement
     seed: tuple[int, str]
-    checkpoint: Path
+    checkpoint: Path | None
     clip_grad: float = 0.0
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, labels: (images, labels)
     after_step: Callable[[], None] = lambda: None

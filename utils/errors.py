@@ -4,5 +4,5 @@
 class UserError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what is allowed.
 
-    `utils.runtime.command` prints it and exits with status 2.
+    `utils.command.command` prints it and exits with status 2.
     """
