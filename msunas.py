@@ -36,6 +36,7 @@ from utils.table import format_table
 
 IMAGENET_HELD_OUT = 10_000
 LATENCIES = ("gpu", "cpu")
+CPU_TABLE = "config_file/latency_cpu.yaml"  # of the published space at width 1.0
 
 
 @command
@@ -73,7 +74,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_supernet_options(parser)
     objectives = ("flops", "params", "cpu", "gpu")
     parser.add_argument("--sec_obj", default="flops", choices=objectives, help="second objective (default flops)")
-    parser.add_argument("--lut", metavar="FILE", help="latency table (YAML) for --sec_obj cpu or gpu")
+    parser.add_argument("--lut", metavar="FILE", help=f"latency table for --sec_obj cpu (default {CPU_TABLE}) or gpu")
     parser.add_argument("--iterations", type=int, default=30, help="below 1: random search, --n_doe architectures")
     parser.add_argument("--n_doe", type=positive, default=100, help="architectures to begin with (default 100)")
     parser.add_argument("--n_iter", type=positive, default=8, help="architectures of an iteration (default 8)")
@@ -115,11 +116,11 @@ def digest(file: str | None) -> str | None:
 def open_objective(args: argparse.Namespace, genome: Genome) -> Objective:
     if args.sec_obj not in ("cpu", "gpu"):
         return Objective(args.sec_obj, genome)
-    if not args.lut:
-        raise UserError(f"--sec_obj {args.sec_obj}: --lut must name a latency table for that device")
+    if args.lut is None and args.sec_obj == "gpu":
+        raise UserError("--sec_obj gpu: --lut must name a latency table; python3 -m tools.profile_latency makes one")
     if not isinstance(genome, ElasticGenome):
         raise UserError(f"--sec_obj {args.sec_obj}: latency tables are for elastic supernets")
-    return Objective(args.sec_obj, genome, LatencyTable(args.lut, genome.space))
+    return Objective(args.sec_obj, genome, LatencyTable(args.lut or CPU_TABLE, genome.space))
 
 
 def open_evaluation(

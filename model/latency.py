@@ -26,7 +26,7 @@ class LatencyTable:
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"--lut {path}: no table of KEY: {{mean: milliseconds}} ({reason})") from None
-        self._fixed = np.array([sum(map(self._milliseconds, self._fixed_keys(r))) for r in space.resolutions])
+        self._fixed = np.array([sum(map(self._milliseconds, fixed_parts(space, r))) for r in space.resolutions])
         self._layers = [
             self._of_layer(stage, position)
             for stage in range(len(space.stages))
@@ -50,31 +50,50 @@ class LatencyTable:
     def _of_layer(self, stage: int, position: int) -> NDArray:
         """Milliseconds of a layer `[resolutions, kernels, expansions]`."""
         space = self.space
-        sizes = [self._size(r, stage, position) for r in space.resolutions]
+        sizes = [size_before(space, r, stage, position) for r in space.resolutions]
         layers = [[space.layer(stage, position, k, e) for e in space.expansions] for k in space.kernels]
         return np.array(
             [[[self._milliseconds(layer_key(layer, size)) for layer in row] for row in layers] for size in sizes]
         )
 
-    def _fixed_keys(self, r: int) -> list[str]:
-        space, (wide, last) = self.space, self.space.head_channels
-        stem, out = space.channels[0], space.channels[-1]
-        first = -(-r // space.stem_stride)
-        size = self._size(r, len(space.stages), 0)
-        return [
-            f"first_conv-input:{r}x{r}x3-output:{first}x{first}x{stem}",
-            layer_key(Layer(stem, stem, 3, 1, 1, "relu", False), first),
-            f"final_expand_layer-input:{size}x{size}x{out}-output:{size}x{size}x{wide}",
-            f"feature_mix_layer-input:1x1x{wide}-output:1x1x{last}",
-            f"classifier-input:{last}-output:{space.classes}",
-        ]
 
-    def _size(self, r: int, stage: int, position: int) -> int:
-        """Pixels along a side of what enters a layer."""
-        size = -(-r // self.space.stem_stride)
-        for stride in self.space.strides[: stage + (position > 0)]:
-            size = -(-size // stride)
-        return size
+# A part of a network by its kind and sizes: what a table's key stands for.
+Part = tuple
+
+
+def parts_of(space: ElasticSpace) -> dict[str, Part]:
+    """All parts that networks of the space can have, by key."""
+    parts = {}
+    for r in space.resolutions:
+        parts |= fixed_parts(space, r)
+        for stage in range(len(space.stages)):
+            for position in range(min(2, space.most_layers)):  # all but the first are alike
+                size = size_before(space, r, stage, position)
+                layers = [space.layer(stage, position, k, e) for k in space.kernels for e in space.expansions]
+                parts |= {layer_key(layer, size): ("block", size, layer) for layer in layers}
+    return parts
+
+
+def fixed_parts(space: ElasticSpace, r: int) -> dict[str, Part]:
+    """What all networks have at a resolution, by key."""
+    (wide, last), stem, out = space.head_channels, space.channels[0], space.channels[-1]
+    first, size = -(-r // space.stem_stride), size_before(space, r, len(space.stages), 0)
+    block = Layer(stem, stem, 3, 1, 1, "relu", False)
+    return {
+        f"first_conv-input:{r}x{r}x3-output:{first}x{first}x{stem}": ("conv", r, 3, stem, 3, space.stem_stride),
+        layer_key(block, first): ("block", first, block),
+        f"final_expand_layer-input:{size}x{size}x{out}-output:{size}x{size}x{wide}": ("conv", size, out, wide, 1, 1),
+        f"feature_mix_layer-input:1x1x{wide}-output:1x1x{last}": ("mix", 1, wide, last, 1, 1),
+        f"classifier-input:{last}-output:{space.classes}": ("linear", 1, last, space.classes),
+    }
+
+
+def size_before(space: ElasticSpace, r: int, stage: int, position: int) -> int:
+    """Pixels along a side of what enters a layer, at resolution r."""
+    size = -(-r // space.stem_stride)
+    for stride in space.strides[: stage + (position > 0)]:
+        size = -(-size // stride)
+    return size
 
 
 def layer_key(layer: Layer, size: int) -> str:

@@ -15,11 +15,12 @@ from model.elastic import ElasticSupernet
 from model.elastic_space import ElasticSpace
 from model.evolution import Objective, Record, Search
 from model.genome import ElasticGenome, UnifiedGenome
-from model.latency import LatencyTable, layer_key
+from model.latency import LatencyTable, parts_of
 from model.space import LayerSpec, UnifiedSpace
 from model.supernet import UnifiedSupernet
 from tests import nsga_oracle
 from tests.conftest import TINY_CONFIG, rng
+from tools import profile_latency
 from utils import checkpoint
 from utils.config import load_config
 from utils.pareto import non_dominated
@@ -214,19 +215,9 @@ def test_on_the_synthetic_oracle_the_search_is_not_inferior_to_the_published_one
 # -- latency ---------------------------------------------------------------------------------------------------------
 
 
-def write_table(path, space, value=lambda key: 1.0, without=""):
-    keys = set()
-    for r in space.resolutions:
-        table = LatencyTable.__new__(LatencyTable)
-        table.space = space
-        keys |= set(table._fixed_keys(r))
-        for stage in range(len(space.stages)):
-            for position in range(space.most_layers):
-                size = table._size(r, stage, position)
-                layers = [space.layer(stage, position, k, e) for k in space.kernels for e in space.expansions]
-                keys |= {layer_key(layer, size) for layer in layers}
-    lines = [f"'{key}': {{mean: {value(key)}, var: 0.1}}" for key in sorted(keys) if not without or without not in key]
-    path.write_text("\n".join(lines) + "\n")
+def write_table(path, space, without="nothing"):
+    keys = [key for key in parts_of(space) if without not in key]
+    path.write_text("".join(f"'{key}': {{mean: 1.0, var: 0.1}}\n" for key in keys))
 
 
 def test_latency_is_the_sum_over_layers(tmp_path, genome):
@@ -240,6 +231,24 @@ def test_a_table_without_a_key_of_the_space_names_it(tmp_path):
     write_table(tmp_path / "lut.yaml", SPACE, without="kernel:7")
     with pytest.raises(ValueError, match=r"lacks MBConv-input:.*kernel:7"):
         LatencyTable(tmp_path / "lut.yaml", SPACE)
+
+
+def test_the_published_space_has_the_published_keys():
+    keys = parts_of(ElasticSpace())
+    assert "first_conv-input:224x224x3-output:112x112x16" in keys
+    assert "final_expand_layer-input:7x7x160-output:7x7x960" in keys
+    assert "MBConv-input:56x56x24-output:28x28x40-expand:6-kernel:5-stride:2-idskip:0-se:1" in keys
+    assert "classifier-input:1280-output:1000" in keys
+
+
+def test_a_table_is_measured_and_searched_with(setting, tmp_path):
+    profile_latency.main(["--cfg", "small.yml", "--out", "lut.yaml", "--runs", "1"])
+    table = LatencyTable(tmp_path / "lut.yaml", SPACE)
+    assert len(table.entries) == len(parts_of(SPACE))
+    msunas.main([*setting, "--iterations", "1", "--save", "found", "--sec_obj", "cpu", "--lut", "lut.yaml", "--test"])
+    stats = json.loads((tmp_path / "found/iter_1.stats").read_text())
+    row = np.array([SPACE.encode(SPACE.architecture(stats["archive"][0][0]))])
+    assert stats["archive"][0][2] == pytest.approx(table(row)[0])
 
 
 # -- stages ----------------------------------------------------------------------------------------------------------
@@ -381,7 +390,8 @@ def test_candidates_can_be_fine_tuned_with_a_classifier_of_their_own(setting, tm
     ("options", "line"),
     [
         (["--predictor", "magic"], "allowed are"),
-        (["--sec_obj", "cpu"], "--lut must name a latency table"),
+        (["--sec_obj", "gpu"], "--lut must name a latency table"),
+        (["--sec_obj", "cpu", "--lut", "small.yml"], "no table of KEY"),
         (["--space", "unified"], "describes a supernet of kind elastic"),
         (["--vld_size", "100000"], "can be held out"),
         (["--supernet_path", "missing.pth"], "there is no such checkpoint"),
