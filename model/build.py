@@ -24,6 +24,8 @@ from utils.runtime import stream
 
 def build_space(config: Config) -> UnifiedSpace:
     """The search space of a config; UserError when its targets lie outside what the space can reach."""
+    if config.supernet != "unified":
+        raise UserError(f"supernet: {config.supernet}: this needs a config of the unified supernet")
     layers, channels = [], config.first_channels
     for index, row in enumerate(config.l_cfgs):
         residual = row.stride == 1 and row.out_channels == channels

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from model.build import build_space
+from model.build import build_space, build_supernet
 from tests.conftest import GOLDEN
 from utils.config import Config, OptimState, load_config
 from utils.errors import UserError
@@ -36,7 +36,7 @@ def test_every_config_of_the_project_loads():
     paths = sorted((PUBLISHED.parent.parent.parent / "config_file").glob("*_config.yml"))
     assert len(paths) >= 3
     for path in paths:
-        build_space(load_config(path))
+        build_supernet(load_config(path))
 
 
 @pytest.mark.parametrize("name", ["cifar_config.yml", "imagenet_config.yml"])
