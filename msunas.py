@@ -36,7 +36,7 @@ from utils.table import format_table
 
 IMAGENET_HELD_OUT = 10_000
 LATENCIES = ("gpu", "cpu")
-CPU_TABLE = "config_file/latency_cpu.yaml"  # of the published space at width 1.0
+CPU_TABLE = str(Path(__file__).parent / "config_file" / "latency_cpu.yaml")  # of the published space at width 1.0
 
 
 @command
@@ -74,7 +74,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_supernet_options(parser)
     objectives = ("flops", "params", "cpu", "gpu")
     parser.add_argument("--sec_obj", default="flops", choices=objectives, help="second objective (default flops)")
-    parser.add_argument("--lut", metavar="FILE", help=f"latency table for --sec_obj cpu (default {CPU_TABLE}) or gpu")
+    parser.add_argument(
+        "--lut", metavar="FILE", help="latency table for --sec_obj cpu (default: latency_cpu.yaml) or gpu"
+    )
     parser.add_argument("--iterations", type=int, default=30, help="below 1: random search, --n_doe architectures")
     parser.add_argument("--n_doe", type=positive, default=100, help="architectures to begin with (default 100)")
     parser.add_argument("--n_iter", type=positive, default=8, help="architectures of an iteration (default 8)")
@@ -101,7 +103,8 @@ def settings(args: argparse.Namespace) -> dict:
     """What must stay the same for a search to go on; the number of iterations may grow."""
     free = ("save", "resume", "iterations", "n_gpus", "gpu", "n_workers", "data", "cfg", "supernet_path", "lut")
     kept = {key: value for key, value in vars(args).items() if key not in free}
-    files = {name: digest(getattr(args, name)) for name in ("cfg", "supernet_path", "lut")}
+    files = {name: digest(getattr(args, name)) for name in ("cfg", "supernet_path")}
+    files["lut"] = digest(args.lut or (CPU_TABLE if args.sec_obj == "cpu" else None))
     return {**kept, **files, "random search": args.iterations < 1}
 
 
@@ -134,7 +137,7 @@ def open_evaluation(
     statistics = (config.mean, config.std) if config else DATASET_STATISTICS.get(name)
     if statistics is None:
         raise UserError(f"--dataset {name}: --cfg must give its mean and std")
-    dataset = load_dataset(name, directory, size, classes)
+    dataset = load_dataset(name, directory, size, classes, strict=config.strict_data if config else False)
     default = IMAGENET_HELD_OUT if name == "imagenet" else len(dataset.train.labels) // 10
     if config is None:
         most, images = len(dataset.train.labels) - 1, partial(CandidateImages.split, dataset.train)

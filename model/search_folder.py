@@ -48,8 +48,6 @@ class SearchFolder:
 
     def restore(self, search: Search) -> int:
         """Take up the last finished iteration; its number, or -1 when there is none."""
-        for file in (self.path / "failed").glob("it_*_net_*"):
-            search.failed.add(tuple(search.genome.genes(_read(file))))
         folder, done = self.path, _last(self.path)
         if done is None:
             record = {"settings": self.settings, "validation": self.validation}
@@ -57,6 +55,7 @@ class SearchFolder:
             folder, done = self.origin, _last(self.origin) if self.origin else None
         if done is None:
             return -1
+        search.failed = {tuple(search.genome.genes(_read(file))) for file in _failures(folder, done)}
         file = folder / f"iter_{done}.stats"
         record = _read(file)
         search.add(_recosted(archive_of(record, search.genome, file), search))
@@ -163,6 +162,11 @@ def _last(folder: Path) -> int | None:
     """The number of the last finished iteration in a folder."""
     numbers = [re.fullmatch(r"iter_(\d+)\.stats", file.name) for file in folder.glob("iter_*.stats")]
     return max((int(number[1]) for number in numbers if number), default=None)
+
+
+def _failures(folder: Path, done: int) -> list[Path]:
+    """Failures up to iteration `done`: those of an unfinished one were not known when its candidates were proposed."""
+    return [file for k in range(done + 1) for file in (folder / "failed").glob(f"it_{k}_net_*")]
 
 
 def _nets(folder: Path) -> list[Path]:

@@ -344,6 +344,25 @@ def test_what_fails_is_kept_apart_and_never_scored(setting, tmp_path, monkeypatc
         assert record not in [row[0] for row in archive]
 
 
+def test_a_search_with_failures_that_stopped_ends_as_one_that_did_not(setting, tmp_path, monkeypatch):
+    network = ElasticGenome.network
+
+    def sometimes(self, row):
+        if row.sum() % 2:
+            raise RuntimeError("broken on purpose")
+        return network(self, row)
+
+    monkeypatch.setattr(ElasticGenome, "network", sometimes)
+    msunas.main([*setting, "--iterations", "3", "--save", "whole"])
+    msunas.main([*setting, "--iterations", "1", "--save", "parts"])
+    unfinished = tmp_path / "parts" / "failed"  # iteration 2 was stopped after its failures
+    for file in (tmp_path / "whole" / "failed").glob("it_2_net_*"):
+        (unfinished / file.name).write_bytes(file.read_bytes())
+    msunas.main([*setting, "--iterations", "3", "--save", "parts"])
+    assert len(list(unfinished.glob("it_2_net_*"))) > 0, "the case is there"
+    assert (tmp_path / "whole/iter_3.stats").read_bytes() == (tmp_path / "parts/iter_3.stats").read_bytes()
+
+
 def test_a_search_in_which_all_fail_stops_with_the_reason(setting, monkeypatch, capsys):
     def broken(self, row):
         raise RuntimeError("broken on purpose")
