@@ -62,7 +62,7 @@ def write(record: Record, genome: Genome, cost_name: str, folder: Path, supernet
         checkpoint.write_text(path / "net.config", json.dumps(network.config(), indent=4) + "\n")
     provenance = {"how": "post_search", "top1": 100 - record.error, "sec_obj": cost_name}
     provenance |= {"resolution": resolution, "supernet": supernet, "subnet": subnet}
-    genome.save_architecture(path / "architecture.json", row, costs, provenance)
+    genome.blueprint(row).save(path / "architecture.json", costs, provenance)
     checkpoint.save(path / "net.inherited", {"state_dict": network.state_dict()})
     checkpoint.write_text(path / "net.subnet", json.dumps(subnet) + "\n")
     return [str(path), f"{100 - record.error:.2f}", f"{record.cost:.2f}", f"{macs:.2f}", f"{parameters:.2f}"]

@@ -4,7 +4,6 @@
 Axes: N architectures, G genes.
 """
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from model.blueprint import Blueprint, ElasticBlueprint, UnifiedBlueprint
 from model.build import build_supernet, load_published_elastic, load_supernet
 from model.elastic import ElasticSupernet
-from model.elastic_space import Genes, save_elastic_architecture
+from model.elastic_space import Genes
 from model.lookup_table import LookUpTable
-from model.space import Architecture, save_architecture
+from model.space import Architecture
 from model.supernet import UnifiedSupernet
 from utils.config import Config
 from utils.errors import UserError
@@ -45,8 +45,8 @@ class Genome(Protocol):
     def genes(self, record: dict) -> list[int]:
         """The inverse of `record`; UserError when it is no architecture of this space."""
 
-    def save_architecture(self, path: Path, row: Genes, costs: dict, provenance: dict) -> None:
-        """Write `architecture.json`, what every stage hands to the next."""
+    def blueprint(self, row: Genes) -> Blueprint:
+        """The architecture as the other stages know it."""
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         """The stand-alone network with inherited weights, and its resolution in pixels."""
@@ -93,8 +93,8 @@ class ElasticGenome:
     def genes(self, record: dict) -> list[int]:
         return self.space.encode(self.space.architecture(record))
 
-    def save_architecture(self, path: Path, row: Genes, costs: dict, provenance: dict) -> None:
-        save_elastic_architecture(path, self.space, self.space.decode(row), costs, provenance)
+    def blueprint(self, row: Genes) -> Blueprint:
+        return ElasticBlueprint(self.space, self.space.decode(row))
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         architecture = self.space.decode(row)
@@ -175,8 +175,8 @@ class UnifiedGenome:
             raise UserError(f'architecture: expected {{"choices": [...]}} of this space ({error})') from None
         return self._of_paths(self.space.encode(architecture)[None])[0].tolist()
 
-    def save_architecture(self, path: Path, row: Genes, costs: dict, provenance: dict) -> None:
-        save_architecture(path, self.space, self.architecture(row), costs, provenance)
+    def blueprint(self, row: Genes) -> Blueprint:
+        return UnifiedBlueprint(self.space, self.architecture(row))
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         path = self.paths(np.asarray(row)[None])[0]
