@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from model.candidates import CandidateEvaluation, CandidateImages, FineTuning
-from model.evolution import Objective, Record, Search
+from model.evolution import SELECTIONS, Objective, Record, Search
 from model.genome import ElasticGenome, Genome, open_genome
 from model.latency import LatencyTable
 from model.search_folder import SearchFolder
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     evaluation = open_evaluation(args, config, genome, place)
     folder = SearchFolder.open(Path(args.save), settings(args), args.resume)
     folder.validation = evaluation.images.validated
-    search = Search(genome, objective, args.predictor)
+    search = Search(genome, objective, args.predictor, SELECTIONS[args.selection])
     genes = len(genome.largest_genes)
     if args.predictor == "rbf" and args.iterations > 0 and args.n_doe <= genes + 1:
         print(f"warning: --n_doe {args.n_doe}: rbf needs more than {genes + 1} architectures to learn {genes} genes")
@@ -80,7 +80,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=30, help="below 1: random search, --n_doe architectures")
     parser.add_argument("--n_doe", type=positive, default=100, help="architectures to begin with (default 100)")
     parser.add_argument("--n_iter", type=positive, default=8, help="architectures of an iteration (default 8)")
-    parser.add_argument("--predictor", default="rbf", help=f"surrogate: {', '.join(SURROGATES)} (default rbf)")
+    parser.add_argument(
+        "--selection",
+        default="hypervolume",
+        choices=tuple(SELECTIONS),
+        help="of candidates: by the hypervolume they are expected to gain (default), or even gaps as published",
+    )
+    parser.add_argument(
+        "--predictor", help=f"surrogate: {', '.join(SURROGATES)} (default ard; rbf with --selection published)"
+    )
     parser.add_argument("--n_gpus", type=positive, default=8, help="accepted; evaluation runs in this process")
     parser.add_argument("--gpu", type=positive, default=1, help="accepted; evaluation runs in this process")
     parser.add_argument("--data", metavar="DIR", help="where the data set is (default: as --cfg says)")
@@ -94,6 +102,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--test", action="store_true", help="validate on the test images: the search will know them")
     parser.add_argument("--seed", type=not_negative, default=0)
     args = parser.parse_args(argv)
+    args.predictor = args.predictor or ("rbf" if args.selection == "published" else "ard")
     if args.predictor not in (*SURROGATES, "cart"):
         raise UserError(f"--predictor {args.predictor}: unknown; allowed are {', '.join(SURROGATES)}")
     return args

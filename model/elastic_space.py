@@ -142,16 +142,19 @@ class ElasticSpace:
         return np.array(len(self.stages) * stage + [len(self.resolutions) - 1])
 
     @cached_property
-    def expressed(self) -> Genes:
-        """`[depths, 1 + 2 D]`: 1 where a gene of a stage counts at a depth."""
+    def _expressed_at(self) -> NDArray[np.bool_]:
+        """`[depths, 1 + 2 D]`: which genes of a stage count at a depth."""
         layers = np.arange(self.most_layers) < np.array(self.depths)[:, None]
-        return np.concatenate([np.ones((len(self.depths), 1), dtype=bool), layers, layers], axis=1).astype(np.int64)
+        return np.concatenate([np.ones((len(self.depths), 1), dtype=bool), layers, layers], axis=1)
+
+    def expressed(self, genes: Genes) -> NDArray[np.bool_]:
+        """`[N, G]`: which genes count; not those of layers that the depth leaves out."""
+        of_stages = self._expressed_at[self._stages(genes)[:, :, 0]].reshape(genes[:, :-1].shape)
+        return np.concatenate([of_stages, np.ones((len(genes), 1), dtype=bool)], axis=1)
 
     def canonical(self, genes: Genes) -> Genes:
         """`[N, G]` with 0 for all genes that are not expressed."""
-        stages = self._stages(genes)
-        expressed = self.expressed[stages[:, :, 0]]
-        return np.concatenate([(stages * expressed).reshape(genes[:, :-1].shape), genes[:, -1:]], axis=1)
+        return genes * self.expressed(genes)
 
     def sample(self, count: int, rng: np.random.Generator) -> Genes:
         """Canonical genes `[count, G]` of random architectures: every gene uniform."""

@@ -14,7 +14,7 @@ from torch import nn
 from model.blueprint import Blueprint, ElasticBlueprint, UnifiedBlueprint
 from model.build import build_supernet, load_published_elastic, load_supernet
 from model.elastic import ElasticSupernet
-from model.elastic_space import Genes
+from model.elastic_space import ElasticSpace, Genes
 from model.lookup_table import LookUpTable
 from model.space import Architecture
 from model.supernet import UnifiedSupernet
@@ -36,6 +36,9 @@ class Genome(Protocol):
     def canonical(self, genes: Genes) -> Genes:
         """One row for each network: what a network does not express is fixed, what it must not be is mended."""
 
+    def expressed(self, genes: Genes) -> NDArray[np.bool_]:
+        """`[N, G]`: which genes the networks express; the others tell nothing of them."""
+
     def costs(self, genes: Genes) -> tuple[NDArray, NDArray]:
         """Multiply-adds and parameters `[N]`, both in millions."""
 
@@ -52,6 +55,18 @@ class Genome(Protocol):
         """The stand-alone network with inherited weights, and its resolution in pixels."""
 
 
+def features(genome: Genome, genes: Genes) -> NDArray[np.float64]:
+    """`[N, F]` for models that learn from few architectures: each gene one-hot, and its value from 0 to 1.
+
+    A gene that is not expressed has no one-hot, and a half for its value.
+    """
+    largest, expressed = genome.largest_genes, genome.expressed(genes)
+    values = np.arange(largest.max() + 1)
+    one_hot = (genes[:, :, None] == values) & expressed[:, :, None]
+    level = np.where(expressed, genes / np.maximum(largest, 1), 0.5)
+    return np.concatenate([one_hot[:, values <= largest[:, None]], level], axis=1)
+
+
 def open_genome(
     config: Config | None, kind: str | None, supernet_path: str, classes: int | None = None, fine_tuned: bool = True
 ) -> Genome:
@@ -63,7 +78,8 @@ def open_genome(
     if config is None:
         if kind == "unified":
             raise UserError("--space unified: --cfg must name the config of the supernet")
-        return ElasticGenome(load_published_elastic(supernet_path, classes, fine_tuned))
+        supernet = load_published_elastic(supernet_path, classes, fine_tuned)
+        return ElasticGenome(supernet.space, supernet)
     if classes not in (None, config.classes) and not fine_tuned:
         raise UserError(
             f"--n_classes {classes}: the config has {config.classes}; --n_epochs above 0 fine-tunes for others"
@@ -72,16 +88,18 @@ def open_genome(
         raise UserError(f"--space {kind}: the config describes a supernet of kind {config.supernet}")
     supernet = build_supernet(config)
     load_supernet(supernet, supernet_path)
-    return (ElasticGenome if config.supernet == "elastic" else UnifiedGenome)(supernet.eval())
+    supernet.eval()
+    return ElasticGenome(supernet.space, supernet) if config.supernet == "elastic" else UnifiedGenome(supernet)
 
 
 class ElasticGenome:
-    """The genes of `model/elastic_space.py` with a supernet to inherit from."""
+    """The genes of `model/elastic_space.py`, with a supernet to inherit from where networks are asked for."""
 
-    def __init__(self, supernet: ElasticSupernet):
-        self.supernet, self.space = supernet, supernet.space
+    def __init__(self, space: ElasticSpace, supernet: ElasticSupernet | None = None):
+        self.space, self.supernet = space, supernet
         self.largest_genes = self.space.largest_genes
-        self.sample, self.extremes, self.canonical = self.space.sample, self.space.extremes, self.space.canonical
+        self.sample, self.extremes = self.space.sample, self.space.extremes
+        self.canonical, self.expressed = self.space.canonical, self.space.expressed
 
     def costs(self, genes: Genes) -> tuple[NDArray, NDArray]:
         macs, parameters = self.space.costs(genes)
@@ -142,6 +160,9 @@ class UnifiedGenome:
             )
             genes[:, own] = np.where(skips[:, own] & (skips[:, own].cumsum(axis=1) <= missing), 0, genes[:, own])
         return genes
+
+    def expressed(self, genes: Genes) -> NDArray[np.bool_]:
+        return np.ones(genes.shape, dtype=bool)
 
     def costs(self, genes: Genes) -> tuple[NDArray, NDArray]:
         paths = self.paths(genes)

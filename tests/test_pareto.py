@@ -8,7 +8,17 @@ import pytest
 
 from tests.conftest import golden
 from utils.errors import UserError
-from utils.pareto import Preference, choose, high_tradeoff, hypervolume, non_dominated, preferred, spread_subset
+from utils.pareto import (
+    Preference,
+    choose,
+    expected_gains,
+    high_tradeoff,
+    hypervolume,
+    most_expected,
+    non_dominated,
+    preferred,
+    spread_subset,
+)
 
 PUBLISHED = golden("post_search.json")
 ERRORS, COSTS = np.array(PUBLISHED["archive"]).T
@@ -225,3 +235,49 @@ def test_a_bad_preference_is_told_in_one_line_what_is_allowed(text):
         Preference.parse(text)
     assert repr(text) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# -- expected hypervolume --------------------------------------------------------------------------------------------
+
+REFERENCE = np.array([10.0, 12.0])
+
+
+def sampled_gain(error, deviation, cost, front, draws=500):
+    """The mean gain of hypervolume over drawn errors, and its standard error."""
+    before, errors = hypervolume(front, REFERENCE), np.random.default_rng(0).normal(error, deviation, draws)
+    gains = [hypervolume([*front, (drawn, cost)], REFERENCE) - before for drawn in errors]
+    return np.mean(gains) * REFERENCE.prod(), np.std(gains) * REFERENCE.prod() / np.sqrt(draws)
+
+
+@pytest.mark.parametrize("error", [3.0, 5.0, 8.0])
+@pytest.mark.parametrize("cost", [1.0, 4.0, 7.5, 11.0])
+def test_the_expected_gain_is_the_mean_over_drawn_errors(error, cost):
+    front = np.array([[8.0, 3.0], [6.0, 5.0], [4.0, 9.0], [7.0, 9.5], [11.0, 1.0]])  # two are not on it
+    expected = expected_gains([error], [0.8], [cost], front, REFERENCE)[0]
+    mean, standard_error = sampled_gain(error, 0.8, cost, front)
+    assert abs(expected - mean) < 4 * standard_error + 1e-3
+
+
+def test_without_doubt_the_expected_gain_is_the_gain():
+    front, candidates = dice(6, 2) + 1, dice(20, 2, seed=1) + 0.5
+    known = [hypervolume([*front, row], REFERENCE) - hypervolume(front, REFERENCE) for row in candidates]
+    expected = expected_gains(candidates[:, 0], np.zeros(20), candidates[:, 1], front, REFERENCE)
+    np.testing.assert_allclose(expected, np.array(known) * REFERENCE.prod(), atol=1e-9)
+
+
+def test_an_empty_front_and_candidates_beyond_the_reference_are_no_special_case():
+    gains = expected_gains([4.0, 4.0, 40.0], np.zeros(3), [3.0, 13.0, 3.0], np.empty((0, 2)), REFERENCE)
+    np.testing.assert_allclose(gains, [6 * 9, 0, 0], atol=1e-9)
+
+
+def test_candidates_are_taken_for_what_they_add_to_each_other():
+    errors, costs = [4.0, 4.0, 6.0, 9.0], [6.0, 6.1, 2.0, 11.0]
+    chosen = most_expected(errors, np.zeros(4), costs, np.empty((0, 2)), REFERENCE, 2)
+    assert chosen.tolist() == [2, 0], "the twin of the first adds nothing"
+    assert sorted(most_expected(errors, np.zeros(4), costs, np.empty((0, 2)), REFERENCE, 9)) == [0, 1, 2, 3]
+
+
+def test_doubt_makes_a_candidate_that_is_no_better_worth_trying():
+    front = np.array([[5.0, 5.0]])
+    gains = expected_gains([5.0, 5.0], [0.0, 1.0], [5.0, 5.0], front, REFERENCE)
+    assert gains[0] < 1e-9 < gains[1]

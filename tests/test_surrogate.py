@@ -130,7 +130,9 @@ def test_integer_encodings_are_read(name):
 def test_cart_is_carts_and_other_names_are_refused_in_one_line():
     assert make_surrogate("cart", 0).name == "carts"
     assert [make_surrogate(name, 0).name for name in SURROGATES] == list(SURROGATES)
-    with pytest.raises(UserError, match=r"^surrogate: 'kriging' is not known; allowed are rbf, gp, carts, mlp, as$"):
+    with pytest.raises(
+        UserError, match=r"^surrogate: 'kriging' is not known; allowed are rbf, gp, carts, mlp, as, ard$"
+    ):
         make_surrogate("kriging", 0)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pymoo.indicators.hv import HV
+from scipy.special import ndtr
 
 from utils.errors import UserError
 
@@ -76,6 +77,43 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     if len(inside) == 0:
         return 0.0
     return float(HV(ref_point=reference)(inside[non_dominated(inside)]) / reference.prod())
+
+
+def expected_gains(
+    errors: ArrayLike, deviations: ArrayLike, costs: ArrayLike, front: ArrayLike, reference: ArrayLike
+) -> NDArray[np.float64]:
+    """By how much candidates are expected to raise the hypervolume of `front [f, 2]`: `[c]`, in the objectives' units.
+
+    A candidate's error is normal, with mean `errors [c]` and standard deviation `deviations [c]`; its cost `costs [c]`
+    is known. So the expectation is closed: between neighbours of the front the error to beat is the same, and each such
+    interval adds its width, as far as the candidate is cheaper, times the expected improvement on that error (Jones,
+    Schonlau and Welch, "Efficient Global Optimization", 1998, equation 15).
+    """
+    errors, costs, reference = (np.asarray(values, dtype=np.float64) for values in (errors, costs, reference))
+    deviations = np.maximum(np.asarray(deviations, dtype=np.float64), 1e-12)[:, None]
+    front = np.asarray(front, dtype=np.float64).reshape(-1, 2)
+    front = front[(front < reference).all(axis=1) & non_dominated(front)]
+    front = front[np.argsort(front[:, 1])]
+    to_beat = np.append(reference[0], front[:, 0])
+    edges = np.concatenate([[0.0], front[:, 1], [reference[1]]])
+    widths = (edges[1:] - np.maximum(edges[:-1], costs[:, None])).clip(min=0)
+    better = (to_beat - errors[:, None]) / deviations
+    return (widths * deviations * (better * ndtr(better) + np.exp(-0.5 * better**2) / math.sqrt(2 * math.pi))).sum(
+        axis=1
+    )
+
+
+def most_expected(
+    errors: ArrayLike, deviations: ArrayLike, costs: ArrayLike, front: ArrayLike, reference: ArrayLike, count: int
+) -> NDArray[np.intp]:
+    """`count` candidates (all, if there are fewer), each of the greatest `expected_gains` when those before it are what
+    is predicted of them: `[count]`."""
+    points, chosen = np.column_stack([errors, costs]), []
+    for _ in range(min(count, len(points))):
+        gains = expected_gains(errors, deviations, costs, np.concatenate([front, points[chosen]]), reference)
+        gains[chosen] = -1.0
+        chosen.append(int(gains.argmax()))
+    return np.array(chosen, dtype=np.intp)
 
 
 def spread_subset(costs: ArrayLike, front_costs: ArrayLike, count: int, rng: np.random.Generator) -> NDArray[np.intp]:
