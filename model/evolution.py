@@ -28,7 +28,8 @@ from utils.surrogate import Quality, Surrogate, make_surrogate, quality
 Draw = Callable[[int, np.random.Generator], Genes]  # so many random genes, not yet canonical
 NADIR = 1.01  # the reference point of a hypervolume, in units of the worst error and cost (published)
 # How much of its uncertainty counts for a candidate. Of many candidates the most promising ones are those whose
-# deviation is overrated; all of it found worse fronts than a quarter on each of four synthetic oracles.
+# deviation is overrated: all of it found worse fronts than a quarter of it on four of five synthetic oracles,
+# and none of it on all five.
 CURIOSITY = 0.25
 
 
