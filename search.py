@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     split_for_search(dataset, config.train_portion, config.seed)  # bad portions show before anything is written
     run = RunFolder.open("search", config, args.title or Path(args.cfg).stem, args.resume)
-    generates = config.supernet == "unified"  # an elastic supernet is for msunas.py
+    generates = config.supernet != "elastic"  # an elastic supernet is for msunas.py
     pool = open_prior_pool(config, LookUpTable(supernet.space), run) if generates else None
     run.begin(config, place.device)
     if generates:

@@ -10,14 +10,17 @@ import torch
 from torch import nn
 
 from model.build import load_supernet
+from model.cell_space import CellSpace
 from model.elastic import ElasticSupernet
 from model.elastic_space import ARCHITECTURE_FORMAT as ELASTIC_FORMAT
 from model.elastic_space import ElasticArchitecture, ElasticSpace, load_elastic_architecture, save_elastic_architecture
 from model.lookup_table import LookUpTable
 from model.mobilenetv3 import MobileNetV3
-from model.space import Architecture, UnifiedSpace, load_architecture, save_architecture
+from model.nasbench201 import CellNetwork, CellSupernet
+from model.space import Architecture, UnifiedSpace, load_architecture, save_architecture, space_from_dict
 from model.subnet import SubNet
 from model.supernet import UnifiedSupernet
+from utils import checkpoint
 
 
 class Blueprint(Protocol):
@@ -83,6 +86,44 @@ class UnifiedBlueprint:
 
 
 @dataclass(frozen=True)
+class CellBlueprint:
+    """A cell of NAS-Bench-201, in the network that its costs are of."""
+
+    space: CellSpace
+    architecture: Architecture
+    names = ()
+
+    @property
+    def image_size(self) -> int:
+        return self.space.image_size
+
+    @property
+    def classes(self) -> int:
+        return self.space.classes
+
+    @property
+    def macs_m(self) -> float:
+        return float(LookUpTable(self.space)(self.space.encode(self.architecture)))
+
+    def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        return CellNetwork(self.space, self.architecture, rng=rng)
+
+    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        """As many cells as the supernet has."""
+        state = checkpoint.weights(checkpoint.load(supernet), supernet)
+        source = CellSupernet(self.space, cells=max(1, len({key.split(".")[2] for key in state if "stages.0." in key})))
+        checkpoint.load_into(source, state, supernet)
+        return source.extract(self.space.encode(self.architecture))
+
+    def describe(self) -> dict:
+        choices = [list(row) for row in self.architecture.choices]
+        return {"kind": "cell-network", "space": self.space.to_dict(), "architecture": choices}
+
+    def save(self, path: Path, costs: dict, provenance: dict) -> None:
+        save_architecture(path, self.space, self.architecture, costs, provenance)
+
+
+@dataclass(frozen=True)
 class ElasticBlueprint:
     """An architecture of NSGANetV2, at its own resolution."""
 
@@ -123,7 +164,11 @@ def described(payload: dict) -> Blueprint:
     if payload["kind"] == "elastic-subnet":
         space = ElasticSpace.from_dict(payload["space"])
         return ElasticBlueprint(space, space.architecture(payload["architecture"]))
-    return UnifiedBlueprint(UnifiedSpace.from_dict(payload["space"]), Architecture.of(payload["architecture"]))
+    return _of_choices(space_from_dict(payload["space"]), Architecture.of(payload["architecture"]))
+
+
+def _of_choices(space: UnifiedSpace | CellSpace, architecture: Architecture) -> Blueprint:
+    return (CellBlueprint if isinstance(space, CellSpace) else UnifiedBlueprint)(space, architecture)
 
 
 def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
@@ -132,7 +177,7 @@ def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
         kind = json.loads(Path(path).read_text())["format"]
     except (OSError, ValueError, LookupError, TypeError):
         kind = None  # the reader below says what is wrong
-    read, blueprint = (load_architecture, UnifiedBlueprint)
+    read, blueprint = (load_architecture, _of_choices)
     if kind == ELASTIC_FORMAT:
         read, blueprint = (load_elastic_architecture, ElasticBlueprint)
     space, architecture, record = read(path)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from torch import nn
 
+from model.cell_space import CellSpace
 from model.elastic import ElasticSupernet
 from model.elastic import from_published as once_for_all
 from model.elastic_space import ElasticSpace
 from model.generator import PriorPool
 from model.lookup_table import HardwareLoss, LookUpTable
+from model.nasbench201 import CellSupernet
 from model.space import LayerSpec, UnifiedSpace
 from model.supernet import UnifiedSupernet, from_published
 from utils import checkpoint
@@ -22,8 +24,23 @@ from utils.optim import Schedule, make_optimizer
 from utils.runtime import stream
 
 
-def build_space(config: Config) -> UnifiedSpace:
-    """The search space of a config; UserError when its targets lie outside what the space can reach."""
+def build_space(config: Config) -> UnifiedSpace | CellSpace:
+    """The search space of a config with targets; UserError when the space cannot reach them."""
+    if config.supernet == "elastic":
+        raise UserError("supernet: elastic: this needs a config of a supernet with a generator")
+    if config.supernet == "nasbench201":
+        space = CellSpace(config.cell.channels, config.cell.cells, config.cell.image_size, config.classes)
+    else:
+        space = build_unified_space(config)
+    least, most = LookUpTable(space).reach()
+    for key in ("low_flops", "high_flops"):
+        if not least <= getattr(config, key) <= most:
+            raise UserError(f"{key}: {getattr(config, key):g} M; this space reaches {least:.2f} to {most:.2f} M")
+    return space
+
+
+def build_unified_space(config: Config) -> UnifiedSpace:
+    """The layers of `l_cfgs`; UserError when the config is of another supernet."""
     if config.supernet != "unified":
         raise UserError(f"supernet: {config.supernet}: this needs a config of the unified supernet")
     layers, channels = [], config.first_channels
@@ -34,7 +51,7 @@ def build_space(config: Config) -> UnifiedSpace:
             LayerSpec(channels, row.out_channels, row.stride, row.expansion, row.kernels, row.skip, may_vanish, row.se)
         )
         channels = row.out_channels
-    space = UnifiedSpace(
+    return UnifiedSpace(
         layers=tuple(layers),
         image_size=config.input_size,
         classes=config.classes,
@@ -44,11 +61,6 @@ def build_space(config: Config) -> UnifiedSpace:
         head_channels=config.head_channels,
         min_expansion=config.min_expansion,
     )
-    least, most = LookUpTable(space).reach()
-    for key in ("low_flops", "high_flops"):
-        if not least <= getattr(config, key) <= most:
-            raise UserError(f"{key}: {getattr(config, key):g} M; this space reaches {least:.2f} to {most:.2f} M")
-    return space
 
 
 def build_elastic_space(config: Config) -> ElasticSpace:
@@ -59,7 +71,7 @@ def build_elastic_space(config: Config) -> ElasticSpace:
     return ElasticSpace(**keys, classes=config.classes)
 
 
-Supernet = UnifiedSupernet | ElasticSupernet
+Supernet = UnifiedSupernet | CellSupernet | ElasticSupernet
 
 
 def build_supernet(config: Config) -> Supernet:
@@ -67,7 +79,10 @@ def build_supernet(config: Config) -> Supernet:
     rng = stream(config.seed, "supernet")
     if config.supernet == "elastic":
         return ElasticSupernet(build_elastic_space(config), rng)
-    return UnifiedSupernet(build_space(config), rng, config.alignment)
+    space = build_space(config)
+    if config.supernet == "nasbench201":
+        return CellSupernet(space, rng, config.cell.supernet_cells, config.input_size)
+    return UnifiedSupernet(space, rng, config.alignment)
 
 
 def load_supernet(supernet: Supernet, path: str) -> None:
@@ -113,7 +128,8 @@ def prior_pool(config: Config, table: LookUpTable, run_file: Path | None) -> Pri
             print(f"prior pool from {path}")
             return PriorPool.load(path, table.space)
     rng = stream(config.seed, "prior pool")
-    return PriorPool.build(table, config.low_flops, config.high_flops, config.pool_size, rng, config.pool_chain)
+    low, high, size = config.low_flops, config.high_flops, config.pool_size
+    return PriorPool.build(table, low, high, size, rng, config.pool_chain, config.pool_tolerance)
 
 
 def build_hardware_loss(config: Config) -> HardwareLoss:

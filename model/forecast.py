@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.lookup_table import LookUpTable
 from model.supernet import UnifiedSupernet
 from utils.engine import Placement
 
@@ -30,8 +29,7 @@ def forecast(
     count = min(batch_size, measured)
     images = torch.randn(count, 3, space.image_size, space.image_size, generator=rng)
     images, labels = place.batch(images, torch.zeros(count, dtype=torch.long))
-    table = LookUpTable(space)
-    largest = space.discretize(table.depthwise[:, None].expand(space.shape).clone())
+    _, largest = space.extremes()
     soft = space.relax(torch.zeros(space.shape), 1.0).to(place.device).requires_grad_()
 
     def loss(network, path: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.lookup_table import LookUpTable
-from model.space import UnifiedSpace
+from model.space import SearchSpace
 from utils.checkpoint import write_text
 from utils.errors import UserError
 
@@ -86,9 +86,16 @@ class PriorPool:
 
     @classmethod
     def build(
-        cls, table: LookUpTable, low: float, high: float, size: int, rng: torch.Generator, chain: bool = False
+        cls,
+        table: LookUpTable,
+        low: float,
+        high: float,
+        size: int,
+        rng: torch.Generator,
+        chain: bool = False,
+        within: float = 0.0,
     ) -> "PriorPool":
-        """`size` architectures at costs evenly spaced inside (low, high), each within `tolerance(mark)`.
+        """`size` architectures at costs evenly spaced inside (low, high), each `within` M or `tolerance(mark)`.
 
         Published: each begins as a random path of its own. With `chain`, each begins as its neighbour, from the middle
         outwards, so that neighbouring targets start from architectures that differ in a few choices.
@@ -101,7 +108,7 @@ class PriorPool:
         for index in [*range(middle, size), *reversed(range(middle))]:
             neighbour = paths.get(index - 1 if index > middle else index + 1)
             start = neighbour if chain and neighbour is not None else space.sample(1, rng)[0]
-            paths[index] = _architecture_at(table, marks[index], start, rng)
+            paths[index] = _architecture_at(table, marks[index], start, rng, within or tolerance(marks[index]))
         return cls(torch.tensor(marks, dtype=torch.float64), torch.stack([paths[i] for i in range(size)]))
 
     def nearest(self, targets: Tensor) -> Tensor:
@@ -121,7 +128,7 @@ class PriorPool:
         write_text(path, json.dumps(rows) + "\n")
 
     @classmethod
-    def load(cls, path: Path, space: UnifiedSpace) -> "PriorPool":
+    def load(cls, path: Path, space: SearchSpace) -> "PriorPool":
         """Read the published JSON format; UserError when the file does not hold architectures of this space."""
         L, E, K = space.shape
         try:
@@ -154,40 +161,38 @@ def tolerance(mark: float) -> float:
 
 
 def _architecture_at(
-    table: LookUpTable, mark: float, start: Tensor, rng: torch.Generator, restarts: int = 64
+    table: LookUpTable, mark: float, start: Tensor, rng: torch.Generator, within: float, restarts: int = 64
 ) -> Tensor:
-    """A path `[L, E, K]` that costs `mark` within `tolerance(mark)`, by a random walk from `start`.
+    """A path `[L, E, K]` that costs `mark`, `within` M of it, by a random walk from `start`.
 
     Each step changes one sub-block, drawn among the changes that bring the cost nearer; when some of them meet the
     mark, among those. A walk that ends too far away starts anew from a random path; UserError when none gets there.
     """
     space = table.space
     least, most = table.reach(space.min_expansion)
-    if not least - tolerance(mark) <= mark <= most + tolerance(mark):
+    if not least - within <= mark <= most + within:
         raise UserError(
             f"prior pool: no architecture costs {mark:g} M; with {space.min_expansion} active sub-blocks in each layer "
             f"the space reaches {least:.2f} to {most:.2f} M"
         )
     nearest = float("inf")
     for _ in range(restarts):
-        path, cost = _walk(table, mark, start, rng)
-        if abs(cost - mark) <= tolerance(mark):
+        path, cost = _walk(table, mark, start, rng, within)
+        if abs(cost - mark) <= within:
             return path
         nearest = min(nearest, cost, key=lambda c: abs(c - mark))
         start = space.sample(1, rng)[0]
-    raise UserError(
-        f"prior pool: found no architecture within {tolerance(mark):g} M of {mark:g} M; nearest {nearest:.3f}"
-    )
+    raise UserError(f"prior pool: found no architecture within {within:g} M of {mark:g} M; nearest {nearest:.3f}")
 
 
-def _walk(table: LookUpTable, mark: float, path: Tensor, rng: torch.Generator) -> tuple[Tensor, float]:
+def _walk(table: LookUpTable, mark: float, path: Tensor, rng: torch.Generator, within: float) -> tuple[Tensor, float]:
     """Where a walk towards `mark` ends, and the cost there."""
     cost = float(table(path))
-    while abs(cost - mark) > tolerance(mark):
+    while abs(cost - mark) > within:
         changed = table.space.neighbours(path)
         costs = table(changed)
         misses = (costs - mark).abs()
-        good = misses <= tolerance(mark)
+        good = misses <= within
         better = (good if good.any() else misses < abs(cost - mark)).nonzero().flatten()
         if len(better) == 0:
             break

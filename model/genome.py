@@ -1,6 +1,7 @@
 """A search space as the evolutionary search sees it: rows of integers, with costs in closed form.
 
-`ElasticGenome` is the once-for-all space, `UnifiedGenome` that of SGNAS, whose genes are the choices of the sub-blocks.
+`ElasticGenome` is the once-for-all space, `UnifiedGenome` that of SGNAS, whose genes are the choices of the sub-blocks,
+`CellGenome` that of NAS-Bench-201.
 Axes: N architectures, G genes.
 """
 
@@ -11,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from model.blueprint import Blueprint, ElasticBlueprint, UnifiedBlueprint
+from model.blueprint import Blueprint, CellBlueprint, ElasticBlueprint, UnifiedBlueprint
 from model.build import build_supernet, load_published_elastic, load_supernet
+from model.cell_space import EDGES, OPERATIONS, from_string, to_string
 from model.elastic import ElasticSupernet
 from model.elastic_space import ElasticSpace, Genes
 from model.lookup_table import LookUpTable
+from model.nasbench201 import CellSupernet
 from model.space import Architecture
 from model.supernet import UnifiedSupernet
 from utils.config import Config
@@ -89,7 +92,9 @@ def open_genome(
     supernet = build_supernet(config)
     load_supernet(supernet, supernet_path)
     supernet.eval()
-    return ElasticGenome(supernet.space, supernet) if config.supernet == "elastic" else UnifiedGenome(supernet)
+    if config.supernet == "elastic":
+        return ElasticGenome(supernet.space, supernet)
+    return CellGenome(supernet) if config.supernet == "nasbench201" else UnifiedGenome(supernet)
 
 
 class ElasticGenome:
@@ -117,6 +122,50 @@ class ElasticGenome:
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         architecture = self.space.decode(row)
         return self.supernet.extract(architecture), architecture.r
+
+
+class CellGenome:
+    """A gene for each edge of a NAS-Bench-201 cell: the number of its operation, none last. All are expressed."""
+
+    def __init__(self, supernet: CellSupernet):
+        self.supernet, self.space, self.table = supernet, supernet.space, LookUpTable(supernet.space)
+        self.largest_genes = np.full(len(EDGES), len(OPERATIONS))
+
+    def sample(self, count: int, rng: np.random.Generator) -> Genes:
+        return rng.integers(0, self.largest_genes + 1, (count, len(self.largest_genes)))
+
+    def extremes(self) -> Genes:
+        return self.space.extremes().argmax(dim=-1)[..., 0].numpy()
+
+    def canonical(self, genes: Genes) -> Genes:
+        return genes
+
+    def expressed(self, genes: Genes) -> NDArray[np.bool_]:
+        return np.ones(genes.shape, dtype=bool)
+
+    def costs(self, genes: Genes) -> tuple[NDArray, NDArray]:
+        paths = self.space.of_index(torch.from_numpy(genes))
+        return self.table(paths).double().numpy(), self.table.parameters_m(paths).numpy()
+
+    def record(self, row: Genes) -> dict:
+        return {"cell": to_string(self._architecture(row))}
+
+    def genes(self, record: dict) -> list[int]:
+        try:
+            path = self.space.encode(from_string(record["cell"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f'architecture: expected {{"cell": "|op~0|+..."}} ({error})') from None
+        return path.argmax(dim=-1).flatten().tolist()
+
+    def blueprint(self, row: Genes) -> Blueprint:
+        return CellBlueprint(self.space, self._architecture(row))
+
+    def network(self, row: Genes) -> tuple[nn.Module, int]:
+        path = self.space.of_index(torch.from_numpy(np.asarray(row)[None]))[0]
+        return self.supernet.extract(path), self.supernet.image_size
+
+    def _architecture(self, row: Genes) -> Architecture:
+        return self.space.decode(self.space.of_index(torch.from_numpy(np.asarray(row)[None]))[0])
 
 
 class UnifiedGenome:

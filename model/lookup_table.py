@@ -1,19 +1,44 @@
 """The cost of an architecture in closed form, differentiable in the choice probabilities, and the loss of missing one.
 
-Unit: millions of multiply-adds of convolutions at batch 1; the final linear layer, BN and activations do not count.
-Source: SGNAS, section 3.3 (the FLOPs lookup table).
+Unit: millions of multiply-adds of convolutions at batch 1; BN and activations do not count, and the final linear layer
+only where a space counts it in its base. Source: SGNAS, section 3.3 (the FLOPs lookup table).
 """
 
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
 
 from model.blocks import squeezed_channels
-from model.space import UnifiedSpace
+from model.space import SearchSpace, UnifiedSpace
 
 # Choices of a smaller probability are not computed by the soft supernet, and so cost nothing (published constant).
 NEGLIGIBLE = 0.01
+
+
+@dataclass(frozen=True)
+class CostTerms:
+    """What `LookUpTable` adds up, in multiply-adds and parameters; see there.
+
+    Of each choice `[L, K]`; of the convolutions at full expansion `[L]`; by the number of active sub-blocks
+    `[L, E + 1]`; and of what all architectures have.
+    """
+
+    choice: list[list[int]]
+    expand: list[int]
+    project: list[int]
+    se: list[list[int]]
+    base: int
+    choice_parameters: list[list[int]]
+    other_parameters: list[list[int]]
+    base_parameters: int
+
+
+@singledispatch
+def cost_terms(space: SearchSpace) -> CostTerms:
+    """The terms of a space; each kind of space registers its own."""
+    raise TypeError(f"no costs are known of {type(space).__name__}")
 
 
 class LookUpTable(nn.Module):
@@ -21,34 +46,20 @@ class LookUpTable(nn.Module):
 
     With a = active sub-blocks of a layer (the sum of 1 - p[skip]) out of its E:
 
-        cost(layer) = sum p * depthwise + a / E * ([a > 1.5] * expand + project) + se(a)
+        cost(layer) = sum p * choice + a / E * ([a > 1.5] * expand + project) + se(a)
 
     where expand and project are the costs at full expansion. Exact for one-hot paths.
     """
 
-    def __init__(self, space: UnifiedSpace):
+    def __init__(self, space: SearchSpace):
         super().__init__()
-        self.space = space
-        E = space.shape[1]
-        depthwise, expand, project, se = [], [], [], []
-        depthwise_params, middle_params = [], []
-        for spec, (before, after) in zip(space.layers, space.sizes, strict=True):
-            C, full = spec.in_channels, spec.in_channels * spec.expansion
-            depthwise.append([C * k * k * after**2 for k in space.kernels] + [0])
-            expand.append(C * full * before**2)
-            project.append(full * spec.out_channels * after**2)
-            se.append([2 * n * C * squeezed_channels(n * C) * spec.se for n in range(E + 1)])
-            depthwise_params.append([C * k * k for k in space.kernels] + [0])
-            middle_params.append([_parameters_without_depthwise(spec, n) for n in range(E + 1)])
-        self._table("depthwise", depthwise, 1e6)
-        self._table("expand", expand, 1e6)
-        self._table("project", project, 1e6)
-        self._table("se", se, 1e6)
-        self._table("depthwise_params", depthwise_params)
-        self._table("middle_params", middle_params)
+        self.space, terms = space, cost_terms(space)
+        for name in ("choice", "expand", "project", "se"):
+            self._table(name, getattr(terms, name), 1e6)
+        self._table("choice_parameters", terms.choice_parameters)
+        self._table("other_parameters", terms.other_parameters)
         self._table("expansions", space.expansions.tolist())
-        self.base = _base_macs(space) / 1e6
-        self.base_params = _base_parameters(space)
+        self.base, self.base_parameters = terms.base / 1e6, terms.base_parameters
 
     def _table(self, name: str, rows: list, unit: float = 1.0) -> None:
         self.register_buffer(name, (torch.tensor(rows, dtype=torch.float64) / unit).float(), persistent=False)
@@ -58,7 +69,7 @@ class LookUpTable(nn.Module):
         active = self.space.active(paths)
         # Half a sub-block of slack: a sum of probabilities is never exactly 1.
         pointwise = self.expand * (active > 1.5) + self.project
-        layers = torch.einsum("...lek,lk->...l", counted, self.depthwise) + active / self.expansions * pointwise
+        layers = torch.einsum("...lek,lk->...l", counted, self.choice) + active / self.expansions * pointwise
         return self.base + layers.sum(dim=-1) + self._squeeze_excite(active)
 
     def _squeeze_excite(self, active: Tensor) -> Tensor:
@@ -71,24 +82,14 @@ class LookUpTable(nn.Module):
         """Millions of parameters of the stand-alone networks of one-hot paths `[..., L, E, K]`, `[...]`."""
         active = self.space.active(paths).round().long()
         layers = torch.arange(active.shape[-1], device=active.device)
-        depthwise = torch.einsum("...lek,lk->...l", paths, self.depthwise_params)
-        per_layer = depthwise + self.middle_params[layers, active]
-        return (per_layer.double().sum(dim=-1) + self.base_params) / 1e6
+        choices = torch.einsum("...lek,lk->...l", paths, self.choice_parameters)
+        per_layer = choices + self.other_parameters[layers, active]
+        return (per_layer.double().sum(dim=-1) + self.base_parameters) / 1e6
 
     def reach(self, min_expansion: int = 1) -> tuple[float, float]:
         """Least and greatest cost in M of an architecture with at least `min_expansion` active sub-blocks a layer."""
-        space = self.space
-        costs = []
-        for pick in (torch.argmin, torch.argmax):
-            mask = space.mask[..., :-1]  # kernels only
-            bound = float("inf") if pick is torch.argmin else float("-inf")
-            kernel = pick(self.depthwise.cpu()[:, None, :-1].expand_as(mask).masked_fill(~mask, bound), dim=-1)
-            least = [0 if s.may_vanish and min_expansion <= 1 else s.least_active(min_expansion) for s in space.layers]
-            count = torch.tensor(least) if pick is torch.argmin else space.expansions
-            active = torch.arange(space.shape[1]) < count[:, None]
-            path = torch.nn.functional.one_hot(torch.where(active, kernel, space.shape[2] - 1), space.shape[2]).float()
-            costs.append(float(self(path.to(self.depthwise.device))))
-        return costs[0], costs[1]
+        least, most = self(self.space.extremes(min_expansion).to(self.choice.device)).tolist()
+        return least, most
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,22 @@ class HardwareLoss:
         miss = costs - targets
         weight = torch.where(miss > 0, self.penalty, 1.0) * (miss.abs() > self.tolerance)
         return self.alpha * weight * (miss / (targets if self.relative else self.unit)) ** 2
+
+
+@cost_terms.register
+def _(space: UnifiedSpace) -> CostTerms:
+    E, kernels = space.shape[1], space.kernels
+    choice, expand, project, se, choice_parameters, other_parameters = [], [], [], [], [], []
+    for spec, (before, after) in zip(space.layers, space.sizes, strict=True):
+        C, full = spec.in_channels, spec.in_channels * spec.expansion
+        choice.append([C * k * k * after**2 for k in kernels] + [0])
+        expand.append(C * full * before**2)
+        project.append(full * spec.out_channels * after**2)
+        se.append([2 * n * C * squeezed_channels(n * C) * spec.se for n in range(E + 1)])
+        choice_parameters.append([C * k * k for k in kernels] + [0])
+        other_parameters.append([_parameters_without_depthwise(spec, n) for n in range(E + 1)])
+    base, base_parameters = _base_macs(space), _base_parameters(space)
+    return CostTerms(choice, expand, project, se, base, choice_parameters, other_parameters, base_parameters)
 
 
 def _base_macs(space: UnifiedSpace) -> int:

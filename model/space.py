@@ -24,7 +24,8 @@ from torch import Tensor
 from utils.checkpoint import write_text
 from utils.errors import UserError
 
-Choices = tuple[tuple[int | None, ...], ...]
+Choice = int | str | None  # a kernel size, or the name of an operation; None is skip
+Choices = tuple[tuple[Choice, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class Architecture:
 
     @classmethod
     def of(cls, rows) -> "Architecture":
-        """From any nested sequence of kernel sizes and None (or "skip")."""
-        return cls(tuple(tuple(None if c in (None, "skip") else int(c) for c in row) for row in rows))
+        """From any nested sequence of kernel sizes, names and None (or "skip")."""
+        return cls(tuple(tuple(_choice(c) for c in row) for row in rows))
 
     @property
-    def kernels(self) -> tuple[tuple[int, ...], ...]:
-        """Kernel sizes of the stand-alone network, layer by layer; the length of a row is its expansion ratio."""
+    def kernels(self) -> tuple[tuple[int | str, ...], ...]:
+        """Choices of the stand-alone network, layer by layer; the length of a row is its expansion ratio."""
         return tuple(tuple(c for c in row if c is not None) for row in self.choices)
 
     def canonical(self) -> "Architecture":
@@ -85,6 +86,12 @@ class Architecture:
         return Architecture(
             tuple(kept + (None,) * (len(row) - len(kept)) for row, kept in zip(self.choices, self.kernels, strict=True))
         )
+
+
+def _choice(value) -> Choice:
+    if value in (None, "skip"):
+        return None
+    return value if isinstance(value, str) and not value.isdigit() else int(value)
 
 
 @runtime_checkable
@@ -95,7 +102,15 @@ class SearchSpace(Protocol):
     def shape(self) -> tuple[int, int, int]: ...
     @property
     def mask(self) -> Tensor: ...
+    @property
+    def exists(self) -> Tensor: ...
+    @property
+    def expansions(self) -> Tensor: ...
     def sample(self, count: int, rng: torch.Generator) -> Tensor: ...
+    def sample_fair(self, count: int, rng: torch.Generator) -> Tensor: ...
+    def extremes(self, min_expansion: int) -> Tensor: ...
+    def check(self, architecture: Architecture) -> None: ...
+    def to_dict(self) -> dict: ...
     def neighbours(self, path: Tensor) -> Tensor: ...
     def relax(self, logits: Tensor, temperature: float, rng: torch.Generator | None = None) -> Tensor: ...
     def discretize(self, logits: Tensor) -> Tensor: ...
@@ -103,8 +118,34 @@ class SearchSpace(Protocol):
     def decode(self, path: Tensor) -> Architecture: ...
 
 
+class Paths:
+    """What can be said of paths in any space that has a `mask`."""
+
+    mask: Tensor
+
+    def relax(self, logits: Tensor, temperature: float, rng: torch.Generator | None = None) -> Tensor:
+        """Legal mixtures from logits `[..., L, E, K]`: Gumbel softmax with `rng`, plain softmax without.
+
+        Jang et al., "Categorical reparameterization with Gumbel-softmax", ICLR 2017. Illegal entries get exactly 0.
+        """
+        if rng is not None:
+            exponential = torch.empty(logits.shape).exponential_(generator=rng)
+            logits = logits - exponential.to(logits).log()  # minus the log of Exp(1) is Gumbel noise
+        masked = (logits / temperature).masked_fill(~self.mask.to(logits.device), float("-inf"))
+        return masked.softmax(dim=-1)
+
+    def discretize(self, logits: Tensor) -> Tensor:
+        """The legal one-hot path of the largest logits, `[..., L, E, K]`."""
+        masked = logits.masked_fill(~self.mask.to(logits.device), float("-inf"))
+        return one_hot(masked.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
+
+    def active(self, path: Tensor) -> Tensor:
+        """Number of active sub-blocks per layer, `[..., L]`; fractional for soft paths."""
+        return (1 - path[..., -1]).sum(dim=-1)
+
+
 @dataclass(frozen=True)
-class UnifiedSpace:
+class UnifiedSpace(Paths):
     """The SGNAS space: a stem, a first block, `layers` to search, and a head.
 
     `image_size` is in pixels; `min_expansion` is the least number of active sub-blocks in a layer of a proposed path.
@@ -191,6 +232,16 @@ class UnifiedSpace:
         counts = self._shuffled_counts(count, rng, fair=True)
         return self._assemble(counts, torch.rand(count, L, E, generator=rng), rng, fair=True)
 
+    def extremes(self, min_expansion: int = 1) -> Tensor:
+        """The paths `[2, L, E, K]` of least and greatest cost; at least `min_expansion` active sub-blocks a layer."""
+        vanishes = [spec.may_vanish and min_expansion <= 1 for spec in self.layers]
+        least = [0 if gone else s.least_active(min_expansion) for gone, s in zip(vanishes, self.layers, strict=True)]
+        paths = []
+        for rows, count in ((self._kernel_index[:, 0], torch.tensor(least)), (self._largest_kernel, self.expansions)):
+            active = torch.arange(self.shape[1]) < count[:, None]
+            paths.append(one_hot(torch.where(active, rows[:, None], self.shape[2] - 1), self.shape[2]))
+        return torch.stack(paths)
+
     def _shuffled_counts(self, count: int, rng: torch.Generator, fair: bool) -> Tensor:
         """int64 `[N, L]`: numbers of active sub-blocks; with `fair`, no repetition before all have come."""
         least = torch.tensor([layer.least_active(self.min_expansion) for layer in self.layers])
@@ -198,7 +249,7 @@ class UnifiedSpace:
         if not fair:
             return least + (torch.rand(count, len(self.layers), generator=rng) * options).long()
         rounds = -(-count // int(options.min()))
-        order = _shuffles((rounds, len(self.layers)), options, rng)
+        order = shuffles((rounds, len(self.layers)), options, rng)
         turn = torch.arange(count)[:, None]
         rows, layers = turn // options, torch.arange(len(self.layers))[None, :]
         return least + order[rows, layers, turn % options]
@@ -215,7 +266,7 @@ class UnifiedSpace:
             turn = torch.arange(count)[:, None, None] * options[:, None].expand(L, E)  # a new shuffle for each path
         turn = turn.clamp(min=0)
         rounds = int((turn // options[:, None]).max()) + 1
-        order = _shuffles((rounds, L, E), options[:, None].expand(L, E), rng)
+        order = shuffles((rounds, L, E), options[:, None].expand(L, E), rng)
         layers, blocks = torch.arange(L)[None, :, None], torch.arange(E)[None, None, :]
         picked = order[turn // options[:, None], layers, blocks, turn % options[:, None]]
         kernel = self._kernel_index[layers, picked]
@@ -227,6 +278,11 @@ class UnifiedSpace:
         rows = [[self.kernels.index(k) for k in sorted(layer.kernels)] for layer in self.layers]
         width = max(map(len, rows))
         return torch.tensor([row + [0] * (width - len(row)) for row in rows])
+
+    @cached_property
+    def _largest_kernel(self) -> Tensor:
+        """int64 `[L]`: choice index of each layer's largest kernel."""
+        return torch.tensor([self.kernels.index(max(layer.kernels)) for layer in self.layers])
 
     def neighbours(self, path: Tensor) -> Tensor:
         """All paths `[M, L, E, K]` one choice away from a one-hot `path` that obey the mask.
@@ -241,22 +297,6 @@ class UnifiedSpace:
         least = torch.minimum(least, self.active(path))
         enough = (self.active(changed) >= least - 0.5).all(dim=-1)
         return changed[enough & self.mask & (path == 0)]
-
-    def relax(self, logits: Tensor, temperature: float, rng: torch.Generator | None = None) -> Tensor:
-        """Legal mixtures from logits `[..., L, E, K]`: Gumbel softmax with `rng`, plain softmax without.
-
-        Jang et al., "Categorical reparameterization with Gumbel-softmax", ICLR 2017. Illegal entries get exactly 0.
-        """
-        if rng is not None:
-            exponential = torch.empty(logits.shape).exponential_(generator=rng)
-            logits = logits - exponential.to(logits).log()  # minus the log of Exp(1) is Gumbel noise
-        masked = (logits / temperature).masked_fill(~self.mask.to(logits.device), float("-inf"))
-        return masked.softmax(dim=-1)
-
-    def discretize(self, logits: Tensor) -> Tensor:
-        """The legal one-hot path of the largest logits, `[..., L, E, K]`."""
-        masked = logits.masked_fill(~self.mask.to(logits.device), float("-inf"))
-        return one_hot(masked.argmax(dim=-1), self.shape[2]).to(logits.dtype)
 
     # -- architectures -----------------------------------------------------------------------------------------------
 
@@ -300,10 +340,6 @@ class UnifiedSpace:
             if not spec.may_vanish and all(choice is None for choice in row):
                 raise UserError(f"architecture: layer {index} skips every sub-block, but may not vanish")
 
-    def active(self, path: Tensor) -> Tensor:
-        """Number of active sub-blocks per layer, `[..., L]`; fractional for soft paths."""
-        return (1 - path[..., -1]).sum(dim=-1)
-
     # -- JSON --------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:
@@ -311,9 +347,7 @@ class UnifiedSpace:
 
     @classmethod
     def from_dict(cls, payload: dict) -> "UnifiedSpace":
-        """Inverse of `to_dict`; UserError when the payload is of another kind."""
-        if not isinstance(payload, dict) or payload.get("kind") != "unified":
-            raise UserError("space: kind is not 'unified'")
+        """Inverse of `to_dict`; UserError when the payload is no description."""
         payload = {key: value for key, value in payload.items() if key != "kind"}
         try:
             layers = [LayerSpec(**{**layer, "kernels": tuple(layer["kernels"])}) for layer in payload.pop("layers")]
@@ -327,7 +361,7 @@ def one_hot(index: Tensor, choices: int) -> Tensor:
     return torch.zeros(*index.shape, choices, device=index.device).scatter_(-1, index[..., None], 1.0)
 
 
-def _shuffles(batch: tuple[int, ...], lengths: Tensor, rng: torch.Generator) -> Tensor:
+def shuffles(batch: tuple[int, ...], lengths: Tensor, rng: torch.Generator) -> Tensor:
     """Random orders of 0..length-1 in the first `length` entries of each row, `[*batch, max(lengths)]`."""
     widest = int(lengths.max())
     keys = torch.rand(*batch, widest, generator=rng)
@@ -337,7 +371,7 @@ def _shuffles(batch: tuple[int, ...], lengths: Tensor, rng: torch.Generator) -> 
 ARCHITECTURE_FORMAT = "architecture/1"
 
 
-def save_architecture(path: Path, space: UnifiedSpace, architecture: Architecture, costs: dict, provenance: dict):
+def save_architecture(path: Path, space: SearchSpace, architecture: Architecture, costs: dict, provenance: dict):
     """Write `architecture.json`, what every stage hands to the next."""
     record = {
         "format": ARCHITECTURE_FORMAT,
@@ -349,7 +383,18 @@ def save_architecture(path: Path, space: UnifiedSpace, architecture: Architectur
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-def load_architecture(path: Path) -> tuple[UnifiedSpace, Architecture, dict]:
+SPACES: dict[str, type] = {"unified": UnifiedSpace}  # by the kind that `to_dict` says; others add themselves
+
+
+def space_from_dict(payload: dict) -> SearchSpace:
+    """Inverse of a space's `to_dict`, whatever its kind; UserError when it describes none."""
+    kind = payload.get("kind") if isinstance(payload, dict) else None
+    if kind not in SPACES:
+        raise UserError(f"space: kind is {kind!r}; known are {', '.join(SPACES)}")
+    return SPACES[kind].from_dict(payload)
+
+
+def load_architecture(path: Path) -> tuple[SearchSpace, Architecture, dict]:
     """Read `architecture.json`: the space, the checked architecture, and the whole record; UserError if it is none."""
     try:
         record = json.loads(Path(path).read_text())
@@ -358,7 +403,7 @@ def load_architecture(path: Path) -> tuple[UnifiedSpace, Architecture, dict]:
     if not isinstance(record, dict) or record.get("format") != ARCHITECTURE_FORMAT:
         raise UserError(f"{path}: no architecture file (its format is not {ARCHITECTURE_FORMAT!r})")
     try:
-        space = UnifiedSpace.from_dict(record["space"])
+        space = space_from_dict(record["space"])
         architecture = Architecture.of(record["choices"])
         space.check(architecture)
     except (KeyError, TypeError, ValueError) as error:

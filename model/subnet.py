@@ -71,7 +71,8 @@ class SubNet(nn.Module):
 
 def count_macs(network: nn.Module, image_size: int) -> float:
     """Millions of multiply-adds of the convolutions of `network` on one square image, counted by thop."""
-    others = {type(m) for m in network.modules() if not (isinstance(m, nn.Conv2d) or list(m.children()))}
+    containers = {type(m) for m in network.modules() if list(m.children())}  # of which some may be empty
+    others = {type(m) for m in network.modules() if not isinstance(m, nn.Conv2d)} - containers
     image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
     network = copy.deepcopy(network)  # thop leaves counters behind as buffers
     convolutions = {type(m) for m in network.modules() if isinstance(m, nn.Conv2d)}  # thop goes by the very type

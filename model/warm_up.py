@@ -17,11 +17,14 @@ from model.candidates import NORMS_IMAGES, CandidateEvaluation, CandidateImages
 from model.elastic import ElasticSupernet
 from model.elastic_space import Genes
 from model.lookup_table import LookUpTable
+from model.nasbench201 import CellSupernet
 from model.supernet import UnifiedSupernet
 from utils.config import Config
 from utils.data import Loader, Normalisation, SearchImages, decoded, resize
 from utils.engine import Placement, Tally, evaluate, recalibrated, train_epoch
 from utils.runtime import Progress, stream
+
+PathSupernet = UnifiedSupernet | CellSupernet
 
 
 class WarmUp:
@@ -36,8 +39,10 @@ class WarmUp:
         checkpoint: Path,
     ):
         self.supernet = supernet
-        logits = sandwich_logits if isinstance(supernet, ElasticSupernet) else path_logits
-        self.forwards = partial(logits, supernet, config.paths_per_step, place)
+        if isinstance(supernet, ElasticSupernet):
+            self.forwards = partial(sandwich_logits, supernet, config.paths_per_step, place)
+        else:
+            self.forwards = partial(path_logits, supernet, config.paths_per_step, place, sampling=config.path_sampling)
         self.recipe = build_recipe(supernet.parameters(), steps_per_epoch, config, place, "warm-up", checkpoint)
         self.epochs, self.tally, self.best_top1 = 0, Tally(), -1.0
 
@@ -67,16 +72,22 @@ def supernet_payload(supernet: Supernet, epochs: int) -> dict:
 
 
 def path_logits(
-    supernet: UnifiedSupernet, paths: int, place: Placement, images: Tensor, rng: torch.Generator
+    supernet: PathSupernet,
+    paths: int,
+    place: Placement,
+    images: Tensor,
+    rng: torch.Generator,
+    sampling: str = "fair",
 ) -> Iterator[Tensor]:
-    """The logits of the fairly sampled paths of one step, one after another.
+    """The logits of the paths of one step, sampled fairly or uniformly, one after another.
 
     All paths share stem and first block, which are computed once, and differentiated once all paths have been.
     """
     with place.autocast():
         features = supernet.stem(images)
     shared = features.detach().requires_grad_()
-    for path in supernet.space.sample_fair(paths, rng):
+    space = supernet.space
+    for path in space.sample_fair(paths, rng) if sampling == "fair" else space.sample(paths, rng):
         with place.autocast():
             logits = supernet.classify(shared, path)
         yield logits
@@ -105,7 +116,7 @@ def sandwich_logits(
 class PathValidation:
     """Scores single paths on the validation images, with BN re-estimated on training images for each path."""
 
-    def __init__(self, supernet: UnifiedSupernet, images: SearchImages, config: Config, place: Placement):
+    def __init__(self, supernet: PathSupernet, images: SearchImages, config: Config, place: Placement):
         self.supernet, self.place = supernet, place
         self.batches = search_loader(images.validate, config, "validate", training=False)
         shuffled = torch.randperm(len(images.train.labels), generator=stream(config.seed, "recalibrate"))

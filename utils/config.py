@@ -64,6 +64,16 @@ class ElasticKeys:
 
 
 @dataclass(frozen=True)
+class CellKeys:
+    """The network of NAS-Bench-201 whose costs and accuracies are searched, and how much of it the supernet has."""
+
+    channels: int = 16  # of the first stage
+    cells: int = 5  # in each stage of that network
+    supernet_cells: int = 1  # and of the supernet
+    image_size: int = 32  # that network's; `input_size` is the supernet's
+
+
+@dataclass(frozen=True)
 class Config:
     """All keys of a config file. Costs are in millions of multiply-adds (M). A path of None is not used."""
 
@@ -71,8 +81,9 @@ class Config:
     dataset: str
     classes: int
     input_size: int
-    supernet: str = "unified"  # or "elastic": then `elastic` is the search space, else l_cfgs and targets
+    supernet: str = "unified"  # or "elastic" or "nasbench201": then the key below is the search space, else l_cfgs
     elastic: ElasticKeys | None = None
+    cell: CellKeys | None = None
     l_cfgs: tuple[LayerRow, ...] = ()  # search space
     low_flops: float = 0.0  # range of targets, M
     high_flops: float = 0.0
@@ -99,6 +110,7 @@ class Config:
     epochs: int = 200  # of training from scratch, and the period of the cosine
     batch_size: int = 512
     paths_per_step: int = 4
+    path_sampling: str = "fair"  # within a step; or "uniform", each path on its own
     alignment: float = 0.0  # share of the initial weights that all sub-blocks have in common; 0: published
     lr_warmup_steps: int = 0  # steps of linear warm-up of the learning rate
     clip_grad: float = 0.0  # largest norm of the gradients of a step; 0: any
@@ -126,6 +138,7 @@ class Config:
     g_optim_state: OptimState = field(default_factory=lambda: OptimState("adam", 0.001, 0.9, 0.0, 0.5))
     pool_size: int = 1
     pool_chain: bool = False  # each prior begins as its neighbour
+    pool_tolerance: float = 0.0  # M between a prior and its mark; 0: 1 M, and 1 % where that is less
     priors_per_target: int = 1  # nearest priors from which a target is answered; the answer of least miss counts
     targets_per_step: int = 1  # the first of them also goes through the supernet
     straight_through: bool = False  # the hardware loss sees the discrete architecture, not the mixture
@@ -190,7 +203,11 @@ class Config:
 
 
 # What describes the search space of each kind of supernet.
-_SPACE_KEYS = {"unified": ("l_cfgs", "low_flops", "high_flops"), "elastic": ("elastic",)}
+_SPACE_KEYS = {
+    "unified": ("l_cfgs", "low_flops", "high_flops"),
+    "elastic": ("elastic",),
+    "nasbench201": ("cell", "low_flops", "high_flops"),
+}
 _SPELLINGS = {"path_to_fianl_generator": "path_to_final_generator"}
 
 
@@ -327,11 +344,14 @@ def _layer_row(row, where: str, key: str) -> LayerRow:
     return LayerRow(expansion, out_channels, kernels, "skip" in choices, stride, se)
 
 
-def _check_unified(config: Config, refuse: Callable[[str, str], None]) -> None:
+def _check_targets(config: Config, refuse: Callable[[str, str], None]) -> None:
     if not 0 < config.low_flops < config.high_flops:
         refuse("low_flops", f"above 0 and below high_flops ({config.high_flops:g})")
     if config.target_step > config.high_flops - config.low_flops:
         refuse("target_step", f"at most high_flops - low_flops ({config.high_flops - config.low_flops:g})")
+
+
+def _check_layers(config: Config, refuse: Callable[[str, str], None]) -> None:
     if not config.l_cfgs:
         refuse("l_cfgs", "a list with a row for each layer")
     if any(not 0 <= layer < len(config.l_cfgs) for layer in config.static_layers):
@@ -340,7 +360,8 @@ def _check_unified(config: Config, refuse: Callable[[str, str], None]) -> None:
 
 _AT_LEAST = {
     0: "warmup_epochs search_epochs lr_warmup_steps clip_grad bn_recalibration_images crop_padding cutout mixup "
-    "num_workers noise_weight target_jitter cost_tolerance alpha seed",
+    "num_workers noise_weight target_jitter cost_tolerance alpha seed "
+    "pool_tolerance",
     2: "batch_size",  # batch norm needs two images
     1: "classes input_size paths_per_step validation_paths epochs hc_dim pool_size priors_per_target targets_per_step "
     "stem_channels first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq "
@@ -349,7 +370,8 @@ _AT_LEAST = {
 _POSITIVE = "tau tau_decay loss_penalty hardware_loss_limit target_step cost_unit eval_step decay_ratio"
 _ONE_OF = {
     "generator": ("singan",),
-    "supernet": ("unified", "elastic"),
+    "supernet": ("unified", "elastic", "nasbench201"),
+    "path_sampling": ("fair", "uniform"),
     "lr_scheduler": ("cosine", "step"),
     "activation": ("relu6", "hswish"),
     "hardware_loss": ("absolute", "relative"),
@@ -382,8 +404,12 @@ def _check_values(config: Config, where: str) -> None:
         refuse("alignment", "0 to 1")
     if config.stem_stride not in (None, 1, 2):
         refuse("stem_stride", "1 or 2")
+    if config.supernet != "elastic":
+        _check_targets(config, refuse)
     if config.supernet == "unified":
-        _check_unified(config, refuse)
+        _check_layers(config, refuse)
+    if config.supernet == "nasbench201" and min(dataclasses.astuple(config.cell)) < 1:
+        refuse("cell", "numbers of at least 1")
     for key in ("mean", "std"):
         if len(getattr(config, key)) != 3:
             refuse(key, "three numbers")

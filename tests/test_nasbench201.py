@@ -1,0 +1,274 @@
+"""The NAS-Bench-201 cells: the space by its published numbers, the supernet against a plain sum, what runs on them."""
+
+import csv
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model.cell_space import EDGES, OPERATIONS, CellSpace, from_string, to_string
+from model.cell_table import CellTable
+from model.generator import ArchitectureGenerator, PriorPool
+from model.genome import CellGenome
+from model.lookup_table import LookUpTable
+from model.nasbench201 import CellNetwork, CellSupernet
+from model.repair import Demand, repair
+from model.space import Architecture, SearchSpace, load_architecture, save_architecture
+from model.subnet import count_macs, count_parameters
+from tests.conftest import rng
+from utils.errors import UserError
+
+SPACE = CellSpace()
+PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "nasbench201_cifar10.csv"
+needs_table = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published table is other people's, and not here")
+BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_1x1~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+
+
+@pytest.fixture(scope="module")
+def supernet() -> CellSupernet:
+    """With batch norms that are no identity."""
+    net = CellSupernet(SPACE, rng(), cells=2, image_size=16).train()
+    for path in SPACE.sample(6, rng(1)):
+        net(torch.randn(16, 3, 16, 16, generator=rng(2)), path)
+    return net.eval()
+
+
+def images(count: int = 4) -> torch.Tensor:
+    return torch.randn(count, 3, 16, 16, generator=rng(3))
+
+
+# -- the space -------------------------------------------------------------------------------------------------------
+
+
+def test_the_space_has_15625_cells_and_28_costs():
+    assert isinstance(SPACE, SearchSpace)
+    paths = SPACE.all()
+    assert paths.shape == (15625, 6, 1, 5)
+    assert len(paths.unique(dim=0)) == 15625
+    costs = LookUpTable(SPACE)(paths)
+    assert len(costs.round(decimals=3).unique()) == 28
+
+
+def test_costs_are_the_published_ones():
+    """7.78305 + 35.38944 n3 + 3.93216 n1 M multiply-adds, 0.073306 + 0.24304 n3 + 0.028 n1 M parameters."""
+    paths, table = SPACE.all(), LookUpTable(SPACE)
+    n1, n3 = (paths[:, :, 0, OPERATIONS.index(name)].sum(dim=1) for name in ("nor_conv_1x1", "nor_conv_3x3"))
+    torch.testing.assert_close(table(paths), 7.78305 + 35.38944 * n3 + 3.93216 * n1, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(table.parameters_m(paths).float(), 0.073306 + 0.24304 * n3 + 0.028 * n1)
+    assert table.reach() == pytest.approx((7.78305, 220.11969))
+
+
+@needs_table
+def test_costs_are_those_of_every_row_of_the_published_table():
+    with PUBLISHED.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    paths, table = torch.stack([SPACE.encode(from_string(row["architecture"])) for row in rows]), LookUpTable(SPACE)
+    torch.testing.assert_close(table(paths), torch.tensor([float(row["macs_m"]) for row in rows]), rtol=0, atol=2e-5)
+    parameters = torch.tensor([float(row["params_m"]) for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(table.parameters_m(paths), parameters, rtol=0, atol=1e-6)
+    assert [to_string(SPACE.decode(path)) for path in paths] == [row["architecture"] for row in rows]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_costs_are_those_counted_of_the_network(seed):
+    path = SPACE.sample(1, rng(seed))[0]
+    network, table = CellNetwork(SPACE, SPACE.decode(path)), LookUpTable(SPACE)
+    assert count_macs(network, 32) + 650e-6 == pytest.approx(float(table(path)), abs=1e-5)  # the linear layer
+    assert count_parameters(network) == pytest.approx(float(table.parameters_m(path)))
+
+
+def test_strings_are_written_as_published_and_read_back():
+    architecture = from_string(BEST)
+    assert to_string(architecture) == BEST
+    assert [choice for (choice,) in architecture.choices][:3] == ["nor_conv_3x3", "nor_conv_3x3", "nor_conv_1x1"]
+    empty = SPACE.decode(SPACE.extremes()[0])
+    assert to_string(empty) == "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+    assert all(choice is None for (choice,) in empty.choices)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "|none~0|", "|magic~0|+|none~0|none~1|+|none~0|none~1|none~2|", BEST.replace("~0", "~1"), "+" + BEST]
+)
+def test_other_strings_are_refused(text):
+    with pytest.raises(UserError, match=r"^architecture: "):
+        from_string(text)
+
+
+def test_encoding_and_architecture_files_go_there_and_back(tmp_path):
+    for path in SPACE.sample(20, rng()):
+        architecture = SPACE.decode(path)
+        assert torch.equal(SPACE.encode(architecture), path)
+        assert SPACE.encode(Architecture.of(architecture.choices)).equal(path)
+    save_architecture(tmp_path / "a.json", SPACE, architecture, {}, {})
+    assert load_architecture(tmp_path / "a.json")[:2] == (SPACE, architecture)
+
+
+def test_fair_sampling_gives_each_edge_each_operation_once_in_five_paths():
+    paths = SPACE.sample_fair(10, rng())
+    for part in paths.split(5):
+        assert (part.sum(dim=0) == 1).all()
+    assert not torch.equal(paths[:5], paths[5:])
+    assert SPACE.sample_fair(7, rng()).shape == (7, 6, 1, 5)
+
+
+def test_neighbours_are_all_cells_one_choice_away():
+    path = SPACE.sample(1, rng())[0]
+    found = SPACE.neighbours(path)
+    everything = SPACE.all()
+    away = everything[(everything != path).any(dim=-1)[..., 0].sum(dim=1) == 1]
+    assert len(found) == len(away) == 24
+    assert {tuple(p.flatten().tolist()) for p in found} == {tuple(p.flatten().tolist()) for p in away}
+
+
+# -- the supernet ----------------------------------------------------------------------------------------------------
+
+
+def plain_logits(net: CellSupernet, x: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
+    """Operation by operation, edge by edge, as the mixture is written down."""
+    x = net.first(x)
+    for index, stage in enumerate(net.stages):
+        for cell in stage:
+            nodes = [x, 0, 0, 0]
+            for (to, source), edge, (share,) in zip(EDGES, cell.edges, path, strict=True):
+                y = nodes[source]
+                outputs = [
+                    y,
+                    F.avg_pool2d(y, 3, 1, 1, count_include_pad=False),
+                    edge["nor_conv_1x1"].bn(F.conv2d(y.relu(), edge["nor_conv_1x1"].conv.weight)),
+                    edge["nor_conv_3x3"].bn(F.conv2d(y.relu(), edge["nor_conv_3x3"].conv.weight, padding=1)),
+                    torch.zeros_like(y),
+                ]
+                nodes[to] = nodes[to] + sum(p * out for p, out in zip(share, outputs, strict=True))
+            x = nodes[3]
+        if index < 2:
+            x = net.reductions[index](x)
+    return net.classifier(net.last_bn(x).relu().mean(dim=(2, 3)))
+
+
+def test_the_supernet_computes_the_sum_over_edges(supernet):
+    for path in [*SPACE.sample(4, rng(5)), *SPACE.extremes()]:
+        torch.testing.assert_close(supernet(images(), path), plain_logits(supernet, images(), path))
+
+
+def test_soft_paths_are_mixtures_and_give_the_path_their_gradient(supernet):
+    soft = SPACE.relax(torch.randn(SPACE.shape, generator=rng()), 1.0).requires_grad_()
+    weights = torch.randn(4, 10, generator=rng(1))
+    results = []
+    for net in (supernet.frozen(), lambda x, p: plain_logits(supernet, x, p), supernet):
+        logits = net(images(), soft)
+        results.append((logits, torch.autograd.grad((logits * weights).sum(), soft)[0]))
+    for logits, gradient in results[1:]:
+        torch.testing.assert_close(results[0][0], logits, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(results[0][1], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_the_frozen_supernet_gives_weights_no_gradient(supernet):
+    soft = SPACE.relax(torch.zeros(SPACE.shape), 1.0).requires_grad_()
+    supernet.zero_grad()
+    supernet.frozen()(images(), soft).sum().backward()
+    assert soft.grad is not None
+    assert all(p.grad is None for p in supernet.stages.parameters())
+
+
+def test_stand_alone_networks_inherit_what_the_supernet_computes(supernet):
+    for path in [*SPACE.sample(4, rng(6)), *SPACE.extremes()]:
+        network = supernet.extract(path)
+        torch.testing.assert_close(network(images()), supernet(images(), path))
+        convolutions = path[:, 0, 2:4].sum()
+        assert (
+            sum("edges" in name and "conv" in name for name, _ in network.named_parameters())
+            == 3 * 2 * convolutions * 1
+        )
+
+
+# -- what runs on it -------------------------------------------------------------------------------------------------
+
+
+def test_priors_lie_near_their_marks_as_far_as_costs_allow():
+    table = LookUpTable(SPACE)
+    pool = PriorPool.build(table, 20, 200, 16, rng(), chain=True, within=14)
+    assert ((table(pool.paths) - pool.marks).abs() <= 14).all()
+    with pytest.raises(UserError, match="prior pool"):
+        PriorPool.build(table, 20, 200, 16, rng())
+
+
+def test_the_generator_answers_and_repair_keeps_below_a_ceiling():
+    table = LookUpTable(SPACE)
+    pool = PriorPool.build(table, 20, 200, 8, rng(), within=14)
+    targets = torch.linspace(20, 200, 10)
+    logits = ArchitectureGenerator(20, 200)(pool.nearest(targets), targets).detach()
+    assert logits.shape == (10, *SPACE.shape)
+    for target, row, path in zip(targets.tolist(), logits, SPACE.discretize(logits), strict=True):
+        found, met = repair(table, row, path, Demand(target, at_most=True))
+        assert met
+        assert float(table(found)) <= target
+
+
+def test_genes_are_paths(supernet):
+    genome = CellGenome(supernet)
+    genes = genome.sample(20, np.random.default_rng(0))
+    paths = SPACE.of_index(torch.from_numpy(genes))
+    np.testing.assert_allclose(genome.costs(genes)[0], LookUpTable(SPACE)(paths).numpy())
+    for row, path in zip(genes, paths, strict=True):
+        assert genome.genes(genome.record(row)) == row.tolist()
+        network, size = genome.network(row)
+        assert size == 16
+        torch.testing.assert_close(network(images()), supernet(images(), path))
+    assert genome.blueprint(genes[0]).macs_m == pytest.approx(genome.costs(genes[:1])[0][0])
+    with pytest.raises(UserError, match="architecture"):
+        genome.genes({"cell": "|none~0|"})
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, accuracy, cells=None) -> Path:
+    rows = [to_string(SPACE.decode(cell)) for cell in (SPACE.all() if cells is None else cells)]
+    lines = [f"{index},{cell},{accuracy(cell)}" for index, cell in enumerate(rows)]
+    path.write_text("\n".join(["index,architecture,cifar10_test_accuracy", *lines]) + "\n")
+    return path
+
+
+def test_the_table_is_looked_up_by_path_and_knows_the_optimum_under_a_ceiling(tmp_path):
+    table = CellTable.load(
+        write_table(tmp_path / "t.csv", lambda cell: 50 + 5 * cell.count("3x3~") - cell.count("avg"))
+    )
+    paths = SPACE.sample(50, rng())
+    n3, pools = paths[:, :, 0, 3].sum(dim=1), paths[:, :, 0, 1].sum(dim=1)
+    torch.testing.assert_close(table.accuracy(paths), 50 + 5 * (n3 + pools) - pools)
+    assert table.optimum(43.173) == 50 + 5 + 5 * 4, "one convolution, five pools"
+    assert table.optimum(500) == 80
+    assert np.isnan(table.optimum(7))
+
+
+@needs_table
+def test_the_published_table_has_the_published_optima():
+    table = CellTable.load(PUBLISHED)
+    known = {25: 91.31, 60: 93.75, 100: 94.31, 150: 94.34, 190: 94.37}
+    assert {cost: table.optimum(cost) for cost in known} == pytest.approx(known, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("architecture,cifar10_test_accuracy\n", "15625 of 15625 architectures have no accuracy"),
+        ("index,architecture\n0,x\n", "line 2"),
+        (f"architecture,cifar10_test_accuracy\n{BEST},good\n", "line 2"),
+        ("architecture,cifar10_test_accuracy\n|magic~0|,3\n", "line 2"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_with_its_line(tmp_path, text, said):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=said):
+        CellTable.load(tmp_path / "t.csv")
+    with pytest.raises(UserError, match="cannot be read"):
+        CellTable.load(tmp_path / "nowhere.csv")
+
+
+def test_positions_are_those_of_all():
+    table = CellTable(torch.arange(5**6).float())
+    assert table.accuracy(SPACE.all()).tolist() == list(range(5**6))
+    assert len(list(itertools.product(range(5), repeat=6))) == 5**6
