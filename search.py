@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 
 from model.build import Supernet, build_hardware_loss, build_supernet, load_supernet, prior_pool, search_loader
+from model.cell_table import CellTable
 from model.elastic import ElasticSupernet
 from model.forecast import forecast
-from model.generation import GENERATOR_FILE, Generated, ReadyGenerator, load_generator, miss_table
+from model.generation import GENERATOR_FILE, Generated, ReadyGenerator, find_generator, miss_table
 from model.generator import PriorPool
-from model.generator_training import Answers, GeneratorTraining, answers
+from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
 from model.lookup_table import LookUpTable
 from model.supernet import UnifiedSupernet
 from model.warm_up import PathValidation, WarmUp, supernet_payload, validation_of
@@ -31,6 +32,7 @@ from utils.table import format_table
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = load_config(args.cfg, args.set + ["strict_data=true"] * args.strict_data)
+    truth = open_table(args.table, config)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     supernet = build_supernet(config).to(place.device)
     if args.dry_run:
@@ -52,7 +54,10 @@ def main(argv: list[str] | None = None) -> None:
         warm_up(supernet, images, config, run, place)
     if generates and config.search_epochs:
         train_generator(supernet, pool, images, config, run, place)
-        report(pool, LookUpTable(supernet.space), config, run)
+        ready = find_generator(config, run.path)
+        report(ready, config, run)
+        if truth is not None:
+            look_up(truth, ready, config, run)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -68,8 +73,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_config_options(parser)
     parser.add_argument("--strict-data", action="store_true", help="stop at an image that cannot be read")
+    parser.add_argument("--table", metavar="FILE", help="true accuracies of NAS-Bench-201 (docs/nasbench201.md)")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would need, and stop")
     return parser.parse_args(argv)
+
+
+def open_table(file: str | None, config: Config) -> CellTable | None:
+    if file is None:
+        return None
+    if config.supernet != "nasbench201" or (config.cell.channels, config.cell.cells) != (16, 5):
+        raise UserError(f"--table {file}: it is of the published cells; the config must have supernet nasbench201, too")
+    return CellTable.load(file)
 
 
 def load_pretrained(supernet: Supernet, config: Config, cfg: str) -> None:
@@ -200,11 +214,8 @@ def choices_text(found: Generated) -> str:
 # -- what comes out --------------------------------------------------------------------------------------------------
 
 
-def report(pool: PriorPool, table: LookUpTable, config: Config, run: RunFolder) -> None:
+def report(ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
     """Generate for all evaluated targets with the generator of least hardware loss; a table and its files."""
-    file = run.checkpoint(GENERATOR_FILE)
-    generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim)
-    ready = ReadyGenerator(generator, pool, table, str(file), config.priors_per_target)
     answered = answers(ready, build_hardware_loss(config), config)
     found = answered.found
     run.write_text("architectures.json", json.dumps([g.to_dict() for g in found]) + "\n")
@@ -216,6 +227,19 @@ def report(pool: PriorPool, table: LookUpTable, config: Config, run: RunFolder) 
         f"{100 * answered.prior_kept:.0f} % of the choices are those of the priors"
     )
     print(f"all files are in {run.path}")
+
+
+def look_up(truth: CellTable, ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
+    """What the answers are really worth: for each target, a ceiling, beside the best that it allows."""
+    found, _ = ready.repaired(evaluated_targets(config), at_most=True)
+    columns = ("target M", "cost M", "true top-1 %", "optimum %", "regret")
+    rows = []
+    for g in found:
+        accuracy, best = float(truth.accuracy(ready.table.space.encode(g.architecture))), truth.optimum(g.target)
+        rows.append((f"{g.target:g}", f"{g.macs_m:.3f}", f"{accuracy:.2f}", f"{best:.2f}", f"{best - accuracy:.2f}"))
+    run.write_csv("true_accuracy.csv", columns, rows, None)
+    print(format_table(list(columns), [list(row) for row in rows]))
+    print(f"mean regret {sum(float(row[-1]) for row in rows) / len(rows):.2f} points; {run.file('true_accuracy.csv')}")
 
 
 def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:

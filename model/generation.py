@@ -145,9 +145,8 @@ def find_generator(config: Config, run: Path | None = None) -> ReadyGenerator:
 
 def _ready(config: Config, space: UnifiedSpace, file: Path, pool: Path) -> ReadyGenerator:
     generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim)
-    return ReadyGenerator(
-        generator, PriorPool.load(pool, space), LookUpTable(space), str(file), config.priors_per_target
-    )
+    priors, table = PriorPool.load(pool, space), LookUpTable(space)
+    return ReadyGenerator(generator, priors, table, str(file), config.priors_per_target)
 
 
 def run_config(run: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:

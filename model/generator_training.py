@@ -157,8 +157,7 @@ class Answers:
 
 def answers(ready: ReadyGenerator, hardware_loss: HardwareLoss, config: Config) -> Answers:
     """What `ready` answers to the targets from `low_flops` to `high_flops` in steps of `eval_step` (M)."""
-    steps = int((config.high_flops - config.low_flops) / config.eval_step + 1e-6)
-    targets = config.low_flops + config.eval_step * torch.arange(steps + 1, dtype=torch.float64)
+    targets = evaluated_targets(config)
     found = ready.generate(targets)
     costs = torch.tensor([g.macs_m for g in found], dtype=torch.float64)
     return Answers(
@@ -168,6 +167,12 @@ def answers(ready: ReadyGenerator, hardware_loss: HardwareLoss, config: Config) 
         mean_miss=float(((costs - targets).abs() / targets).mean()),
         prior_kept=_prior_kept(ready, found),
     )
+
+
+def evaluated_targets(config: Config) -> Tensor:
+    """`low_flops` to `high_flops` in steps of `eval_step` (M), float64 `[N]`."""
+    steps = int((config.high_flops - config.low_flops) / config.eval_step + 1e-6)
+    return config.low_flops + config.eval_step * torch.arange(steps + 1, dtype=torch.float64)
 
 
 def _prior_kept(ready: ReadyGenerator, found: list[Generated]) -> float:
