@@ -148,6 +148,14 @@ def read_archive(file: Path) -> dict:
     return record
 
 
+def last_archive(folder: Path) -> list[list]:
+    """The rows (architecture, error, cost) of a search's last finished iteration; UserError when there is none."""
+    last = _last(folder)
+    if last is None:
+        raise UserError(f"{folder}: it holds no finished iteration of a search")
+    return read_archive(folder / f"iter_{last}.stats")["archive"]
+
+
 def _read(file: Path) -> dict:
     try:
         record = json.loads(file.read_text())
