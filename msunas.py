@@ -5,7 +5,8 @@
 
 Writes into DIR for each iteration the architectures (iter_k/net_i.subnet) and what they scored (iter_k/net_i.stats),
 the archive so far (iter_k.stats) and a picture of the front (iter_k.png). Architectures that cannot be evaluated go to
-failed/. The same command goes on where it stopped. Source: Lu et al., "NSGANetV2", ECCV 2020.
+failed/. The same command goes on where it stopped. Source: Lu et al., "NSGANetV2", ECCV 2020; its way to choose
+candidates is `--selection published`, ours is in `model/evolution.py`.
 """
 
 import argparse

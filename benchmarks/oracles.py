@@ -4,9 +4,13 @@
 images as `msunas.py` does.
 """
 
+import hashlib
 import importlib.util
 import json
+import math
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -16,12 +20,14 @@ import msunas
 from model.elastic_space import ElasticSpace, Genes
 from model.evolution import NADIR, Objective
 from model.genome import ElasticGenome, Genome, open_genome
+from utils import checkpoint
 from utils.config import load_config
 from utils.engine import Placement
 from utils.errors import UserError
 from utils.runtime import pick_device
 
 FUNCTIONS = ("decode", "complexity", "evaluate", "REF")
+CHOICES = {"kernels": "KS", "expansions": "ER", "depths": "DP", "resolutions": "RES"}  # the published ones, or its own
 
 
 class Oracle(Protocol):
@@ -37,20 +43,22 @@ class Oracle(Protocol):
 
 
 class ModuleOracle:
-    """An invented error on the published once-for-all space; UserError when `path` is no such module."""
+    """An invented error on a once-for-all space; UserError when `path` is no such module."""
 
     def __init__(self, path: Path):
-        try:
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            self.module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(self.module)
-        except (OSError, SyntaxError, ImportError, AttributeError) as error:
-            raise UserError(f"--oracle {path}: cannot be loaded as a Python module ({error})") from None
+        self.module = _loaded(path)
         missing = [name for name in FUNCTIONS if not hasattr(self.module, name)]
         if missing:
             raise UserError(f"--oracle {path}: it lacks {', '.join(missing)}; see benchmarks/nsga_oracle.py")
-        self.name, self.reference = path.stem, tuple(self.module.REF)
-        self.genome = ElasticGenome(ElasticSpace())
+        try:
+            error, cost = map(float, self.module.REF)
+        except (TypeError, ValueError):
+            raise UserError(f"--oracle {path}: REF is {self.module.REF!r}; it must be two numbers") from None
+        self.name, self.reference = path.stem, (error, cost)
+        choices = {
+            key: tuple(getattr(self.module, name)) for key, name in CHOICES.items() if hasattr(self.module, name)
+        }
+        self.genome = ElasticGenome(ElasticSpace(**choices))
         some = self.genome.sample(20, np.random.default_rng(0))
         closed_form = np.allclose(self.genome.costs(some)[0], self._costs(some))
         self.objective = Objective("flops", self.genome, None if closed_form else self._costs)
@@ -64,7 +72,11 @@ class ModuleOracle:
 
 
 class SupernetOracle:
-    """Held-out images and inherited weights. Whatever is evaluated is kept in the file `known`, and looked up there."""
+    """Held-out images and inherited weights.
+
+    Whatever is evaluated is kept in the file `known`, and looked up there: a benchmark that was stopped begins again,
+    and searches the same without waiting for what is known. An architecture that cannot be evaluated ends it.
+    """
 
     def __init__(self, cfg: str, supernet_path: str, data: str | None, images: int | None, known: Path):
         options = ["--cfg", cfg, "--supernet_path", supernet_path, "--n_epochs", "0"]
@@ -75,8 +87,8 @@ class SupernetOracle:
         place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
         self.objective = Objective("flops", self.genome)
         self.evaluation = msunas.open_evaluation(args, config, self.genome, place)
-        # The supernet and the images count: a file of others must not be mistaken for this one's
-        identity = {"supernet": msunas.digest(supernet_path), "images": len(self.evaluation.images.validated)}
+        of_images = hashlib.sha256(repr((self.evaluation.images.validated, data)).encode()).hexdigest()
+        identity = {"supernet": msunas.digest(supernet_path), "config": msunas.digest(cfg), "images": of_images}
         self.known = _Known(known, identity)
         smallest, largest = map(tuple, self.genome.canonical(self.genome.extremes()).tolist())
         self.reference = NADIR * self.evaluate(smallest)[0], NADIR * self.evaluate(largest)[1]
@@ -84,28 +96,46 @@ class SupernetOracle:
     def evaluate(self, row: tuple[int, ...]) -> tuple[float, float]:
         if row not in self.known.errors:
             network, resolution = self.genome.network(np.array(row))
-            self.known.add(row, 100 - self.evaluation.score(network, resolution).top1)
+            score = self.evaluation.score(network, resolution)
+            if not math.isfinite(score.loss):
+                raise UserError(f"architecture {list(row)}: its loss is {score.loss}")
+            self.known.add(row, 100 - score.top1)
         return self.known.errors[row], float(self.objective(np.array([row]))[0])
 
 
 class _Known:
-    """Errors by genes, one line of JSON each behind a line that says of what; a line that was cut off is dropped."""
+    """Errors by genes, a line of JSON each, behind a line that says of what; a last line that is cut off is dropped."""
 
     def __init__(self, path: Path, identity: dict):
         self.path, self.errors = path, {}
-        lines = path.read_text().splitlines() if path.exists() else [json.dumps(identity)]
-        if json.loads(lines[0]) != identity:
-            raise UserError(f"--known {path}: it is about another supernet or other images; choose another file")
-        for line in lines[1:]:
-            try:
-                genes, error = json.loads(line)
-            except ValueError:
-                break
-            self.errors[tuple(genes)] = error
-        entries = [json.dumps([genes, error]) for genes, error in self.errors.items()]
-        path.write_text("".join(line + "\n" for line in [lines[0], *entries]))
+        if not path.exists():
+            checkpoint.write_text(path, json.dumps(identity) + "\n")
+        try:
+            text = path.read_text(encoding="utf-8")
+            whole = text[: text.rindex("\n") + 1]
+            first, *rows = (json.loads(line) for line in whole.splitlines())
+            self.errors = {tuple(genes): float(error) for genes, error in rows}
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--known {path}: not a file that this benchmark wrote ({error})") from None
+        if first != identity:
+            raise UserError(f"--known {path}: it is of another supernet, config or other images; choose another file")
+        if whole != text:
+            checkpoint.write_text(path, whole)
 
     def add(self, row: tuple[int, ...], error: float) -> None:
         self.errors[row] = error
         with self.path.open("a") as file:
             file.write(json.dumps([row, error]) + "\n")
+
+
+def _loaded(path: Path) -> ModuleType:
+    """The module in a file; it is known to Python by its name, as dataclasses in it need."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None:
+        raise UserError(f"--oracle {path}: it must be a Python file")
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file does wrong
+        raise UserError(f"--oracle {path}: cannot be loaded ({type(error).__name__}: {error})") from None
+    return module

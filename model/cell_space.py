@@ -33,6 +33,11 @@ class CellSpace(Paths):
     classes: int = 10
     min_expansion: ClassVar[int] = 0  # every edge may be none
 
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"space: {name} is {value!r}; it must be a whole number of at least 1")
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(L, E, K)."""

@@ -39,12 +39,12 @@ class Selection:
 
     population: int
     generations: int
-    hypervolume: bool  # begins with architectures of all costs, and takes what is expected to gain most of it
+    by_gain: bool  # takes what is expected to gain most hypervolume, and begins with architectures of all costs
 
 
 SELECTIONS = {
-    "hypervolume": Selection(population=200, generations=30, hypervolume=True),
-    "published": Selection(population=40, generations=20, hypervolume=False),
+    "hypervolume": Selection(population=200, generations=30, by_gain=True),
+    "published": Selection(population=40, generations=20, by_gain=False),
 }
 
 
@@ -81,7 +81,7 @@ class Search:
     def doe(self, count: int, rng: np.random.Generator, extremes: bool = True) -> Genes:
         """`count` different architectures to begin with, `[count, G]`; both extremes among them when asked for."""
         first = self.genome.canonical(self.genome.extremes()) if extremes else self.genome.sample(count, rng)
-        draw = self._of_all_costs if extremes and self.selection.hypervolume else self.genome.sample
+        draw = self._of_all_costs if extremes and self.selection.by_gain else self.genome.sample
         return self._filled_up(first[:count], count, rng, draw)
 
     @threadpool_limits.wrap(limits=1, user_api="blas")  # for matrices this small, threads cost more than they give
@@ -92,12 +92,11 @@ class Search:
         model.fit(X, errors)
         points = np.column_stack([errors, costs])
         front = non_dominated(points)
-        found = self._new(
-            _evolve(Candidates(self.genome, model.predict, self.objective), X[front], self.selection, rng)
-        )
-        if self.selection.hypervolume:
+        problem = GeneProblem(self.genome, model.predict, self.objective)
+        found = self._new(_evolve(problem, X[front], self.selection, rng))
+        if self.selection.by_gain:  # NSGA-II goes by what is predicted; how sure that is counts among what it found
             beliefs = model.predict(found), CURIOSITY * model.deviation(found), self.objective(found)
-            chosen = most_expected(*beliefs, points[front], NADIR * points.max(axis=0), count)
+            chosen = most_expected(*beliefs, points[front], self._reference(points), count)
         else:
             chosen = spread_subset(self.objective(found), costs[front], count, rng)
         chosen = self._filled_up(found[chosen], count, rng, self.genome.sample)
@@ -128,6 +127,11 @@ class Search:
         predicted, evaluated = np.array(self.foretold).T if self.foretold else np.empty((2, 0))
         return quality(predicted, evaluated)
 
+    def _reference(self, points: NDArray) -> NDArray:
+        """For gains beyond what was evaluated so far: no architecture is too dear to be worth anything."""
+        dearest = self.objective(self.genome.extremes()).max()
+        return NADIR * np.maximum(points.max(axis=0), [0.0, dearest])
+
     def _new(self, genes: Genes) -> Genes:
         """The different rows of canonical `genes` that are neither in the archive nor failed."""
         known = {record.genes for record in self.archive} | self.failed
@@ -136,7 +140,7 @@ class Search:
         return np.array(new, dtype=np.int64).reshape(len(new), genes.shape[1])
 
     def _filled_up(self, genes: Genes, count: int, rng: np.random.Generator, draw: Draw) -> Genes:
-        """`genes` and random ones, `count` together; fewer only when the space has no more."""
+        """`genes` and random ones, `count` together; fewer only when the space has (almost) no more."""
         genes = self._new(genes)
         for _ in range(100):
             if len(genes) >= count:
@@ -156,15 +160,15 @@ class Search:
 
 
 class Objective:
-    """The cost that the search minimises beside the error: `flops`, `params` (both in millions), or a latency table."""
+    """The cost that the search minimises beside the error: `flops`, `params` (both in millions), or `costs`."""
 
-    def __init__(self, name: str, genome: Genome, latency=None):
-        self.name, self.genome, self.latency = name, genome, latency
+    def __init__(self, name: str, genome: Genome, costs: Callable[[Genes], NDArray] | None = None):
+        self.name, self.genome, self.costs = name, genome, costs
 
     def __call__(self, genes: Genes) -> NDArray:
         """Costs `[N]` of genes `[N, G]`."""
-        if self.latency is not None:
-            return self.latency(genes)
+        if self.costs is not None:
+            return self.costs(genes)
         if len(genes) == 0:
             return np.empty(0)
         macs, parameters = self.genome.costs(genes)
@@ -205,7 +209,7 @@ class _Canonical(Repair):
         return problem.genome.canonical(np.asarray(X, dtype=np.int64))
 
 
-class Candidates(Problem):
+class GeneProblem(Problem):
     """Genes `[N, G]` to errors and costs `[N, 2]`, by the functions given."""
 
     def __init__(self, genome: Genome, errors: Callable[[Genes], NDArray], costs: Callable[[Genes], NDArray]):
@@ -229,7 +233,7 @@ def nsga2(genome: Genome, first: Genes, population: int) -> NSGA2:
     )
 
 
-def _evolve(problem: Candidates, first: Genes, selection: Selection, rng: np.random.Generator) -> Genes:
+def _evolve(problem: GeneProblem, first: Genes, selection: Selection, rng: np.random.Generator) -> Genes:
     """The last population `[P, G]`, not all of it on the front."""
     algorithm = nsga2(problem.genome, first, selection.population)
     result = minimize(problem, algorithm, ("n_gen", selection.generations), seed=int(rng.integers(2**31)))

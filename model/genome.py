@@ -125,7 +125,10 @@ class ElasticGenome:
 
 
 class CellGenome:
-    """A gene for each edge of a NAS-Bench-201 cell: the number of its operation, none last. All are expressed."""
+    """A gene for each edge of a NAS-Bench-201 cell: the number of its operation, none last.
+
+    All count as expressed, and cells that compute the same by different edges as different ones, as in the benchmark.
+    """
 
     def __init__(self, supernet: CellSupernet):
         self.supernet, self.space, self.table = supernet, supernet.space, LookUpTable(supernet.space)
@@ -161,11 +164,13 @@ class CellGenome:
         return CellBlueprint(self.space, self._architecture(row))
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
-        path = self.space.of_index(torch.from_numpy(np.asarray(row)[None]))[0]
-        return self.supernet.extract(path), self.supernet.image_size
+        return self.supernet.extract(self._path(row)), self.supernet.image_size
 
     def _architecture(self, row: Genes) -> Architecture:
-        return self.space.decode(self.space.of_index(torch.from_numpy(np.asarray(row)[None]))[0])
+        return self.space.decode(self._path(row))
+
+    def _path(self, row: Genes) -> torch.Tensor:
+        return self.space.of_index(torch.from_numpy(np.asarray(row)[None]))[0]
 
 
 class UnifiedGenome:

@@ -4,6 +4,9 @@ Axes: B batch, L edges, K operations. Source: Dong and Yang, "NAS-Bench-201: Ext
 Architecture Search", ICLR 2020 (the network around the cells).
 """
 
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +17,7 @@ from model.cell_space import CONV_1X1, CONV_3X3, EDGES, NODES, OPERATIONS, CellS
 from model.lookup_table import NEGLIGIBLE
 from model.space import Architecture
 
+T = TypeVar("T")
 CONVOLUTIONS = {CONV_1X1: 1, CONV_3X3: 3}
 
 
@@ -112,9 +116,13 @@ class _CellStack(nn.Module):
         rows = path[:, 0]
         hard = not path.requires_grad and bool(((path == 0) | (path == 1)).all())
         shares = rows.tolist() if hard else [list(row) for row in rows]
-        for index, stage in enumerate(self.stages):
+        return self.through(self.stages, lambda cell, x: cell(x, shares), features)
+
+    def through(self, stages: Iterable[Iterable[T]], run: Callable[[T, Tensor], Tensor], features: Tensor) -> Tensor:
+        """Logits from `features` through all cells of `stages`, each computed by `run`."""
+        for index, stage in enumerate(stages):
             for cell in stage:
-                features = cell(features, shares)
+                features = run(cell, features)
             if index < len(self.reductions):
                 features = self.reductions[index](features)
         return self.classifier(self.last_bn(features).relu().mean(dim=(2, 3)))
@@ -170,7 +178,7 @@ class FrozenCells(nn.Module):
     """The supernet for soft paths, differentiable in the path alone.
 
     Behind the same ReLU, the mixture of the 1x1 and 3x3 convolutions of an edge with their batch norms is one 3x3
-    convolution, whose weights are mixed: a soft path costs no more than the dearest hard one.
+    convolution, whose weights are mixed: a soft path costs no more than the dearest hard one, however small a share is.
     """
 
     def __init__(self, supernet: CellSupernet):
@@ -179,15 +187,10 @@ class FrozenCells(nn.Module):
         self.folded = [[_folded_edges(cell) for cell in stage] for stage in supernet.stages]
 
     def forward(self, images: Tensor, path: Tensor) -> Tensor:
-        shares, net = path[:, 0], self.supernet
         with torch.no_grad():
-            features = net.stem(images)
-        for index, stage in enumerate(self.folded):
-            for edges in stage:
-                features = _soft_cell(features, edges, shares)
-            if index < len(net.reductions):
-                features = net.reductions[index](features)
-        return net.classifier(net.last_bn(features).relu().mean(dim=(2, 3)))
+            features = self.supernet.stem(images)
+        shares = path[:, 0]
+        return self.supernet.through(self.folded, lambda edges, x: _soft_cell(x, edges, shares), features)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ class SearchFolder:
         if saved.exists():
             if resume == "none":
                 raise UserError(f"--save {path}: it holds a search; choose another folder, or --resume auto goes on")
-            before = _read(saved).get("settings", {})
+            before = {"selection": "published"} | _read(saved).get("settings", {})  # once there was no choice
             changed = [key for key in settings if settings[key] != before.get(key)]
             if changed:
                 was = ", ".join(f"{key} {before.get(key)} (now {settings[key]})" for key in changed)
@@ -55,9 +55,10 @@ class SearchFolder:
             folder, done = self.origin, _last(self.origin) if self.origin else None
         if done is None:
             return -1
-        search.failed = {tuple(search.genome.genes(_read(file))) for file in _failures(folder, done)}
         file = folder / f"iter_{done}.stats"
         record = _read(file)
+        failed = record.get("failed", [_read(failure) for failure in _failures(folder, done)])
+        search.failed = {tuple(search.genome.genes(found)) for found in failed}
         search.add(_recosted(archive_of(record, search.genome, file), search))
         try:
             search.foretold = [(float(a), float(b)) for a, b in record["foretold"]]
@@ -114,6 +115,7 @@ class SearchFolder:
             "surrogate": {key: None if value != value else value for key, value in surrogate.items()},  # NaN
             "reference": list(self.reference),
             "foretold": search.foretold,
+            "failed": [search.genome.record(row) for row in sorted(search.failed)],  # of an origin, too
             "sec_obj": search.objective.name,
         }
         write_text(self._stats(iteration), json.dumps(record) + "\n")

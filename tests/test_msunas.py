@@ -192,9 +192,21 @@ def test_an_architecture_that_failed_is_not_proposed_again(genome):
     assert not search.failed & set(map(tuple, again.genes.tolist()))
 
 
+def test_a_search_that_begins_with_cheap_architectures_finds_dear_ones(genome):
+    """What is dearer than all that was evaluated must not count as beyond the reference point."""
+    search = Search(genome, Objective("flops", genome), "ard", SELECTIONS["hypervolume"])
+    genes = search.doe(60, np.random.default_rng(0))
+    costs = search.objective(genes)
+    cheap = costs.argsort()[:12]
+    errors = toy_error(genes)
+    search.add([Record(tuple(genes[i].tolist()), float(errors[i]), float(costs[i])) for i in cheap])
+    found = search.propose(4, np.random.default_rng(1)).genes
+    assert search.objective(found).max() > 1.01 * costs[cheap].max()
+
+
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_both_selections_go_on_with_any_surrogate(genome, selection):
-    for predictor in ("rbf", "ard"):
+    for predictor in ("rbf", "gp", "carts", "mlp", "as", "ard"):
         assert len(searched(genome, 1, selection=selection, predictor=predictor).archive) == 12 + 4
 
 
@@ -378,6 +390,36 @@ def test_a_search_with_failures_that_stopped_ends_as_one_that_did_not(setting, t
     msunas.main([*setting, "--iterations", "3", "--save", "parts"])
     assert len(list(unfinished.glob("it_2_net_*"))) > 0, "the case is there"
     assert (tmp_path / "whole/iter_3.stats").read_bytes() == (tmp_path / "parts/iter_3.stats").read_bytes()
+
+
+def test_what_failed_in_the_search_begun_from_is_not_forgotten(setting, tmp_path, monkeypatch):
+    network = ElasticGenome.network
+
+    def sometimes(self, row):
+        if row @ range(len(row)) % 3 == 0:
+            raise RuntimeError("broken on purpose")
+        return network(self, row)
+
+    monkeypatch.setattr(ElasticGenome, "network", sometimes)
+    msunas.main([*setting, "--iterations", "1", "--save", "first"])
+    msunas.main([*setting, "--iterations", "2", "--save", "second", "--resume", "first"])
+    failures = [
+        json.loads((tmp_path / name).read_text())["failed"] for name in ("first/iter_1.stats", "second/iter_2.stats")
+    ]
+    assert failures[0]
+    assert all(record in failures[1] for record in failures[0])
+
+
+def test_a_search_from_before_there_was_a_choice_goes_on_as_published(setting, tmp_path):
+    options = [*setting, "--save", "found", "--selection", "published"]
+    msunas.main([*options, "--iterations", "0"])
+    saved = tmp_path / "found" / "search.json"
+    record = json.loads(saved.read_text())
+    del record["settings"]["selection"]
+    saved.write_text(json.dumps(record))
+    msunas.main([*options, "--iterations", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        msunas.main([*setting, "--save", "found", "--iterations", "0"])
 
 
 def test_a_search_in_which_all_fail_stops_with_the_reason(setting, monkeypatch, capsys):

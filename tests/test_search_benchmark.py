@@ -32,7 +32,7 @@ def test_the_oracle_is_the_one_that_the_published_search_was_measured_on():
 @pytest.mark.parametrize("module", [nsga_oracle, rugged_oracle])
 def test_an_oracle_has_the_costs_of_the_space_in_closed_form(module):
     oracle = ModuleOracle(Path(module.__file__))
-    assert oracle.objective.latency is None, "costs are not counted one by one"
+    assert oracle.objective.costs is None, "costs are not counted one by one"
     for row in oracle.genome.sample(10, rng_of(0)).tolist():
         assert oracle.evaluate(tuple(row))[1] == round(float(oracle.objective(np.array([row]))[0]), 2)
         assert module.encode(module.decode(row)) == row
@@ -49,6 +49,16 @@ def test_an_oracle_may_count_costs_of_its_own(tmp_path, capsys):
     genes = oracle.genome.sample(5, rng_of(0))
     np.testing.assert_allclose(oracle.objective(genes), oracle.genome.costs(genes)[0] / 2)
     assert run(capsys, "--oracle", str(tmp_path / "half.py"), "--seeds", "0", "--evaluations", "104")["per_seed"]
+
+
+def test_an_oracle_may_have_choices_of_its_own(tmp_path):
+    text = (ORACLES / "nsga_oracle.py").read_text()
+    (tmp_path / "few.py").write_text(text.replace("list(range(192, 257, 4))", "[192, 224, 256]"))
+    oracle = ModuleOracle(tmp_path / "few.py")
+    assert oracle.genome.largest_genes[-1] == 2
+    assert oracle.evaluate(tuple(oracle.genome.extremes()[1].tolist())) == oracle.module.evaluate(
+        oracle.module.MAX_ARCH
+    )
 
 
 def test_the_search_reaches_what_was_measured_of_it(capsys):
@@ -72,7 +82,7 @@ def test_the_published_setting_is_not_inferior_to_the_published_search(capsys):
 
 
 def test_hypervolume_is_that_of_the_oracle():
-    oracle, found = ModuleOracle(ORACLES / "nsga_oracle.py"), []
+    oracle = ModuleOracle(ORACLES / "nsga_oracle.py")
     args = benchmark.parse_arguments(["--evaluations", "30", "--seeds", "3", "--methods", "random"])
     volume = benchmark.measured("random", oracle, args)["per_seed"][0]
     search = benchmark.Search(oracle.genome, oracle.objective, "rbf", benchmark.SELECTIONS["published"])
@@ -87,12 +97,17 @@ def test_hypervolume_is_that_of_the_oracle():
         (["--oracle", "empty.py"], "lacks decode, complexity, evaluate, REF"),
         (["--seeds", "3-1"], "--seeds"),
         (["--methods", "magic"], "--methods"),
+        (["--oracle", "broken.py"], "broken.py: cannot be loaded (ZeroDivisionError"),
+        (["--oracle", "number.py"], "REF is 5; it must be two numbers"),
+        (["--supernet_path", "nowhere.pth"], "--supernet_path: without --cfg"),
         (["--cfg", "small.yml"], "--supernet_path and --known"),
     ],
 )
 def test_what_cannot_be_benchmarked_is_said_in_a_line(options, line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.py").touch()
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "number.py").write_text("decode = complexity = evaluate = print\nREF = 5\n")
     with pytest.raises(SystemExit, match="2"):
         benchmark.main(options)
     assert line in capsys.readouterr().err
@@ -117,4 +132,14 @@ def test_a_supernet_is_searched_on_held_out_images_and_nothing_is_evaluated_twic
     assert sorted(known.read_text().splitlines()) == sorted(lines)
     with pytest.raises(SystemExit, match="2"):
         benchmark.main([*options, "--vld_size", "20"])
-    assert "another supernet or other images" in capsys.readouterr().err
+    assert "of another supernet, config or other images" in capsys.readouterr().err
+    (tmp_path / "small.yml").write_text(CONFIG.replace("[0.3, 0.3, 0.3]", "[0.5, 0.3, 0.3]"))
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(options)
+    assert "of another supernet, config or other images" in capsys.readouterr().err
+    for text in ("", "no json\n", "{}\n5\n", lines[0] + "\n[[0], 1]\nbroken\n[[1], 1]\n"):
+        known.write_text(text)
+        with pytest.raises(SystemExit, match="2"):
+            benchmark.main(options)
+        assert "known.jsonl: " in capsys.readouterr().err
+        assert known.read_text() == text, "nothing is lost"

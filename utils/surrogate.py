@@ -47,7 +47,7 @@ class Surrogate(Protocol):
         """`X [m, d]` -> `[m]`."""
 
     def deviation(self, X: Array) -> Array:
-        """`X [m, d]` -> standard deviations `[m]` of what is predicted; 0 from a model that does not know them."""
+        """`X [m, d]` -> standard deviations `[m]` of what is predicted; 0, unless a model says them: `ard` does."""
         return np.zeros(len(X))
 
 
