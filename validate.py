@@ -115,8 +115,8 @@ def own_description(file: Path, payload: dict) -> dict:
                 **{name: tuple(map(float, payload["data"][name])) for name in ("mean", "std")},
             },
         }
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{file}: it does not describe its network ({error})") from None
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{file}: it does not describe its network ({type(error).__name__}: {error})") from None
 

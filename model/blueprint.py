@@ -164,7 +164,9 @@ def described(payload: dict) -> Blueprint:
     if payload["kind"] == "elastic-subnet":
         space = ElasticSpace.from_dict(payload["space"])
         return ElasticBlueprint(space, space.architecture(payload["architecture"]))
-    return _of_choices(space_from_dict(payload["space"]), Architecture.of(payload["architecture"]))
+    space, architecture = space_from_dict(payload["space"]), Architecture.of(payload["architecture"])
+    space.check(architecture)
+    return _of_choices(space, architecture)
 
 
 def _of_choices(space: UnifiedSpace | CellSpace, architecture: Architecture) -> Blueprint:
