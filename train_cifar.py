@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from model.blueprint import Blueprint, ElasticBlueprint, UnifiedBlueprint, load_blueprint
+from model.blueprint import Blueprint, ElasticBlueprint, blueprint_of, load_blueprint
 from model.build import build_space
 from model.elastic_space import ElasticArchitecture
 from model.generation import choose, choose_from_file, newest_config
@@ -150,7 +150,7 @@ def new_choice(config: Config, args: argparse.Namespace) -> Choice:
         return blueprint, record.get("provenance", {}).get("target"), str(file)
     space = build_space(config)
     chosen = choose(config, space, args.flops, args.architecture)
-    return UnifiedBlueprint(space, chosen.architecture), chosen.target, chosen.source
+    return blueprint_of(space, chosen.architecture), chosen.target, chosen.source
 
 
 def stored_choice(run: RunFolder, args: argparse.Namespace) -> Choice | None:

@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 
 from model import blueprint as blueprints
-from model.blueprint import UnifiedBlueprint
 from model.build import build_space
 from model.generation import choose
 from model.subnet import count_macs, count_parameters
@@ -87,7 +86,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def describe(args: argparse.Namespace, payload: dict) -> dict:
     """Space, architecture, options and data of a checkpoint: its own, unless the command line says otherwise."""
-    if payload.get("kind") in ("subnet", "elastic-subnet"):
+    if payload.get("kind") in blueprints.KINDS:
         described = own_description(args.checkpoint, payload)
     else:
         described = describe_by_config(args)
@@ -134,7 +133,7 @@ def describe_by_config(args: argparse.Namespace) -> dict:
     architecture = choose(config, space, args.target_flops, args.architecture).architecture
     data = {"dataset": config.dataset, "dataset_dir": config.dataset_dir, "mean": config.mean, "std": config.std}
     options = {"se": config.se, "activation": config.activation, "dropout": config.dropout}
-    return {"blueprint": UnifiedBlueprint(space, architecture), "options": options, "data": data}
+    return {"blueprint": blueprints.blueprint_of(space, architecture), "options": options, "data": data}
 
 
 if __name__ == "__main__":

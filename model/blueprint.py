@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -50,12 +50,12 @@ class Blueprint(Protocol):
 
 
 @dataclass(frozen=True)
-class UnifiedBlueprint:
-    """An architecture of SGNAS."""
+class _OfChoices:
+    """What the spaces of paths have in common: a choice for each sub-block or edge."""
 
-    space: UnifiedSpace
+    space: UnifiedSpace | CellSpace
     architecture: Architecture
-    names = ("se", "activation", "dropout", "drop_path")
+    kind: ClassVar[str]
 
     @property
     def image_size(self) -> int:
@@ -68,6 +68,21 @@ class UnifiedBlueprint:
     @property
     def macs_m(self) -> float:
         return float(LookUpTable(self.space)(self.space.encode(self.architecture)))
+
+    def describe(self) -> dict:
+        choices = [list(row) for row in self.architecture.choices]
+        return {"kind": self.kind, "space": self.space.to_dict(), "architecture": choices}
+
+    def save(self, path: Path, costs: dict, provenance: dict) -> None:
+        save_architecture(path, self.space, self.architecture, costs, provenance)
+
+
+@dataclass(frozen=True)
+class UnifiedBlueprint(_OfChoices):
+    """An architecture of SGNAS."""
+
+    kind = "subnet"
+    names = ("se", "activation", "dropout", "drop_path")
 
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         return SubNet(self.space, self.architecture, **options, rng=rng)
@@ -77,33 +92,13 @@ class UnifiedBlueprint:
         load_supernet(source, supernet)
         return source.extract(self.space.encode(self.architecture), exact=False, **options, rng=rng)
 
-    def describe(self) -> dict:
-        choices = [list(row) for row in self.architecture.choices]
-        return {"kind": "subnet", "space": self.space.to_dict(), "architecture": choices}
-
-    def save(self, path: Path, costs: dict, provenance: dict) -> None:
-        save_architecture(path, self.space, self.architecture, costs, provenance)
-
 
 @dataclass(frozen=True)
-class CellBlueprint:
+class CellBlueprint(_OfChoices):
     """A cell of NAS-Bench-201, in the network that its costs are of."""
 
-    space: CellSpace
-    architecture: Architecture
+    kind = "cell-network"
     names = ()
-
-    @property
-    def image_size(self) -> int:
-        return self.space.image_size
-
-    @property
-    def classes(self) -> int:
-        return self.space.classes
-
-    @property
-    def macs_m(self) -> float:
-        return float(LookUpTable(self.space)(self.space.encode(self.architecture)))
 
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         return CellNetwork(self.space, self.architecture, rng=rng)
@@ -115,13 +110,6 @@ class CellBlueprint:
         checkpoint.load_into(source, state, supernet)
         return source.extract(self.space.encode(self.architecture))
 
-    def describe(self) -> dict:
-        choices = [list(row) for row in self.architecture.choices]
-        return {"kind": "cell-network", "space": self.space.to_dict(), "architecture": choices}
-
-    def save(self, path: Path, costs: dict, provenance: dict) -> None:
-        save_architecture(path, self.space, self.architecture, costs, provenance)
-
 
 @dataclass(frozen=True)
 class ElasticBlueprint:
@@ -129,6 +117,7 @@ class ElasticBlueprint:
 
     space: ElasticSpace
     architecture: ElasticArchitecture
+    kind = "elastic-subnet"
     names = ("dropout", "drop_path")
 
     @property
@@ -153,23 +142,27 @@ class ElasticBlueprint:
 
     def describe(self) -> dict:
         architecture = self.architecture.to_json()
-        return {"kind": "elastic-subnet", "space": self.space.to_dict(), "architecture": architecture}
+        return {"kind": self.kind, "space": self.space.to_dict(), "architecture": architecture}
 
     def save(self, path: Path, costs: dict, provenance: dict) -> None:
         save_elastic_architecture(path, self.space, self.architecture, costs, provenance)
 
 
+KINDS = (UnifiedBlueprint.kind, CellBlueprint.kind, ElasticBlueprint.kind)  # of checkpoints that say their network
+
+
 def described(payload: dict) -> Blueprint:
     """The blueprint that a checkpoint describes; errors of a broken description are the caller's to name."""
-    if payload["kind"] == "elastic-subnet":
+    if payload["kind"] == ElasticBlueprint.kind:
         space = ElasticSpace.from_dict(payload["space"])
         return ElasticBlueprint(space, space.architecture(payload["architecture"]))
     space, architecture = space_from_dict(payload["space"]), Architecture.of(payload["architecture"])
     space.check(architecture)
-    return _of_choices(space, architecture)
+    return blueprint_of(space, architecture)
 
 
-def _of_choices(space: UnifiedSpace | CellSpace, architecture: Architecture) -> Blueprint:
+def blueprint_of(space: UnifiedSpace | CellSpace, architecture: Architecture) -> Blueprint:
+    """That of an architecture of choices in its space."""
     return (CellBlueprint if isinstance(space, CellSpace) else UnifiedBlueprint)(space, architecture)
 
 
@@ -179,7 +172,7 @@ def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
         kind = json.loads(Path(path).read_text())["format"]
     except (OSError, ValueError, LookupError, TypeError):
         kind = None  # the reader below says what is wrong
-    read, blueprint = (load_architecture, _of_choices)
+    read, blueprint = (load_architecture, blueprint_of)
     if kind == ELASTIC_FORMAT:
         read, blueprint = (load_elastic_architecture, ElasticBlueprint)
     space, architecture, record = read(path)

@@ -214,7 +214,7 @@ def choose_from_file(space: UnifiedSpace, target: float | None, file: Path) -> C
         space.check(nearest.architecture)
         return Chosen(nearest.architecture, nearest.target, str(file))
     stored_space, architecture, record = load_architecture(file)
-    if stored_space.layers != space.layers:
+    if not space.fits(stored_space):
         raise UserError(f"{file}: its space is not that of the config")
     return Chosen(architecture, target or record.get("provenance", {}).get("target"), str(file))
 

@@ -124,6 +124,10 @@ class Paths:
 
     mask: Tensor
 
+    def fits(self, other: "SearchSpace") -> bool:
+        """Whether the architectures of `other` are architectures of this space."""
+        return type(self) is type(other)
+
     def relax(self, logits: Tensor, temperature: float, rng: torch.Generator | None = None) -> Tensor:
         """Legal mixtures from logits `[..., L, E, K]`: Gumbel softmax with `rng`, plain softmax without.
 
@@ -170,6 +174,9 @@ class UnifiedSpace(Paths):
                 raise UserError(
                     f"space: layer {index} takes {layer.in_channels} channels, but gets {widths[index]} from before it"
                 )
+
+    def fits(self, other: SearchSpace) -> bool:
+        return super().fits(other) and self.layers == other.layers
 
     # -- the layout of a path ----------------------------------------------------------------------------------------
 

@@ -353,15 +353,20 @@ def test_another_search_is_not_overwritten(setting, tmp_path, capsys):
     assert before == {file: file.read_bytes() for file in (tmp_path / "found").rglob("*") if file.is_file()}
 
 
-def test_what_fails_is_kept_apart_and_never_scored(setting, tmp_path, monkeypatch):
+def break_networks(monkeypatch, which):
+    """Those of the genes `which` says cannot be built."""
     network = ElasticGenome.network
 
     def sometimes(self, row):
-        if row.sum() % 2:
+        if which(row):
             raise RuntimeError("broken on purpose")
         return network(self, row)
 
     monkeypatch.setattr(ElasticGenome, "network", sometimes)
+
+
+def test_what_fails_is_kept_apart_and_never_scored(setting, tmp_path, monkeypatch):
+    break_networks(monkeypatch, lambda row: row.sum() % 2)
     msunas.main([*setting, "--iterations", "1", "--save", "found"])
     failed = list((tmp_path / "found/failed").iterdir())
     archive = json.loads((tmp_path / "found/iter_1.stats").read_text())["archive"]
@@ -374,14 +379,7 @@ def test_what_fails_is_kept_apart_and_never_scored(setting, tmp_path, monkeypatc
 
 
 def test_a_search_with_failures_that_stopped_ends_as_one_that_did_not(setting, tmp_path, monkeypatch):
-    network = ElasticGenome.network
-
-    def sometimes(self, row):
-        if row @ range(len(row)) % 3 == 0:
-            raise RuntimeError("broken on purpose")
-        return network(self, row)
-
-    monkeypatch.setattr(ElasticGenome, "network", sometimes)
+    break_networks(monkeypatch, lambda row: row @ range(len(row)) % 3 == 0)
     msunas.main([*setting, "--iterations", "3", "--save", "whole"])
     msunas.main([*setting, "--iterations", "1", "--save", "parts"])
     unfinished = tmp_path / "parts" / "failed"  # iteration 2 was stopped after its failures
@@ -393,14 +391,7 @@ def test_a_search_with_failures_that_stopped_ends_as_one_that_did_not(setting, t
 
 
 def test_what_failed_in_the_search_begun_from_is_not_forgotten(setting, tmp_path, monkeypatch):
-    network = ElasticGenome.network
-
-    def sometimes(self, row):
-        if row @ range(len(row)) % 3 == 0:
-            raise RuntimeError("broken on purpose")
-        return network(self, row)
-
-    monkeypatch.setattr(ElasticGenome, "network", sometimes)
+    break_networks(monkeypatch, lambda row: row @ range(len(row)) % 3 == 0)
     msunas.main([*setting, "--iterations", "1", "--save", "first"])
     msunas.main([*setting, "--iterations", "2", "--save", "second", "--resume", "first"])
     failures = [

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import msunas
+import post_search
+import search
+import train_cifar
+import validate
+from benchmarks import nasbench201 as benchmark
+from benchmarks.nasbench201 import expected_best
 from model.cell_space import EDGES, OPERATIONS, CellSpace, from_string, to_string
 from model.cell_table import CellTable
 from model.generator import ArchitectureGenerator, PriorPool
@@ -269,3 +277,70 @@ def test_positions_are_those_of_all():
     table = CellTable(torch.arange(5**6).float())
     assert table.accuracy(SPACE.all()).tolist() == list(range(5**6))
     assert len(list(itertools.product(range(5), repeat=6))) == 5**6
+
+
+# -- the stages ------------------------------------------------------------------------------------------------------
+
+CONFIG = """
+dataset: digits
+classes: 10
+input_size: 8
+supernet: nasbench201
+cell: {channels: 16, cells: 5, supernet_cells: 1}
+cuda: false
+warmup_epochs: 1
+epochs: 1
+search_epochs: 1
+batch_size: 128
+paths_per_step: 5
+path_sampling: uniform
+validation_paths: 2
+bn_recalibration_images: 128
+low_flops: 20
+high_flops: 200
+target_step: 10
+eval_step: 60
+pool_size: 4
+pool_tolerance: 14
+hardware_loss: relative
+hardware_loss_limit: 1000
+optim_state: {optimizer: sgd, lr: 0.05, momentum: 0.9, weight_decay: 0.0005}
+log_dir: logs
+"""
+
+
+def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cells.yml").write_text(CONFIG)
+    write_table(tmp_path / "t.csv", lambda cell: 50 + 5 * cell.count("nor_conv_3x3"))
+    search.main(["--cfg", "cells.yml", "--title", "run", "--table", "t.csv"])
+    rows = list(csv.DictReader((tmp_path / "logs/run/true_accuracy.csv").open()))
+    assert [float(row["target M"]) for row in rows] == [20, 80, 140, 200]
+    assert all(float(row["cost M"]) <= float(row["target M"]) for row in rows)
+
+    supernet = "logs/run/checkpoints/supernet_best.pth"
+    options = ["--cfg", "cells.yml", "--supernet_path", supernet]
+    evolution = ["--n_doe", "10", "--n_iter", "3", "--iterations", "1", "--n_epochs", "0", "--vld_size", "60"]
+    msunas.main([*options, *evolution, "--save", "evolved"])
+    post_search.main([*options, "--expr", "evolved/iter_1.stats", "--save", "chosen"])
+    benchmark.main(["rank", "logs/run", "--count", "4"])
+    benchmark.main(["rank", "logs/run", "--count", "12"])
+    ranking = [json.loads(line)["cell"] for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()]
+    assert len(set(ranking)) == len(ranking) == 12
+    capsys.readouterr()
+    benchmark.main(["report", "logs/run", "--table", "t.csv", "--searches", "evolved", "--json", "lines.jsonl"])
+    assert "mean regret" in capsys.readouterr().out
+    line = json.loads((tmp_path / "lines.jsonl").read_text())
+    assert len(line["generator"]) == len(line["msunas"]) == 4
+    assert line["generator"] == [float(row["true top-1 %"]) for row in rows]
+
+    (file,) = list((tmp_path / "chosen").glob("*/architecture.json"))[:1]
+    train_cifar.main(["--cfg", "cells.yml", "--architecture", str(file), "--title", "trained", "--inherit", supernet])
+    validate.main(["--checkpoint", "logs/trained/checkpoints/last.pth"])
+
+
+def test_the_best_of_some_random_cells_is_expected_as_it_is_drawn():
+    accuracies = torch.rand(40, generator=rng())
+    drawn = accuracies[torch.randint(40, (20_000, 10), generator=rng(1))].max(dim=1).values
+    assert expected_best(accuracies, 10) == pytest.approx(float(drawn.mean()), abs=0.003)
+    assert expected_best(accuracies, 1) == pytest.approx(float(accuracies.mean()))

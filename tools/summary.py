@@ -6,9 +6,10 @@ python3 -m tools.summary --architectures FILE.json --cfg CFG --result RUN/result
 import json
 from pathlib import Path
 
+from model.blueprint import blueprint_of
 from model.build import build_space
 from model.generation import read_generated
-from model.subnet import SubNet, count_macs, count_parameters
+from model.subnet import count_macs, count_parameters
 from utils.command import Parser, command
 from utils.config import load_config
 from utils.errors import UserError
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--result {args.result}: cannot be read ({error})") from None
     rows = []
     for found in read_generated(args.architectures):
-        network = SubNet(space, found.architecture, se=config.se, activation=config.activation)
+        blueprint = blueprint_of(space, found.architecture)
+        network = blueprint.network({key: getattr(config, key) for key in blueprint.names})
         counted = count_macs(network, space.image_size)
         reached = f"{top1:.2f}" if found.target == target else None
         parameters = f"{count_parameters(network):.3f}"
