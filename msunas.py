@@ -25,9 +25,11 @@ from model.latency import LatencyTable
 from model.search_folder import SearchFolder
 from utils.command import Parser, add_supernet_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
-from utils.data import DATASET_STATISTICS, Augmentation, Normalisation, decoded, load_dataset, split_for_search
+from utils.data import DATASET_STATISTICS, load_dataset, split_for_search
 from utils.engine import Placement
 from utils.errors import UserError
+from utils.images import decoded
+from utils.loader import Augmentation, Normalisation
 from utils.pareto import non_dominated
 from utils.plot import save_front
 from utils.runtime import pick_device, stream
@@ -36,6 +38,7 @@ from utils.surrogate import SURROGATES
 from utils.table import format_table
 
 IMAGENET_HELD_OUT = 10_000
+IMAGENET = ("imagenet", "imagenet_lmdb")
 LATENCIES = ("gpu", "cpu")
 CPU_TABLE = str(Path(__file__).parent / "config_file" / "latency_cpu.yaml")  # of the published space at width 1.0
 
@@ -148,7 +151,7 @@ def open_evaluation(
     if statistics is None:
         raise UserError(f"--dataset {name}: --cfg must give its mean and std")
     dataset = load_dataset(name, directory, size, classes, strict=config.strict_data if config else False)
-    default = IMAGENET_HELD_OUT if name == "imagenet" else len(dataset.train.labels) // 10
+    default = IMAGENET_HELD_OUT if name in IMAGENET else len(dataset.train.labels) // 10
     if config is None:
         most, images = len(dataset.train.labels) - 1, partial(CandidateImages.split, dataset.train)
     else:  # not the images that the supernet was trained on
@@ -162,7 +165,7 @@ def open_evaluation(
         print("warning: --test: the search is guided by the test images, whose accuracy then says nothing", flush=True)
         images = replace(images, validate=decoded(dataset.test))
     augment = Augmentation(config.crop_padding, config.horizontal_flip) if config else Augmentation()
-    lr = args.lr or (1e-4 if name == "imagenet" else 0.01)
+    lr = args.lr or (1e-4 if name in IMAGENET else 0.01)
     tuning = FineTuning(args.n_epochs, lr, args.trn_batch_size, classes, augment, args.n_workers)
     return CandidateEvaluation(images, Normalisation(*statistics), place, args.vld_batch_size, tuning, args.seed)
 

@@ -24,9 +24,10 @@ from model.space import Architecture
 from model.subnet import count_macs, count_parameters
 from utils.command import Parser, add_config_options, boolean, command, positive_number
 from utils.config import Config, load_config
-from utils.data import Augmentation, Dataset, Normalisation, load_dataset, loader
+from utils.data import Dataset, load_dataset
 from utils.engine import Placement, Score
 from utils.errors import UserError
+from utils.loader import Augmentation, Normalisation, loader
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table

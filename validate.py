@@ -19,9 +19,10 @@ from model.subnet import count_macs, count_parameters
 from utils import checkpoint
 from utils.command import Parser, boolean, command, not_negative, positive, positive_number
 from utils.config import load_config
-from utils.data import Normalisation, load_test_images, loader
+from utils.data import load_test_images
 from utils.engine import Placement, evaluate
 from utils.errors import UserError
+from utils.loader import Normalisation, loader
 from utils.runtime import pick_device
 from utils.table import format_table
 
@@ -76,6 +77,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--activation", help="relu6 or hswish")
     parser.add_argument("-b", "--batch-size", type=positive, default=256)
     parser.add_argument("-j", "--workers", type=not_negative, default=0, help="processes that read images")
+    parser.add_argument("--lmdb", action="store_true", help="the folder holds LMDB files (utils/folder2lmdb.py)")
     parser.add_argument(
         "--cuda", type=boolean, default=True, metavar="BOOL", help="use an accelerator when there is one"
     )
@@ -97,8 +99,10 @@ def describe(args: argparse.Namespace, payload: dict) -> dict:
             described["options"][name] = getattr(args, name)
     if args.data:
         described["data"]["dataset_dir"] = args.data
-        if args.config_path and (Path(args.data) / "val").is_dir():  # the published line, whatever the config trains on
-            described["data"] |= {"dataset": "imagefolder", "part": "val"}
+    if args.lmdb:
+        described["data"]["dataset"] = "imagenet_lmdb"
+    elif args.data and args.config_path and (Path(args.data) / "val").is_dir():  # the published line, on any config
+        described["data"] |= {"dataset": "imagefolder", "part": "val"}
     return described
 
 

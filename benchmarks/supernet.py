@@ -39,8 +39,8 @@ from model.warm_up import path_logits
 from tests.reference import ReferenceSupernet
 from utils.command import Parser, command, positive
 from utils.config import Config, OptimState, load_config
-from utils.data import ImageData
 from utils.engine import Placement
+from utils.images import ImageData
 from utils.optim import make_optimizer
 from utils.runtime import keep_freed_memory
 from utils.table import format_table

@@ -17,9 +17,10 @@ from model.space import LayerSpec, UnifiedSpace
 from model.supernet import UnifiedSupernet, from_published
 from utils import checkpoint
 from utils.config import Config
-from utils.data import Augmentation, Images, Loader, Normalisation, loader
 from utils.engine import Placement, Recipe
 from utils.errors import UserError
+from utils.images import Images
+from utils.loader import Augmentation, Loader, Normalisation, loader
 from utils.optim import Schedule, make_optimizer
 from utils.runtime import stream
 

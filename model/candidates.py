@@ -11,8 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from utils.data import Augmentation, ImageData, Images, Loader, Normalisation, SearchImages, decoded, loader, resize
+from utils.data import SearchImages
 from utils.engine import Placement, Recipe, Score, Tally, evaluate, reset_norms, train_epoch
+from utils.images import ImageData, Images, decoded
+from utils.loader import Augmentation, Loader, Normalisation, loader, resize
 from utils.optim import Schedule
 from utils.runtime import Progress, stream
 

@@ -14,8 +14,8 @@ from model.generator import ArchitectureGenerator, PriorPool
 from model.lookup_table import HardwareLoss, LookUpTable
 from model.supernet import FrozenSupernet
 from utils.config import Config
-from utils.data import Loader
 from utils.engine import Placement, Tally, check_finite, check_weights
+from utils.loader import Loader
 from utils.optim import Schedule, make_optimizer, moving_average
 from utils.runtime import Progress, seed_global, stream
 from utils.stopping import check_stop

@@ -10,8 +10,8 @@ from torchvision.transforms import v2
 
 from model.build import build_recipe
 from utils.config import Config
-from utils.data import Loader
 from utils.engine import Placement, Score, Tally, evaluate, train_epoch
+from utils.loader import Loader
 from utils.optim import moving_average
 from utils.run_folder import RunFolder
 from utils.runtime import Progress

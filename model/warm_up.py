@@ -20,8 +20,10 @@ from model.lookup_table import LookUpTable
 from model.nasbench201 import CellSupernet
 from model.supernet import UnifiedSupernet
 from utils.config import Config
-from utils.data import Loader, Normalisation, SearchImages, decoded, resize
+from utils.data import SearchImages
 from utils.engine import Placement, Tally, evaluate, recalibrated, train_epoch
+from utils.images import decoded
+from utils.loader import Loader, Normalisation, resize
 from utils.runtime import Progress, stream
 
 PathSupernet = UnifiedSupernet | CellSupernet

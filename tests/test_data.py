@@ -6,23 +6,10 @@ import torch
 from PIL import Image
 
 from tests.conftest import rng
-from utils.data import (
-    Augmentation,
-    Dataset,
-    ImageData,
-    ImageFiles,
-    MemoryLoader,
-    Normalisation,
-    autoaugment,
-    crop_and_flip,
-    cutout,
-    load_dataset,
-    load_test_images,
-    loader,
-    split_for_search,
-    stratified_split,
-)
+from utils.data import Dataset, load_dataset, load_test_images, split_for_search, stratified_split
 from utils.errors import UserError
+from utils.images import EncodedImages, ImageData
+from utils.loader import Augmentation, MemoryLoader, Normalisation, autoaugment, crop_and_flip, cutout, loader
 
 PLAIN = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -196,7 +183,7 @@ def test_a_test_folder_without_classes_is_not_the_test_part(tmp_path):
 def test_large_images_are_read_from_disk_in_training_and_evaluation_form(tmp_path):
     write_folder(tmp_path / "train", size=(100, 90)), write_folder(tmp_path / "val", images=2, size=(100, 90))
     dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
-    assert isinstance(dataset.train, ImageFiles)
+    assert isinstance(dataset.train, EncodedImages)
     training = loader(dataset.train, 4, PLAIN, Augmentation(), seed=1)
     first = [images for images, _ in training.epoch(0)]
     again = [images for images, _ in training.epoch(0)]
@@ -234,8 +221,10 @@ def test_strict_data_stops_at_a_corrupt_image(tmp_path, size, workers):
 def test_missing_data_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="train: it must be a folder with a folder of images for each class"):
         load_dataset("imagefolder", str(tmp_path), 16, 3)
-    with pytest.raises(UserError, match="'imagenet_lmdb' cannot be read; allowed are digits"):
+    with pytest.raises(UserError, match=r"train\.lmdb: there is no such file; python3 utils/folder2lmdb\.py"):
         load_dataset("imagenet_lmdb", str(tmp_path), 16, 3)
+    with pytest.raises(UserError, match="'svhn' cannot be read; allowed are digits"):
+        load_dataset("svhn", str(tmp_path), 16, 3)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -255,7 +244,7 @@ def test_another_number_of_classes_is_refused():
 
 def test_parts_with_other_class_folders_are_refused(tmp_path):
     write_folder(tmp_path / "train"), write_folder(tmp_path / "val", classes=2)
-    with pytest.raises(UserError, match=r"val: its class folders are not those of .*train: class2"):
+    with pytest.raises(UserError, match=r"val: its classes are not those of .*train: class2"):
         load_dataset("imagefolder", str(tmp_path), 16, 3)
 
 

@@ -201,7 +201,7 @@ BROKEN = {
     ),
     # images
     "strict data": (cut("images/train/3/1.png"), [*FOLDER, "--strict-data"], "3/1.png: cannot be read as an image"),
-    "a class too few": (lambda: shutil.rmtree("images/test/3"), FOLDER, "its class folders are not those of"),
+    "a class too few": (lambda: shutil.rmtree("images/test/3"), FOLDER, "its classes are not those of"),
     "no training images": (lambda: shutil.rmtree("images/train"), FOLDER, "train: it must be a folder"),
     "no images at all": (lambda: shutil.rmtree("images"), FOLDER, "it must be a folder"),
     "test images missing": (lambda: shutil.rmtree("images/test"), FOLDER, "val: it must be a folder"),

@@ -16,9 +16,10 @@ from model.supernet import UnifiedSupernet
 from model.warm_up import path_logits
 from tests.conftest import mixed_space, rng
 from utils.config import OptimState, load_config
-from utils.data import Augmentation, ImageData, MemoryLoader, Normalisation
 from utils.engine import Placement, Recipe, Tally, check_finite, evaluate, recalibrated, train_epoch
 from utils.errors import UserError
+from utils.images import ImageData
+from utils.loader import Augmentation, MemoryLoader, Normalisation
 from utils.optim import Schedule, make_optimizer, moving_average
 from utils.runtime import Progress, seed_global, stream
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.data import Loader
 from utils.errors import UserError
+from utils.loader import Loader
 from utils.optim import Schedule
 from utils.runtime import Progress, seed_global, stream
 from utils.stopping import check_stop

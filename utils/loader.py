@@ -1,0 +1,248 @@
+"""Batches of images: every random choice in them is a function of the seed, the epoch and the batch."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from utils.errors import UserError
+from utils.images import EncodedImages, ImageData, Images, evaluation_steps
+from utils.runtime import seed_global, stream
+from utils.stopping import ignore_signals
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of images in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 `[B, 3, H, W]` -> float32, in the memory format of `images`."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return images.float().sub_(255 * mean).div_(255 * std)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop (small images: after zero padding; others: resized, of a share of the area) and horizontal flip.
+
+    Then, where asked for, AutoAugment (Cubuk et al., CVPR 2019: the CIFAR-10 policy for small images, else that for
+    ImageNet), and a square of `cutout` pixels (DeVries and Taylor, 2017) that is the mean colour.
+    """
+
+    crop_padding: int = 4
+    horizontal_flip: bool = True
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    autoaugment: bool = False
+    cutout: int = 0
+
+
+class MemoryLoader:
+    """Batches of decoded images: `epoch(n)` yields (float `[B, 3, S, S]`, labels `[B]`).
+
+    Each batch has a random stream of its own, so that an epoch can begin at any of them.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        normalise: Normalisation,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+    ):
+        self.data, self.batch_size, self.normalise = data, batch_size, normalise
+        self.augment, self.seed = augment, seed
+
+    def __len__(self) -> int:
+        return _batches(len(self.data.labels), self.batch_size, self.augment is not None)
+
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches from number `first` on. With augmentation: shuffled, whole batches only."""
+        for number, index in enumerate(_order(self, epoch).split(self.batch_size)[: len(self)]):
+            if number >= first:
+                yield self._batch(index, stream(self.seed, "augmentation", epoch, number))
+
+    def _batch(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, augment = self.data.images[index], self.augment
+        if augment is not None:
+            images = crop_and_flip(images, augment.crop_padding, augment.horizontal_flip, rng)
+            if augment.autoaugment:
+                images = autoaugment(images, rng)
+        images = self.normalise(images)
+        if augment is not None and augment.cutout:
+            images = cutout(images, augment.cutout, rng)
+        return images, self.data.labels[index]
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Float images `[B, 3, H, W]` at `size` pixels, bilinear, in the same memory format."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=size < images.shape[-1])
+
+
+def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """Each image `[3, S, S]` of a batch cropped at random after zero padding, and flipped with probability 1/2.
+
+    One gather does both; the result is channels-last.
+    """
+    count, size = len(images), images.shape[-1]
+    padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
+    rows, columns = torch.randint(2 * padding + 1, (2, count, 1), generator=rng) + torch.arange(size)
+    if flip:
+        turned = torch.rand(count, 1, generator=rng) < 0.5
+        columns = torch.where(turned, columns.flip(1), columns)
+    batch = torch.arange(count)[:, None, None]
+    return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def autoaugment(images: Tensor, rng: torch.Generator) -> Tensor:
+    """uint8 images `[B, 3, S, S]`, each with a draw of its own from the CIFAR-10 policy, in the same memory format.
+
+    One by one and through Pillow, which is faster on small images than torchvision's tensor operations.
+    """
+    policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128)
+    changed = torch.empty_like(images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        for index, image in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
+            augmented = np.asarray(policy(Image.fromarray(image)))
+            changed[index] = torch.from_numpy(augmented.copy()).permute(2, 0, 1)
+    return changed
+
+
+def cutout(images: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """Normalised images `[B, 3, S, S]`, each with a square of `side` pixels set to 0, the mean colour.
+
+    Its centre is uniform over the image, so that part of it may lie outside (DeVries and Taylor, 2017, section 3.2).
+    """
+    corner = torch.randint(images.shape[-1], (2, len(images), 1), generator=rng) - side // 2
+    pixels = torch.arange(images.shape[-1])
+    rows, columns = (pixels >= corner) & (pixels < corner + side)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+class FileLoader:
+    """Batches of images read from disk by `workers` processes; otherwise as `MemoryLoader`."""
+
+    def __init__(
+        self,
+        files: EncodedImages,
+        batch_size: int,
+        normalise: Normalisation,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        workers: int = 0,
+    ):
+        self.data, self.batch_size, self.augment = files, batch_size, augment
+        self.seed, self.workers = seed, workers
+        if augment is None:
+            steps = evaluation_steps(files.size)
+        else:
+            steps = [v2.RandomResizedCrop(files.size, scale=augment.crop_scale)]
+            steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip
+            steps += [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)] * augment.autoaugment
+        self.transform = v2.Compose(
+            [
+                *steps,
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(normalise.mean, normalise.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return _batches(len(self.data.labels), self.batch_size, self.augment is not None)
+
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = torch.utils.data.DataLoader(
+            _Files(self.data, self.transform, (self.seed, epoch)),
+            self.batch_size,
+            sampler=_order(self, epoch)[first * self.batch_size : len(self) * self.batch_size].tolist(),
+            num_workers=self.workers,
+            collate_fn=_collate,
+            worker_init_fn=ignore_signals,
+        )
+        side = self.augment.cutout if self.augment is not None else 0
+        skipped = 0
+        for number, (batch, broken) in enumerate(loader, start=first):
+            if isinstance(broken, UserError):
+                raise broken
+            skipped += broken
+            if batch is not None:
+                images, labels = batch
+                rng = stream(self.seed, "augmentation", epoch, number)
+                yield (cutout(images, side, rng) if side else images), labels
+            elif self.augment is not None:  # to go on would be to train on nothing
+                raise UserError(f"{self.data.source.root}: a whole batch of {broken} images cannot be read")
+        if skipped:
+            print(f"{self.data.source.root}: skipped {skipped} of {len(self.data.labels)} images", file=sys.stderr)
+
+
+class _Files(torch.utils.data.Dataset):
+    """Each image has a random stream of its own, so that the number of workers changes nothing."""
+
+    def __init__(self, files: EncodedImages, transform, names: tuple[int, int]):
+        self.files, self.transform, self.names = files, transform, names
+
+    def __len__(self) -> int:
+        return len(self.files.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | UserError | None:
+        try:
+            image = self.files.open(index)
+        except UserError as error:  # handed on, since a worker process would wrap it into a traceback
+            return error
+        if image is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            seed_global(stream(*self.names, index))
+            return self.transform(image), self.files.labels[index]
+
+
+def _collate(samples: list) -> tuple[list[Tensor] | None, int | UserError]:
+    """A batch of the images that could be read, if any, and how many could not; or the first error among them."""
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return None, sample
+    good = [sample for sample in samples if sample is not None]
+    return (torch.utils.data.default_collate(good) if good else None), len(samples) - len(good)
+
+
+Loader = MemoryLoader | FileLoader
+
+
+def loader(
+    images: Images,
+    batch_size: int,
+    normalise: Normalisation,
+    augment: Augmentation | None = None,
+    seed: int = 0,
+    workers: int = 0,
+) -> Loader:
+    """Batches of `images`; shuffled and augmented when `augment` is given."""
+    if isinstance(images, ImageData):
+        return MemoryLoader(images, batch_size, normalise, augment, seed)
+    return FileLoader(images, batch_size, normalise, augment, seed, workers)
+
+
+def _order(batches: Loader, epoch: int) -> Tensor:
+    """Indices of the images of an epoch; shuffled when they are augmented."""
+    count = len(batches.data.labels)
+    if batches.augment is None:
+        return torch.arange(count)
+    return torch.randperm(count, generator=stream(batches.seed, "batches", epoch))
+
+
+def _batches(images: int, batch_size: int, training: bool) -> int:
+    """Training drops the last, smaller batch, unless it is the only one."""
+    return images // batch_size if training and images >= batch_size else -(-images // batch_size)
