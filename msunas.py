@@ -26,6 +26,7 @@ from model.search_folder import SearchFolder
 from utils.command import Parser, add_supernet_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
 from utils.data import DATASET_STATISTICS, load_dataset, split_for_search
+from utils.distributed import divided, of_first, rank
 from utils.engine import Placement
 from utils.errors import UserError
 from utils.images import decoded
@@ -33,7 +34,7 @@ from utils.loader import Augmentation, Normalisation
 from utils.pareto import non_dominated
 from utils.plot import save_front
 from utils.runtime import pick_device, stream
-from utils.stopping import check_stop, saved_when_stopped
+from utils.stopping import check_stop, check_stop_together, saved_when_stopped
 from utils.surrogate import SURROGATES
 from utils.table import format_table
 
@@ -185,14 +186,14 @@ def run(search: Search, evaluation: CandidateEvaluation, folder: SearchFolder, a
     if done < 0:
         first = folder.first_archive(search)
         if not first:
-            genes = search.doe(args.n_doe, draws(args, 0), extremes=args.iterations > 0)
+            genes = of_first(search.doe(args.n_doe, draws(args, 0), extremes=args.iterations > 0))
             first = evaluated(genes, 0, search, evaluation, folder)
         search.add(first)
         folder.reference = search.worst()
         finish(0, search, first, folder, None)
     for iteration in range(max(1, done + 1), args.iterations + 1):
-        check_stop()
-        proposal = search.propose(args.n_iter, draws(args, iteration))
+        check_stop_together()
+        proposal = of_first(search.propose(args.n_iter, draws(args, iteration)))
         if len(proposal.genes) == 0:
             print("the space has no architecture left that was not evaluated")
             break
@@ -210,35 +211,43 @@ def draws(args: argparse.Namespace, iteration: int) -> np.random.Generator:
 def evaluated(
     genes: np.ndarray, iteration: int, search: Search, evaluation: CandidateEvaluation, folder: SearchFolder
 ) -> list[Record]:
-    """The records of `genes [K, G]`, written as they come; what fails is kept apart. UserError when all fail."""
+    """The records of `genes [K, G]`, written as they come; what fails is kept apart. UserError when all fail.
+
+    Several processes share the work.
+    """
     macs, parameters = search.genome.costs(genes)
-    costs, records, failure = search.objective(genes), [], ""
-    for index, row in enumerate(genes):
+    costs, objective = search.objective(genes), search.objective.name
+    described = [search.genome.record(row) for row in genes]
+
+    def stats(index: int) -> dict:
         check_stop()
-        record, name = search.genome.record(row), f"iter_{iteration}/net_{index}"
-        objective, cost = search.objective.name, round(float(costs[index]), 2)
-        stats = folder.stats(iteration, index, record)
-        if stats is None:
-            try:
-                network, resolution = search.genome.network(row)
-                score = evaluation.score(network, resolution, name)
-                if not math.isfinite(score.loss):
-                    raise UserError(f"its loss is {score.loss}")
-            except Exception as error:  # whatever it is, it must neither end the search nor become a number
-                search.failed.add(tuple(row.tolist()))
-                failure = f"{type(error).__name__}: {error}"
-                folder.write_failure(iteration, index, record, failure)
-                continue
-            latency = {**dict.fromkeys(LATENCIES), **({objective: cost} if objective in LATENCIES else {})}
-            stats = {
-                "params": round(float(parameters[index]), 2),
-                "flops": round(float(macs[index]), 2),
-                **latency,
-                **{key: getattr(score, key) for key in ("loss", "top1", "top5")},
-            }
-            folder.write_stats(iteration, index, record, stats)
-        records.append(Record(tuple(row.tolist()), 100 - stats["top1"], float(costs[index])))
-        print(f"{name}  top-1 {stats['top1']:.2f} %  {objective} {cost:.2f}", flush=True)
+        known = folder.stats(iteration, index, described[index])
+        if known is not None:
+            return known
+        network, resolution = search.genome.network(genes[index])
+        score = evaluation.score(network, resolution, f"iter_{iteration}/net_{index}")
+        if not math.isfinite(score.loss):
+            raise UserError(f"its loss is {score.loss}")
+        cost = round(float(costs[index]), 2)
+        found = {
+            "params": round(float(parameters[index]), 2),
+            "flops": round(float(macs[index]), 2),
+            **dict.fromkeys(LATENCIES),
+            **({objective: cost} if objective in LATENCIES else {}),
+            **{key: getattr(score, key) for key in ("loss", "top1", "top5")},
+        }
+        folder.write_stats(iteration, index, described[index], found)
+        print(f"iter_{iteration}/net_{index}  top-1 {score.top1:.2f} %  {objective} {cost:.2f}", flush=True)
+        return found
+
+    outcomes, records = divided(len(genes), stats), []
+    for index, (outcome, row) in enumerate(zip(outcomes, map(tuple, genes.tolist()), strict=True)):
+        if outcome.error is None:
+            records.append(Record(row, 100 - outcome.result["top1"], float(costs[index])))
+        else:  # it must neither end the search nor become a number
+            failure = f"{type(outcome.error).__name__}: {outcome.error}"
+            search.failed.add(row)
+            folder.write_failure(iteration, index, described[index], failure)
     if not records:
         raise UserError(f"iteration {iteration}: none of {len(genes)} architectures could be evaluated ({failure})")
     return records
@@ -251,7 +260,8 @@ def finish(iteration: int, search: Search, new: list[Record], folder: SearchFold
     surrogate = {"model": search.predictor, "name": name, "winner": winner, **asdict(quality)}
     folder.write_iteration(iteration, search, new, volume, surrogate)
     _, errors, costs = search.arrays()
-    save_front(folder.path / f"iter_{iteration}.png", errors, costs, len(new), search.objective.name)
+    if rank() == 0:
+        save_front(folder.path / f"iter_{iteration}.png", errors, costs, len(new), search.objective.name)
     foretold = "" if winner is None else f"  {winner}: tau {quality.tau:.3f}, RMSE {quality.rmse:.2f} out of sample"
     best = 100 - errors.min()
     summary = f"Iter {iteration}: hv = {volume:.4f}  best top-1 {best:.2f} %  archive {len(errors)}"

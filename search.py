@@ -17,7 +17,8 @@ from model.generator import PriorPool
 from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
 from model.lookup_table import LookUpTable
 from model.supernet import UnifiedSupernet
-from model.warm_up import PathValidation, WarmUp, supernet_payload, validation_of
+from model.warm_up import PathValidation, WarmUp, supernet_payload, top1_of_all, validation_of
+from utils import distributed
 from utils.command import Parser, add_config_options, command
 from utils.config import Config, load_config
 from utils.data import HELD_OUT_BY_DEFAULT, SearchImages, load_dataset, split_for_search
@@ -101,6 +102,8 @@ def open_prior_pool(config: Config, table: LookUpTable, run: RunFolder) -> Prior
 
 
 def save_prior_pool(pool: PriorPool, config: Config, run: RunFolder) -> None:
+    if distributed.rank():
+        return
     for file in filter(None, (config.path_to_prior_pool, run.file("prior_pool.json"))):
         if not Path(file).exists():
             pool.save(file)
@@ -123,7 +126,7 @@ def warm_up(supernet: Supernet, images: SearchImages, config: Config, run: RunFo
         title = f"warm-up {epoch + 1}/{config.warmup_epochs}"
         with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
             means = training.epoch(batches, epoch, progress)
-        top1 = [validation.top1(found) for found in validated]
+        top1 = top1_of_all(validation, validated)
         mean = sum(top1) / len(top1)
         print(f"{title} loss {means.loss:.4f}, random networks top-1 {mean:.2f} %", flush=True)
         run.log("warm-up", epoch + 1, loss=means.loss, top1=means.top1, random_path_top1=mean)
@@ -160,7 +163,7 @@ def train_generator(
             training.epoch(batches, epoch, progress)
         ready = ReadyGenerator(training.average.module.eval(), pool, table, title, config.priors_per_target)
         answered = answers(ready, hardware_loss, config)
-        top1 = validation.top1(supernet.space.encode(answered.middle.architecture))
+        [top1] = top1_of_all(validation, [supernet.space.encode(answered.middle.architecture)])
         log_answers(answered, top1, title, epoch + 1, run)
         keep_generator(training, answered, top1, epoch + 1, config, run)
 

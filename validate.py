@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     place = Placement(pick_device(args.cuda))
     normalise = Normalisation(tuple(data["mean"]), tuple(data["std"]))
     batches = loader(images, args.batch_size, normalise, workers=args.workers)
-    score = evaluate(network.to(place.device).eval(), batches.epoch(), place)
+    score = evaluate(network.to(place.device).eval(), batches, place, together=True)
     result = {
         **score.to_dict(),
         "macs_m": blueprint.macs_m,

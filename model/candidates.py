@@ -78,8 +78,8 @@ class Resized:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.batches.epoch(epoch, first):
+    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.batches.epoch(epoch, first, every):
             yield resize(images, self.size), labels
 
 
@@ -109,7 +109,7 @@ class CandidateEvaluation:
         if self.tuning.epochs:
             self._fine_tune(network, resolution, name)
             network.eval()
-        return evaluate(network, self._batches(self.images.validate, resolution, self.batch_size).epoch(), self.place)
+        return evaluate(network, self._batches(self.images.validate, resolution, self.batch_size), self.place)
 
     def _batches(self, images: ImageData, resolution: int, size: int) -> Resized:
         return Resized(loader(images, size, self.normalise), resolution)

@@ -13,12 +13,13 @@ from model.generation import Generated, ReadyGenerator
 from model.generator import ArchitectureGenerator, PriorPool
 from model.lookup_table import HardwareLoss, LookUpTable
 from model.supernet import FrozenSupernet
+from utils import distributed
 from utils.config import Config
 from utils.engine import Placement, Tally, check_finite, check_weights
 from utils.loader import Loader
 from utils.optim import Schedule, make_optimizer, moving_average
 from utils.runtime import Progress, seed_global, stream
-from utils.stopping import check_stop
+from utils.stopping import check_stop_together, obey, wishes
 
 
 class GeneratorTraining:
@@ -75,25 +76,31 @@ class GeneratorTraining:
         self.best_loss, self.best_top1 = state["best_loss"], state["best_top1"]
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> None:
-        """What is left of a pass over the images that feed the generator, `targets_per_step` targets a step."""
-        config, count = self.config, self.config.targets_per_step
+        """What is left of a pass over the images that feed the generator, `targets_per_step` targets a step.
+
+        Of several processes each has images and targets of its own; they step by the mean of their gradients.
+        """
+        config, step, first = self.config, self.tally.steps, distributed.rank()
         tau = config.tau * config.tau_decay**epoch
-        targets = training_targets(config, len(batches) * count, stream(config.seed, "targets", epoch))
+        drawn = (len(batches), distributed.size(), config.targets_per_step)
+        targets = training_targets(config, math.prod(drawn), stream(config.seed, "targets", epoch)).view(drawn)
         self.generator.train()
-        for images, labels in batches.epoch(epoch, self.tally.steps):
-            check_stop()
-            step = self.tally.steps
+        check_stop_together()
+        for images, labels in batches.epoch(epoch, step):
             self.schedule.apply(self.optimizer, epoch * len(batches) + step)
-            chosen = targets[step * count : (step + 1) * count].to(self.place.device)
-            gumbel = stream(config.seed, "gumbel", epoch, step)
+            chosen = targets[step, first].to(self.place.device)
+            gumbel = stream(config.seed, "gumbel", epoch, step, *([first] if first else []))
             loss, numbers = self.losses(*self.place.batch(images, labels), chosen, tau, gumbel)
             self.optimizer.zero_grad()
             loss.backward()
-            check_finite(loss, progress.title, step, self.checkpoint)
+            distributed.average(parameter.grad for parameter in self.generator.parameters())
+            total, *agreed = distributed.totals(numbers["loss"], *wishes())
+            check_finite(total, progress.title, step, self.checkpoint)
             self.optimizer.step()
             self.average.update_parameters(self.generator)
-            self.tally.steps += 1
+            self.tally.steps = step = step + 1
             progress.update(**numbers)
+            obey(*map(bool, agreed))
         check_weights(self.generator.parameters(), progress.title, self.checkpoint)
 
     def losses(

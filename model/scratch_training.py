@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from model.build import build_recipe
 from utils.config import Config
-from utils.engine import Placement, Score, Tally, evaluate, train_epoch
+from utils.engine import Placement, Score, Tally, average_norms, evaluate, train_epoch
 from utils.loader import Loader
 from utils.optim import moving_average
 from utils.run_folder import RunFolder
@@ -49,6 +49,7 @@ class ScratchTraining:
         self.best_top1 = -1.0
 
     def state(self) -> dict:
+        average_norms(*self._weights().values())
         return {
             **self.described,
             "epoch": self.epochs,
@@ -72,6 +73,7 @@ class ScratchTraining:
         """What is left of an epoch, after the steps in `tally`."""
         self.network.train()
         train_epoch(self._forwards, self.recipe, batches, epoch, self.tally, progress)
+        average_norms(*self._weights().values())
         return self.tally
 
     def _forwards(self, images: Tensor, rng: torch.Generator) -> Iterator[Tensor]:
@@ -88,7 +90,7 @@ class ScratchTraining:
 
     def score(self, test: Loader) -> dict[str, Score]:
         """Scores of the weights as they are now, by name."""
-        self.scores = {name: evaluate(one.eval(), test.epoch(), self.place) for name, one in self._weights().items()}
+        self.scores = {name: evaluate(one.eval(), test, self.place, True) for name, one in self._weights().items()}
         return self.scores
 
     def keep_beside(self, run: RunFolder, epochs: int, mirror: str | None) -> None:

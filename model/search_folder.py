@@ -13,12 +13,13 @@ import numpy as np
 
 from model.evolution import Record, Search
 from model.genome import Genome
+from utils import distributed
 from utils.checkpoint import write_text
 from utils.errors import UserError
 
 
 class SearchFolder:
-    """`open` only looks; the first file that is written makes the folder."""
+    """`open` only looks; the first file that is written makes the folder. Several processes share it."""
 
     def __init__(self, path: Path, settings: dict, origin: Path | None = None):
         self.path, self.settings, self.origin = path, settings, origin
@@ -51,7 +52,7 @@ class SearchFolder:
         folder, done = self.path, _last(self.path)
         if done is None:
             record = {"settings": self.settings, "validation": self.validation}
-            write_text(self.path / "search.json", json.dumps(record) + "\n")
+            _write_once(self.path / "search.json", record)
             folder, done = self.origin, _last(self.origin) if self.origin else None
         if done is None:
             return -1
@@ -100,7 +101,7 @@ class SearchFolder:
     def write_failure(self, iteration: int, index: int, record: dict, reason: str) -> None:
         """A candidate that could not be evaluated, with the reason; it never becomes a number in the archive."""
         file = self.path / "failed" / f"it_{iteration}_net_{index}"
-        write_text(file, json.dumps({**record, "error": reason}) + "\n")
+        _write_once(file, {**record, "error": reason})
         print(f"iter_{iteration}/net_{index} failed, see {file}: {reason}", flush=True)
 
     def write_iteration(
@@ -118,13 +119,19 @@ class SearchFolder:
             "failed": [search.genome.record(row) for row in sorted(search.failed)],  # of an origin, too
             "sec_obj": search.objective.name,
         }
-        write_text(self._stats(iteration), json.dumps(record) + "\n")
+        _write_once(self._stats(iteration), record)
 
     def _net(self, iteration: int, index: int, suffix: str) -> Path:
         return self.path / f"iter_{iteration}" / f"net_{index}{suffix}"
 
     def _stats(self, iteration: int) -> Path:
         return self.path / f"iter_{iteration}.stats"
+
+
+def _write_once(file: Path, record: dict) -> None:
+    """What all processes know, written by the first."""
+    if distributed.rank() == 0:
+        write_text(file, json.dumps(record) + "\n")
 
 
 def _recosted(records: list[Record], search: Search) -> list[Record]:

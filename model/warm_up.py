@@ -21,7 +21,8 @@ from model.nasbench201 import CellSupernet
 from model.supernet import UnifiedSupernet
 from utils.config import Config
 from utils.data import SearchImages
-from utils.engine import Placement, Tally, evaluate, recalibrated, train_epoch
+from utils.distributed import divided, results
+from utils.engine import Placement, Tally, average_norms, evaluate, recalibrated, train_epoch
 from utils.images import decoded
 from utils.loader import Loader, Normalisation, resize
 from utils.runtime import Progress, stream
@@ -52,9 +53,11 @@ class WarmUp:
         """What is left of an epoch, after the steps in `tally`."""
         self.supernet.train()
         train_epoch(self.forwards, self.recipe, batches, epoch, self.tally, progress)
+        average_norms(self.supernet)
         return self.tally
 
     def state(self) -> dict:
+        average_norms(self.supernet)
         return {
             **supernet_payload(self.supernet, self.epochs),
             "optimizer": self.recipe.optimizer.state_dict(),
@@ -140,7 +143,7 @@ class PathValidation:
             return self.supernet(images, path)
 
         with recalibrated(self.supernet, forward, self.recalibration.epoch(), self.place):
-            return evaluate(forward, self.batches.epoch(), self.place).top1
+            return evaluate(forward, self.batches, self.place).top1
 
 
 class ElasticValidation:
@@ -165,6 +168,11 @@ class ElasticValidation:
     def top1(self, genes: Genes) -> float:
         architecture = self.supernet.space.decode(genes)
         return self.evaluation.score(self.supernet.extract(architecture), architecture.r).top1
+
+
+def top1_of_all(validation: PathValidation | ElasticValidation, networks: Tensor | Genes) -> list[float]:
+    """Top-1 of each of `networks`, divided among all processes, which call it together."""
+    return results(divided(len(networks), lambda index: validation.top1(networks[index])))
 
 
 def validation_of(

@@ -30,8 +30,8 @@ NOWHERE = Path("none.pth")
 class Batches(list):
     """A list of batches as a loader."""
 
-    def epoch(self, epoch: int = 0, first: int = 0):
-        return iter(self[first:])
+    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1):
+        return iter(self[first::every])
 
 
 def recipe_of(network, criterion=None, lr=1e-9, **options) -> Recipe:
@@ -112,7 +112,7 @@ def test_optimisers_get_their_numbers():
 def test_a_score_counts_right():
     logits = torch.eye(10)[[0, 1, 2, 3]] + torch.linspace(0.09, 0, 10)
     labels = torch.tensor([0, 1, 9, 4])  # right, right, last, among the first five
-    score = evaluate(lambda images: images.flatten(1), [(logits.view(4, 10, 1, 1), labels)], CPU)
+    score = evaluate(lambda images: images.flatten(1), Batches([(logits.view(4, 10, 1, 1), labels)]), CPU)
     assert (score.top1, score.top5, score.images) == (50.0, 75.0, 4)
     assert score.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-6)
 

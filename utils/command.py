@@ -2,11 +2,14 @@
 
 import argparse
 import functools
+import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+from utils import distributed
 from utils.errors import UserError
 from utils.stopping import say, signals_received, stop_signal
 
@@ -14,15 +17,17 @@ from utils.stopping import say, signals_received, stop_signal
 def command(main: Callable) -> Callable:
     """Let a stage's `main(argv=None)` end bad input as one line on stderr and exit status 2.
 
-    SIGTERM and Ctrl-C end it with a line, too, and with the exit status that shells expect.
+    SIGTERM and Ctrl-C end it with a line, too, and with the exit status that shells expect. Where a launcher has
+    started several processes, they work together, and only the first one's standard output is seen.
     """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
         name = Path(sys.argv[0]).name
-        with signals_received():
+        with signals_received(), _quiet_but_for_the_first():
             try:
-                return main(argv)
+                with distributed.joined():
+                    return main(argv)
             except UserError as error:
                 reason = str(error)
             except OSError as error:  # a full disk, a folder that cannot be written: nothing a traceback explains
@@ -35,6 +40,15 @@ def command(main: Callable) -> Callable:
         raise SystemExit(2)
 
     return run
+
+
+@contextmanager
+def _quiet_but_for_the_first() -> Iterator[None]:
+    if not distributed.launched() or os.environ["RANK"] == "0":
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils import distributed
 from utils.checkpoint import write_text
 from utils.errors import UserError
 from utils.folder2lmdb import lmdb_file, lmdb_images
@@ -214,7 +215,7 @@ def split_for_search(dataset: Dataset, train_portion: float, seed: int, file: Pa
         if nothing_left or not all(len(part) for part in split.values()):
             raise UserError(f"train_portion: {train_portion} leaves too few of {len(rest)} images to train or hold out")
         record = {"images": len(source.labels), **{name: part.tolist() for name, part in split.items()}}
-        if file is not None:
+        if file is not None and distributed.rank() == 0:
             write_text(file, json.dumps(record) + "\n")
     rest[torch.cat(list(split.values()))] = False
     train = dataset.train.subset(rest.nonzero().flatten()) if dataset.held_out is None else dataset.train

@@ -1,19 +1,21 @@
 """How any network is trained for an epoch, and how any network is scored."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils import distributed
 from utils.errors import UserError
 from utils.loader import Loader
 from utils.optim import Schedule
 from utils.runtime import Progress, seed_global, stream
-from utils.stopping import check_stop
+from utils.stopping import check_stop, check_stop_together, obey, wishes
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and in which form numbers live: device, channels-last or not, mixed precision or not."""
+    """Where and in which form numbers live: device, channels-last or not, mixed precision or not, and which."""
 
     device: torch.device
     channels_last: bool = True
     amp: bool = False
+    amp_dtype: torch.dtype = torch.bfloat16
 
     def batch(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -43,15 +46,19 @@ class Placement:
         return images, labels.to(self.device, non_blocking=True)
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.amp else nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp_dtype) if self.amp else nullcontext()
 
 
 @torch.no_grad()
-def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], place: Placement) -> Score:
-    """Score `forward(images [B, 3, H, W]) -> logits [B, classes]` over `batches`."""
+def evaluate(forward: Callable[[Tensor], Tensor], batches: Loader, place: Placement, together: bool = False) -> Score:
+    """Score `forward(images [B, 3, H, W]) -> logits [B, classes]` over `batches`.
+
+    With `together`, all processes do so, each on some of the batches: every image counts once.
+    """
     top1 = top5 = loss = torch.zeros((), dtype=torch.float64)
     images_seen = 0
-    for images, labels in batches:
+    first, every = (distributed.rank(), distributed.size()) if together else (0, 1)
+    for images, labels in batches.epoch(0, first, every):
         check_stop()
         images, labels = place.batch(images, labels)
         with place.autocast():
@@ -61,8 +68,10 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
         top5 = top5 + ranked.sum().cpu()
         loss = loss + F.cross_entropy(logits, labels, reduction="sum").cpu()
         images_seen += len(labels)
+    if together:
+        top1, top5, loss, images_seen = distributed.totals(float(top1), float(top5), float(loss), images_seen)
     top1, top5, loss = (float(total) / max(images_seen, 1) for total in (top1, top5, loss))
-    return Score(100 * top1, 100 * top5, loss, images_seen)
+    return Score(100 * top1, 100 * top5, loss, int(images_seen))
 
 
 @contextmanager
@@ -141,12 +150,19 @@ def reset_norms(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], pl
     network.eval()
 
 
-def check_finite(loss: Tensor, what: str, step: int, checkpoint: Path) -> float:
-    """The loss as a number; UserError when it is none, naming the step and the checkpoint that is still good."""
-    value = float(loss.detach())
-    if value != value or abs(value) == float("inf"):
-        raise UserError(f"{what}: the loss is {value} at step {step}; {last_good(checkpoint)}")
-    return value
+def check_finite(loss: float, what: str, step: int, checkpoint: Path) -> None:
+    """UserError when the loss is no number, naming the step and the checkpoint that is still good."""
+    if not math.isfinite(loss):
+        raise UserError(f"{what}: the loss is {loss} at step {step}; {last_good(checkpoint)}")
+
+
+def average_norms(*networks: nn.Module) -> None:
+    """Give the batch norms of `networks` the mean statistics of all processes, each of which saw images of its own.
+
+    All processes call it.
+    """
+    norms = [module for network in networks for module in network.modules() if hasattr(module, "running_mean")]
+    distributed.average(buffer for norm in norms for buffer in (norm.running_mean, norm.running_var))
 
 
 def check_weights(weights: Iterable[Tensor], what: str, checkpoint: Path) -> None:
@@ -164,13 +180,24 @@ def last_good(checkpoint: Path | None) -> str:
 
 @dataclass
 class Tally:
-    """What an epoch has added up so far. In a checkpoint, it lets a stopped epoch go on in its middle."""
+    """What an epoch has added up so far, in all processes.
+
+    In a checkpoint, it lets a stopped epoch go on in its middle.
+    """
 
     steps: int = 0
     passes: int = 0
     losses: float = 0.0
     hits: int = 0
     seen: int = 0
+
+    def add(self, passes: int, losses: float, hits: int, seen: int) -> None:
+        """What a step has added."""
+        self.steps += 1
+        self.passes += passes
+        self.losses += losses
+        self.hits += hits
+        self.seen += seen
 
     @property
     def loss(self) -> float:
@@ -187,8 +214,10 @@ class Tally:
 class Recipe:
     """How a network learns: what is minimised, and how gradients become steps.
 
-    `seed` names the random streams of its steps. Gradients have a norm of at most `clip_grad`, unless that is 0. `mix`
-    may change a batch, and `after_step` is called after each step. `checkpoint` is what a broken-off run goes back to.
+    `seed` names the random streams of its steps. The gradient of a step is the sum of those of its passes, each
+    multiplied by `pass_share`; its norm is at most `clip_grad`, unless that is 0. `mix` may change a batch, and
+    `after_step` is called after each step. `checkpoint` is what a broken-off run goes back to. `scaler` keeps small
+    gradients alive in float16.
     """
 
     criterion: Callable[[Tensor, Tensor], Tensor]
@@ -198,6 +227,8 @@ class Recipe:
     seed: tuple[int, str]
     checkpoint: Path | None
     clip_grad: float = 0.0
+    pass_share: float = 1.0
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, labels: (images, labels)
     after_step: Callable[[], None] = lambda: None
 
@@ -217,32 +248,43 @@ def train_epoch(
     differentiated before the next is asked for, so that only one graph lives at a time, and the gradients add up before
     the optimiser steps. Every step has a random stream of its own, for `forwards` and for the global streams, so that
     an epoch can go on anywhere.
+
+    Of several processes each sees its share of every batch, draws the same paths, and steps by the mean of all
+    gradients; they stop, and save, together.
     """
-    optimizer, place = recipe.optimizer, recipe.place
+    optimizer, place, scaler = recipe.optimizer, recipe.place, recipe.scaler
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in parameters:  # one that no path has used yet decays all the same, as it does after the first step
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+    check_stop_together()
     for images, labels in batches.epoch(epoch, tally.steps):
-        check_stop()
-        rng = stream(*recipe.seed, epoch, tally.steps)
-        seed_global(rng)
+        names = (*recipe.seed, epoch, tally.steps)
+        rng = stream(*names)
+        seed_global(stream(*names, distributed.rank()) if distributed.rank() else rng)
         images, labels = place.batch(*recipe.mix(images, labels))
         likeliest = labels.argmax(dim=1) if labels.ndim == 2 else labels
         recipe.schedule.apply(optimizer, epoch * len(batches) + tally.steps)
         optimizer.zero_grad(set_to_none=False)
+        passes, losses, hits, seen = 0, 0.0, 0, 0
         for output in forwards(images, rng):
             logits, targets = output if isinstance(output, tuple) else (output, labels)
             with place.autocast():
                 loss = recipe.criterion(logits, targets)
-            loss.backward()
-            tally.losses += check_finite(loss, progress.title, tally.steps, recipe.checkpoint)
-            tally.hits += int((logits.argmax(dim=1) == likeliest).sum())
-            tally.passes, tally.seen = tally.passes + 1, tally.seen + len(labels)
+            scaler.scale(recipe.pass_share * loss).backward()
+            losses += float(loss.detach())
+            hits += int((logits.argmax(dim=1) == likeliest[seen % len(labels) :][: len(logits)]).sum())
+            passes, seen = passes + 1, seen + len(logits)
+        distributed.average(parameter.grad for parameter in parameters)
+        passes, losses, hits, seen, *agreed = distributed.totals(passes, losses, hits, seen, *wishes())
+        check_finite(losses, progress.title, tally.steps, recipe.checkpoint)
         if recipe.clip_grad:
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         recipe.after_step()
-        tally.steps += 1
+        tally.add(int(passes), losses, int(hits), int(seen))
         progress.update(loss=tally.loss, top1=tally.top1, lr=optimizer.param_groups[0]["lr"])
+        obey(*map(bool, agreed))
     check_weights(parameters, progress.title, recipe.checkpoint)

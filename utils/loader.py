@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from utils import distributed
 from utils.errors import UserError
 from utils.images import EncodedImages, ImageData, Images, evaluation_steps
 from utils.runtime import seed_global, stream
@@ -65,11 +66,13 @@ class MemoryLoader:
     def __len__(self) -> int:
         return _batches(len(self.data.labels), self.batch_size, self.augment is not None)
 
-    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches from number `first` on. With augmentation: shuffled, whole batches only."""
-        for number, index in enumerate(_order(self, epoch).split(self.batch_size)[: len(self)]):
-            if number >= first:
-                yield self._batch(index, stream(self.seed, "augmentation", epoch, number))
+    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches from number `first` on, or `every` second of them, and so on.
+
+        With augmentation they are shuffled, whole, and shared: this process gets its part of each.
+        """
+        for number, index in _numbered(self, epoch, first, every):
+            yield self._batch(index, _batch_stream(self, epoch, number))
 
     def _batch(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         images, augment = self.data.images[index], self.augment
@@ -163,24 +166,24 @@ class FileLoader:
     def __len__(self) -> int:
         return _batches(len(self.data.labels), self.batch_size, self.augment is not None)
 
-    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        numbered = _numbered(self, epoch, first, every)
         loader = torch.utils.data.DataLoader(
             _Files(self.data, self.transform, (self.seed, epoch)),
-            self.batch_size,
-            sampler=_order(self, epoch)[first * self.batch_size : len(self) * self.batch_size].tolist(),
+            batch_sampler=[index.tolist() for _, index in numbered],
             num_workers=self.workers,
             collate_fn=_collate,
             worker_init_fn=ignore_signals,
         )
         side = self.augment.cutout if self.augment is not None else 0
         skipped = 0
-        for number, (batch, broken) in enumerate(loader, start=first):
+        for (number, _), (batch, broken) in zip(numbered, loader, strict=True):
             if isinstance(broken, UserError):
                 raise broken
             skipped += broken
             if batch is not None:
                 images, labels = batch
-                rng = stream(self.seed, "augmentation", epoch, number)
+                rng = _batch_stream(self, epoch, number)
                 yield (cutout(images, side, rng) if side else images), labels
             elif self.augment is not None:  # to go on would be to train on nothing
                 raise UserError(f"{self.data.source.root}: a whole batch of {broken} images cannot be read")
@@ -241,6 +244,22 @@ def _order(batches: Loader, epoch: int) -> Tensor:
     if batches.augment is None:
         return torch.arange(count)
     return torch.randperm(count, generator=stream(batches.seed, "batches", epoch))
+
+
+def _numbered(batches: Loader, epoch: int, first: int, every: int) -> list[tuple[int, Tensor]]:
+    """The numbers of the wanted batches, and which images are in them, for this process."""
+    size, training = batches.batch_size, batches.augment is not None
+    if training and size % distributed.size():
+        raise UserError(f"batch_size: {size} images cannot be shared by {distributed.size()} processes")
+    split = _order(batches, epoch).split(size)
+    numbered = [(number, split[number]) for number in range(len(batches))[first::every]]
+    return [(number, index[distributed.share(len(index))]) for number, index in numbered] if training else numbered
+
+
+def _batch_stream(batches: Loader, epoch: int, number: int) -> torch.Generator:
+    """What augments this process's part of a batch."""
+    rank = distributed.rank()
+    return stream(batches.seed, "augmentation", epoch, number, *([rank] if rank else []))
 
 
 def _batches(images: int, batch_size: int, training: bool) -> int:

@@ -11,12 +11,12 @@ from typing import Protocol
 import torch
 import yaml
 
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.config import Config, load_config
 from utils.engine import Tally, check_weights
 from utils.errors import UserError
 from utils.runtime import describe_environment
-from utils.stopping import check_stop, saved_when_stopped
+from utils.stopping import check_stop_together, saved_when_stopped
 
 
 class Training(Protocol):
@@ -43,6 +43,7 @@ class RunFolder:
         self.path = Path(path)
         self.continues = False  # whether the folder holds an earlier part of this very run
         self.stage = ""
+        self.minutes = 15.0  # between two checkpoints inside an epoch
         self.origin: Path | None = None  # the run folder whose state a new run begins with
         self._events = events or self.path / "tensorboard"
         self._writer = None
@@ -78,7 +79,13 @@ class RunFolder:
         return run
 
     def begin(self, config: Config, device: torch.device) -> None:
-        """Make the folder; what lies there of another run moves aside."""
+        """Make the folder; what lies there of another run moves aside. All processes call it, and the first does it."""
+        distributed.wait()  # until all have looked
+        if distributed.rank() == 0:
+            self._begin(config, device)
+        distributed.wait()
+
+    def _begin(self, config: Config, device: torch.device) -> None:
         if self.continues:
             checkpoint.remove_unfinished(self.path)
         else:
@@ -138,7 +145,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str, mirror: str | None = None) -> None:
         """Write a file whole, and a copy of it at `mirror` when that is given."""
-        for path in filter(None, (mirror, self.file(name))):
+        for path in _written(mirror, self.file(name)):
             checkpoint.write_text(path, text)
 
     def save(self, name: str, payload: dict, mirror: str | None = None) -> None:
@@ -146,23 +153,24 @@ class RunFolder:
 
         The last file that a stage saves in an epoch is what resuming reads, so it must not come before its copies.
         """
-        for path in filter(None, (mirror, self.checkpoint(name))):
+        for path in _written(mirror, self.checkpoint(name)):
             checkpoint.save(path, payload)
 
     def train(self, stage: str, name: str, training: Training, total: int, one_epoch: Callable[[int], None]) -> None:
         """Do what is left of `total` epochs, each by `one_epoch(epoch)`, and keep `training` as checkpoint `name`.
 
-        It is kept after each epoch; and where SIGTERM or Ctrl-C comes, also in the middle of one.
+        It is kept after each epoch; and in the middle of one every so many `minutes`, and where SIGTERM or Ctrl-C
+        comes. All processes call it.
         """
         self._restore(name, training)
         self._forget_after(stage, training.epochs)
-        with saved_when_stopped(partial(self._keep, name, training)):
+        with saved_when_stopped(partial(self._keep, name, training), self.minutes):
             for epoch in range(training.epochs, total):
-                check_stop()
+                check_stop_together()
                 one_epoch(epoch)
                 training.epochs, training.tally = epoch + 1, Tally()
                 self._keep(name, training)
-            check_stop()
+            check_stop_together()
 
     def _restore(self, name: str, training: Training) -> None:
         file = self.checkpoint(name)
@@ -191,6 +199,8 @@ class RunFolder:
 
     def log(self, stage: str, epoch: int, **numbers: float) -> None:
         """One line of metrics.jsonl, and TensorBoard scalars. `epoch` counts finished epochs of the stage."""
+        if distributed.rank():
+            return
         with open(self.file("metrics.jsonl"), "a") as file:
             file.write(json.dumps({"stage": stage, "epoch": epoch, **numbers}) + "\n")
             file.flush()
@@ -206,11 +216,16 @@ class RunFolder:
     def _forget_after(self, stage: str, epoch: int) -> None:
         """Drop the metrics of `stage` after `epoch`: a killed run may have logged an epoch it could not save."""
         metrics = self.file("metrics.jsonl")
-        if metrics.exists():
+        if distributed.rank() == 0 and metrics.exists():
             lines = metrics.read_text().splitlines(keepends=True)
             kept = [line for line in lines if not _is_after(line, stage, epoch)]
             if len(kept) < len(lines):
                 self.write_text("metrics.jsonl", "".join(kept))
+
+
+def _written(*paths: str | Path | None) -> list[str | Path]:
+    """Those of `paths` that this process is to write: none, but for the first process."""
+    return [path for path in paths if path is not None and distributed.rank() == 0]
 
 
 # What a run that begins with the state of another one takes over.

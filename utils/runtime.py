@@ -12,14 +12,21 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from utils import distributed
+
 # Numbers of the parameters of glibc's mallopt (malloc.h)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def pick_device(accelerator: bool = True) -> torch.device:
-    """CUDA, else MPS, where there is one and it is wanted, else the CPU, where freed memory is kept from then on."""
+    """Where it is wanted, CUDA, a GPU for each process of a machine, or else MPS; otherwise the CPU.
+
+    On the CPU freed memory is kept from then on.
+    """
     if accelerator and torch.cuda.is_available():
-        return torch.device("cuda")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+        return device
     if accelerator and torch.backends.mps.is_available():
         return torch.device("mps")
     keep_freed_memory()
@@ -59,6 +66,7 @@ def describe_environment(device: torch.device) -> dict:
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
+        "processes": distributed.size(),
         "commit": _commit(),
     }
 
@@ -78,7 +86,7 @@ class Progress:
         self.title, self.total, self.print_freq = title, total, print_freq
         self.step, self.first, self.began = done, done, time.monotonic()
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and distributed.rank() == 0:
             self.bar = tqdm(total=total, initial=done, desc=title, leave=False, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":

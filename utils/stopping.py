@@ -1,4 +1,4 @@
-"""Stopping in order: SIGTERM and Ctrl-C wait until what is trained can be saved."""
+"""Saving in time: SIGTERM and Ctrl-C wait until what is trained can be saved, and so does the clock."""
 
 import os
 import signal
@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+from utils import distributed
 
 
 def say(text: str) -> None:
@@ -19,11 +21,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class _StopRequest:
-    """The signal that asks this process to stop; within `saved_when_stopped` it waits for `check_stop`."""
+    """What asks this process to stop or to save: within `saved_when_stopped` it waits for a moment between steps."""
 
     signal: int | None = None
     received = 0.0  # seconds
     waits = False
+    save: Callable[[], None] = staticmethod(lambda: None)
+    every = float("inf")  # seconds between two savings
+    saved = 0.0
 
     def receive(self, number: int, frame) -> None:
         first, now = self.signal is None, time.monotonic()
@@ -44,15 +49,42 @@ def stop_signal() -> int:
 
 
 def check_stop() -> None:
-    """Raise `Stopped` if a signal has come: called where everything that trains is between two steps."""
-    if _request.waits and _request.signal is not None:
+    """Raise `Stopped` if a signal has come: called where everything that trains is between two steps.
+
+    Several processes must stop together, at a step: there it does nothing.
+    """
+    if distributed.size() == 1:
+        obey(wishes()[0], False)
+
+
+def check_stop_together() -> None:
+    """As `check_stop`, for all processes: they stop if a signal has come to any of them."""
+    stop, _ = distributed.totals(*wishes())
+    obey(bool(stop), False)
+
+
+def wishes() -> tuple[bool, bool]:
+    """Whether this process is asked to stop, and whether it is time to save."""
+    stop = _request.waits and _request.signal is not None
+    return stop, _request.waits and time.monotonic() - _request.saved > _request.every
+
+
+def obey(stop: bool, save: bool) -> None:
+    """What all processes have agreed on, between two steps."""
+    if stop:
         raise Stopped
+    if save:
+        _request.save()
+        _request.saved = time.monotonic()
 
 
 @contextmanager
-def saved_when_stopped(save: Callable[[], None]) -> Iterator[None]:
-    """Within, SIGTERM and Ctrl-C wait for the next `check_stop`, and `save()` is called before the process ends."""
-    _request.waits = True
+def saved_when_stopped(save: Callable[[], None], minutes: float = float("inf")) -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C wait for a moment between two steps, and `save()` is called before the process ends.
+
+    It is called every so many `minutes`, too, between two steps.
+    """
+    _request.waits, _request.save, _request.every, _request.saved = True, save, 60 * minutes, time.monotonic()
     try:
         yield
     except Stopped:

@@ -1,0 +1,239 @@
+"""Several processes are one run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model.supernet import UnifiedSupernet
+from model.warm_up import path_logits
+from tests.conftest import TESTS, TINY_CONFIG, mixed_space, rng
+from tests.test_training import CPU, recipe_of
+from tests.worlds import in_world
+from utils import checkpoint, distributed
+from utils.engine import Tally, average_norms, evaluate, train_epoch
+from utils.images import ImageData
+from utils.loader import Augmentation, MemoryLoader, Normalisation
+from utils.runtime import Progress, stream
+
+PLAIN = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def images(count: int, size: int = 12, classes: int = 7) -> ImageData:
+    pixels = torch.randint(256, (count, 3, size, size), generator=rng(), dtype=torch.uint8)
+    return ImageData(pixels, torch.randint(classes, (count,), generator=rng(1)))
+
+
+def talk():
+    rank = distributed.rank()
+    tensors = [torch.full((2, 3), float(rank)), torch.tensor([10.0 * rank])]
+    distributed.average(tensors)
+    outcomes = distributed.divided(7, lambda index: (index, rank))
+    retried = distributed.divided(1, fails_in_one_process)
+    hopeless = distributed.divided(2, fails_always)
+    return {
+        "averages": [t.flatten()[0].item() for t in tensors],
+        "totals": distributed.totals(1, rank),
+        "first": distributed.of_first(f"from {rank}"),
+        "work": [outcome.result[0] for outcome in outcomes],
+        "retried": retried[0].result,
+        "hopeless": [str(outcome.error) for outcome in hopeless],
+    }
+
+
+def fails_in_one_process(index: int) -> str:
+    """Fails where it is tried first."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    if store.add("tries", 1) == 1:
+        raise ValueError("not here")
+    return "done elsewhere"
+
+
+def fails_always(index: int) -> None:
+    raise ValueError(f"number {index}")
+
+
+def test_processes_average_add_up_divide_work_and_try_again_elsewhere(tmp_path):
+    for found in in_world(2, talk, tmp_path):
+        assert found["averages"] == [0.5, 5.0]
+        assert found["totals"] == [2.0, 1.0]
+        assert found["first"] == "from 0"
+        assert found["work"] == list(range(7))
+        assert found["retried"] == "done elsewhere"
+        assert ["ValueError: number 0" in found["hopeless"][0], "number 1" in found["hopeless"][1]] == [True, True]
+
+
+def test_alone_all_that_is_trivial():
+    tensor = torch.tensor([3.0])
+    distributed.average([tensor])
+    assert (tensor.item(), distributed.totals(2, 3), distributed.of_first("x")) == (3.0, [2.0, 3.0], "x")
+    done = distributed.divided(3, lambda index: 10 // index)
+    assert [outcome.result for outcome in done] == [None, 10, 5]
+    with pytest.raises(ZeroDivisionError):
+        distributed.results(done)
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def supernet_steps(steps: int, lr: float) -> dict:
+    """Gradients of the last step, weights, statistics and tally after some steps of warm-up with a batch of 8."""
+    supernet = UnifiedSupernet(mixed_space(), rng()).train()
+    recipe = recipe_of(supernet, lr=lr)
+    recipe.optimizer.param_groups[0]["momentum"] = 0.9
+    batches = MemoryLoader(images(8 * steps), 8, PLAIN, Augmentation(0, False), seed=3)
+    tally = Tally()
+    with Progress("test", len(batches)) as progress:
+        train_epoch(partial(path_logits, supernet, 4, CPU), recipe, batches, 0, tally, progress)
+    own = {key: value.clone() for key, value in supernet.state_dict().items() if "running" in key}
+    average_norms(supernet)
+    gradients = {name: p.grad.clone() for name, p in supernet.named_parameters()}
+    return {"gradients": gradients, "state": supernet.state_dict(), "own": own, "tally": tally}
+
+
+def naive_gradients() -> dict[str, torch.Tensor]:
+    """Of one step: the mean over two half batches of the summed gradients of four paths."""
+    batches = MemoryLoader(images(8), 8, PLAIN, Augmentation(0, False), seed=3)
+    [(pixels, labels)] = batches.epoch(0)
+    halves = []
+    for half in (slice(0, 4), slice(4, 8)):
+        supernet = UnifiedSupernet(mixed_space(), rng()).train()
+        for path in supernet.space.sample_fair(4, stream(0, "test", 0, 0)):
+            F.cross_entropy(supernet(pixels[half], path), labels[half]).backward()
+        halves.append({name: p.grad for name, p in supernet.named_parameters()})
+    return {
+        name: sum(torch.zeros(1) if half[name] is None else half[name] for half in halves) / 2 for name in halves[0]
+    }
+
+
+def test_the_gradient_is_the_mean_of_the_shards(tmp_path):
+    expected = naive_gradients()
+    for found in in_world(2, supernet_steps, tmp_path, 1, 1e-9):
+        assert found["gradients"].keys() == expected.keys()
+        for name, gradient in found["gradients"].items():
+            torch.testing.assert_close(gradient, expected[name].expand_as(gradient), rtol=0, atol=1e-6)
+        assert (found["tally"].passes, found["tally"].seen) == (2 * 4, 2 * 4 * 4)
+
+
+def test_processes_stay_the_same_to_the_bit(tmp_path):
+    first, second = in_world(2, supernet_steps, tmp_path, 20, 0.05)
+    assert first["tally"] == second["tally"]
+    for key, value in first["state"].items():
+        assert value.equal(second["state"][key]), key
+        if "running" in key:
+            torch.testing.assert_close(value, (first["own"][key] + second["own"][key]) / 2)
+    assert any(not first["own"][key].equal(second["own"][key]) for key in first["own"])  # each saw images of its own
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def score_of(count: int, together: bool):
+    torch.set_num_threads(1)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 7, bias=False))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.randn(7, 432, generator=rng(2)))
+    return evaluate(network, MemoryLoader(images(count), 8, PLAIN), CPU, together)
+
+
+@pytest.mark.parametrize(("processes", "count"), [(2, 37), (3, 20)])
+def test_every_image_counts_once(tmp_path, processes, count):
+    alone = score_of(count, together=False)
+    for found in in_world(processes, score_of, tmp_path, count, True):
+        assert (found.top1, found.top5, found.images) == (alone.top1, alone.top5, count)
+        assert found.loss == pytest.approx(alone.loss)
+
+
+def test_a_batch_that_cannot_be_shared_is_named(tmp_path):
+    with pytest.raises(Exception, match="batch_size: 8 images cannot be shared by 3 processes"):
+        in_world(3, supernet_steps, tmp_path, 1, 0.1)
+
+
+# -- whole stages ----------------------------------------------------------------------------------------------------
+
+
+def torchrun(processes: int, folder, *command, restarts: int = 0) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    return subprocess.Popen(
+        [*launcher, f"--max-restarts={restarts}", *map(str, command)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=tmp_path / "logs"))
+    found = {"target": 0.15, "macs_m": 0.15, "params_m": 0.01, "choices": [[3, 5, None, None, None, None]] * 2}
+    (tmp_path / "found.json").write_text(json.dumps([found]))
+    return tmp_path
+
+
+def scratch(folder, title, *settings):
+    script = TESTS.parent / "train_cifar.py"
+    command = [script, "--cfg", "tiny.yml", "--flops", "0.15", "--architecture", "found.json", "--title", title]
+    return [*command, "--set", "epochs=4", *settings]
+
+
+def test_the_stages_run_in_two_processes(folder):
+    script = TESTS.parent / "search.py"
+    done = torchrun(2, folder, script, "--cfg", "tiny.yml", "--title", "search", "--set", "batch_size=32")
+    said = done.communicate(timeout=300)[0]
+    assert done.returncode == 0, said
+    assert said.count("mean miss") == 3, said  # of two epochs and of the report: one process speaks
+    done = torchrun(2, folder, *scratch(folder, "two"))
+    said = done.communicate(timeout=300)[0]
+    assert done.returncode == 0, said
+    result = json.loads((folder / "logs" / "two" / "result.json").read_text())
+    done = torchrun(2, folder, TESTS.parent / "validate.py", "--checkpoint", result["checkpoint"], "--json")
+    scored = json.loads(next(line for line in done.communicate(timeout=300)[0].splitlines() if line.startswith("{")))
+    assert scored["top1"] == result["top1"]
+
+
+@pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
+def test_a_run_goes_on_in_another_number_of_processes(folder, processes):
+    """Stopped by SIGTERM in the second epoch or later, and ended by others: as many images are seen."""
+    first, then = processes
+    command = scratch(folder, "net", "batch_size=16")
+    stopped = torchrun(first, folder, *command)
+    metrics = folder / "logs" / "net" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n"))
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(120) != 0
+    kept = checkpoint.load(folder / "logs" / "net" / "checkpoints" / "last.pth")
+    done = torchrun(then, folder, *command)
+    said = done.communicate(timeout=300)[0]
+    assert done.returncode == 0, said
+    assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
+    assert kept["epoch"] >= 1
+
+
+def test_a_killed_worker_is_replaced(folder):
+    run = torchrun(2, folder, *scratch(folder, "net", "batch_size=16"), restarts=3)
+    metrics = folder / "logs" / "net" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n"))
+    workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    said = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, said
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.02)

@@ -1,0 +1,158 @@
+"""Several processes as one run: what `torchrun` started works together, and a process of its own is a run of one.
+
+All processes hold the same weights, and every function here that says so must be called by all of them, in the same
+order. Only the first process, of rank 0, writes files and prints.
+"""
+
+import datetime
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+T = TypeVar("T")
+PATIENCE = datetime.timedelta(hours=2)  # for a process that is still busy where the others wait
+
+
+def launched() -> bool:
+    """Whether a launcher has started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within, this process is one of those that its launcher has started.
+
+    Numbers on the CPU go by gloo, those on GPUs by NCCL.
+    """
+    if not launched() or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Give `tensors` the mean of their values over all processes, in one message; all call it."""
+    tensors = list(tensors)
+    if size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.detach().copy_(mean.view(tensor.shape))
+
+
+def totals(*numbers: float) -> list[float]:
+    """The sums of `numbers` over all processes; all call it."""
+    if size() == 1:
+        return list(map(float, numbers))
+    summed = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    totals(0)
+
+
+def of_first(value: T) -> T:
+    """What `value` is in the first process; all call it."""
+    held = [value]
+    if size() > 1:
+        dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
+    return held[0]
+
+
+# -- parts of a work -------------------------------------------------------------------------------------------------
+
+
+def share(batch_size: int) -> slice:
+    """Which of the `batch_size` images of a batch are for this process; it must be a multiple of their number."""
+    part = batch_size // size()
+    return slice(rank() * part, (rank() + 1) * part)
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What came of a piece of work: its result, or the error that it ended in; and in which process."""
+
+    result: T | None
+    error: Exception | None
+    process: int
+
+
+_works = itertools.count()
+
+
+def divided(count: int, work: Callable[[int], T]) -> list[Outcome[T]]:
+    """`work(0)` to `work(count - 1)`, each done by a process that is idle; all call it, and all get the outcomes.
+
+    Work that fails is done once more by another process, where there is one.
+    """
+    number = next(_works)
+    taken = range(count) if size() == 1 else _taken(number, count)
+    outcomes = _gathered({index: _outcome(work, index) for index in taken})
+    failed = [index for index in range(count) if outcomes[index].error is not None]
+    if size() > 1 and failed:
+        elsewhere = [index for index in failed if (outcomes[index].process + 1) % size() == rank()]
+        outcomes |= _gathered({index: _outcome(work, index) for index in elsewhere})
+    return [outcomes[index] for index in range(count)]
+
+
+def results(outcomes: list[Outcome[T]]) -> list[T]:
+    """The results, where all work must have one; the first error is raised."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    return [outcome.result for outcome in outcomes]
+
+
+def _taken(work: int, count: int) -> Iterator[int]:
+    """The numbers below `count` that no other process has taken before."""
+    store = dist.distributed_c10d._get_default_store()
+    while (index := store.add(f"work {work}", 1) - 1) < count:
+        yield index
+
+
+def _outcome(work: Callable[[int], T], index: int) -> Outcome[T]:
+    try:
+        return Outcome(work(index), None, rank())
+    except Exception as error:  # whatever it is, it must neither end the others' work nor become a result
+        return Outcome(None, error, rank())
+
+
+def _gathered(own: dict[int, Outcome]) -> dict[int, Outcome]:
+    if size() == 1:
+        return own
+    for index, outcome in own.items():
+        if outcome.error is not None:  # not every error can be sent
+            said = f"{type(outcome.error).__name__}: {outcome.error}"
+            own[index] = replace(outcome, error=RuntimeError(f"in process {rank()}, {said}"))
+    parts: list[dict] = [{}] * size()
+    dist.all_gather_object(parts, own)
+    return {index: outcome for part in parts for index, outcome in part.items()}
