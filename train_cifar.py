@@ -11,15 +11,18 @@ import argparse
 import json
 import shutil
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from model.blueprint import Blueprint, ElasticBlueprint, blueprint_of, load_blueprint
-from model.build import build_space
+from model.build import build_recipe, build_space
 from model.elastic_space import ElasticArchitecture
 from model.generation import choose, choose_from_file, newest_config
-from model.scratch_training import ScratchTraining
+from model.scratch_training import ScratchTraining, mixup, one_pass
 from model.space import Architecture
 from model.subnet import count_macs, count_parameters
 from utils.command import Parser, add_config_options, boolean, command, positive_number
@@ -28,6 +31,7 @@ from utils.data import Dataset, load_dataset
 from utils.engine import Placement, Score
 from utils.errors import UserError
 from utils.loader import Augmentation, Normalisation, loader
+from utils.optim import moving_average
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table
@@ -201,7 +205,20 @@ def train(
     seed = stream(config.seed, "scratch batches").initial_seed()
     batches = loader(dataset.train, config.batch_size, normalise, augment, seed, config.num_workers)
     test = loader(dataset.test, config.batch_size, normalise, workers=config.num_workers)
-    training = ScratchTraining(network, described, len(batches), config, place, run.checkpoint("last"))
+    recipe = build_recipe(network.parameters(), len(batches), config, place, "scratch", run.checkpoint("last"))
+    if config.mixup:
+        recipe = replace(recipe, mix=mixup(config.mixup, config.classes))
+    network = network.to(memory_format=torch.channels_last) if place.channels_last else network
+    average = moving_average(network, config.ema) if config.ema else None
+    training = ScratchTraining(
+        network,
+        recipe,
+        described,
+        config.batch_size,
+        average,
+        partial(average.update_parameters, network) if average is not None else lambda: None,
+        partial(one_pass, torch.compile(network) if config.compile else network, place),
+    )
 
     def one_epoch(epoch: int) -> None:
         title = f"epoch {epoch + 1}/{config.epochs}"

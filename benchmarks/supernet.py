@@ -144,7 +144,11 @@ def hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
     supernet = supernets(space)[0].train()
     images, labels = CPU.batch(images, labels)
     return training_step(
-        supernet, lambda: path_logits(supernet, PATHS, CPU, images, torch.Generator().manual_seed(1)), labels
+        supernet,
+        lambda: (
+            logits for logits, _ in path_logits(supernet, PATHS, CPU, images, labels, torch.Generator().manual_seed(1))
+        ),
+        labels,
     )
 
 

@@ -1,7 +1,7 @@
 """A network to be: an architecture in its space, of either kind, as training and validation need it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -18,9 +18,10 @@ from model.lookup_table import LookUpTable
 from model.mobilenetv3 import MobileNetV3
 from model.nasbench201 import CellNetwork, CellSupernet
 from model.space import Architecture, UnifiedSpace, load_architecture, save_architecture, space_from_dict
-from model.subnet import SubNet
+from model.subnet import SubNet, count_macs
 from model.supernet import UnifiedSupernet
 from utils import checkpoint
+from utils.errors import UserError
 
 
 class Blueprint(Protocol):
@@ -148,11 +149,67 @@ class ElasticBlueprint:
         save_elastic_architecture(path, self.space, self.architecture, costs, provenance)
 
 
-KINDS = (UnifiedBlueprint.kind, CellBlueprint.kind, ElasticBlueprint.kind)  # of checkpoints that say their network
+@dataclass(frozen=True)
+class PlainBlueprint:
+    """A network that only its published `net.config` describes, at the resolution it is used with."""
+
+    config: dict
+    image_size: int
+    kind = "mobilenetv3"
+    names = ("dropout", "drop_path")
+
+    @classmethod
+    def load(cls, file: Path, image_size: int) -> "PlainBlueprint":
+        """From a `net.config` file; UserError when it is none."""
+        try:
+            config = json.loads(Path(file).read_text())
+            MobileNetV3.from_config(config)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{file}: no network description ({error})") from None
+        return cls(config, image_size)
+
+    @property
+    def classes(self) -> int:
+        return self.config["classifier"]["out_features"]
+
+    @property
+    def macs_m(self) -> float:
+        """Of the convolutions."""
+        return count_macs(self.network({}), self.image_size)
+
+    def with_classes(self, classes: int) -> "PlainBlueprint":
+        """With another number of them."""
+        return replace(
+            self, config={**self.config, "classifier": {**self.config["classifier"], "out_features": classes}}
+        )
+
+    def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        return MobileNetV3.from_config(self.config, **options, rng=rng)
+
+    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        raise UserError(f"{supernet}: a net.config does not say which part of a supernet it is")
+
+    def describe(self) -> dict:
+        return {"kind": self.kind, "config": self.config, "image_size": self.image_size}
+
+    def save(self, path: Path, costs: dict, provenance: dict) -> None:
+        record = {"format": PLAIN_FORMAT, **self.describe(), "costs": costs, "provenance": provenance}
+        checkpoint.write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+PLAIN_FORMAT = "network-config/1"
+KINDS = (
+    UnifiedBlueprint.kind,
+    CellBlueprint.kind,
+    ElasticBlueprint.kind,
+    PlainBlueprint.kind,
+)  # of checkpoints that say their network
 
 
 def described(payload: dict) -> Blueprint:
     """The blueprint that a checkpoint describes; errors of a broken description are the caller's to name."""
+    if payload["kind"] == PlainBlueprint.kind:
+        return PlainBlueprint(payload["config"], int(payload["image_size"]))
     if payload["kind"] == ElasticBlueprint.kind:
         space = ElasticSpace.from_dict(payload["space"])
         return ElasticBlueprint(space, space.architecture(payload["architecture"]))
@@ -172,6 +229,9 @@ def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
         kind = json.loads(Path(path).read_text())["format"]
     except (OSError, ValueError, LookupError, TypeError):
         kind = None  # the reader below says what is wrong
+    if kind == PLAIN_FORMAT:
+        record = json.loads(Path(path).read_text())
+        return described(record), record
     read, blueprint = (load_architecture, blueprint_of)
     if kind == ELASTIC_FORMAT:
         read, blueprint = (load_elastic_architecture, ElasticBlueprint)

@@ -128,5 +128,7 @@ class CandidateEvaluation:
                 train_epoch(partial(_logits, network), recipe, batches, epoch, Tally(), progress)
 
 
-def _logits(network: nn.Module, images: Tensor, rng: torch.Generator) -> Iterator[Tensor]:
-    yield network(images)
+def _logits(
+    network: nn.Module, images: Tensor, labels: Tensor, rng: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    yield network(images), labels

@@ -81,9 +81,10 @@ def path_logits(
     paths: int,
     place: Placement,
     images: Tensor,
+    labels: Tensor,
     rng: torch.Generator,
     sampling: str = "fair",
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits of the paths of one step, sampled fairly or uniformly, one after another.
 
     All paths share stem and first block, which are computed once, and differentiated once all paths have been.
@@ -95,13 +96,13 @@ def path_logits(
     for path in space.sample_fair(paths, rng) if sampling == "fair" else space.sample(paths, rng):
         with place.autocast():
             logits = supernet.classify(shared, path)
-        yield logits
+        yield logits, labels
     features.backward(shared.grad)
 
 
 def sandwich_logits(
-    supernet: ElasticSupernet, networks: int, place: Placement, images: Tensor, rng: torch.Generator
-) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+    supernet: ElasticSupernet, networks: int, place: Placement, images: Tensor, labels: Tensor, rng: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The sandwich rule: the largest sub-network learns the labels; the smallest, and random ones, its answers.
 
     All at one random resolution. Source: Yu and Huang, "Universally Slimmable Networks", ICCV 2019 (the sandwich rule,
@@ -114,7 +115,7 @@ def sandwich_logits(
     for genes in [largest, smallest, *space.sample(max(0, networks - 2), draw)]:
         with place.autocast():
             logits = supernet(images, space.decode(genes))
-        yield logits if answers is None else (logits, answers)
+        yield logits, (labels if answers is None else answers)
         answers = logits.detach().float().softmax(dim=1) if answers is None else answers
 
 

@@ -120,10 +120,10 @@ def test_a_score_counts_right():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops_with_its_step(value, tmp_path):
     with pytest.raises(UserError, match=f"warm-up 1/2: the loss is {value} at step 7; there is no checkpoint yet"):
-        check_finite(torch.tensor(value), "warm-up 1/2", 7, tmp_path / "last.pth")
+        check_finite(value, "warm-up 1/2", 7, tmp_path / "last.pth")
     (tmp_path / "last.pth").touch()
     with pytest.raises(UserError, match=r"last\.pth is the last good checkpoint; try a lower lr"):
-        check_finite(torch.tensor(value), "warm-up 1/2", 7, tmp_path / "last.pth")
+        check_finite(value, "warm-up 1/2", 7, tmp_path / "last.pth")
 
 
 def test_the_gradients_of_all_paths_add_up_though_the_stem_is_computed_once():
@@ -145,7 +145,7 @@ def test_labels_may_be_probabilities():
     network = nn.Linear(2, 3)
     images, labels = torch.randn(4, 2, 1, 1, generator=rng()), torch.tensor([0, 1, 2, 2])
     tallies = [
-        trained(network, lambda x, _: [network(x.flatten(1))], Batches([(images, given)]), recipe_of(network))
+        trained(network, lambda x, y, _: [(network(x.flatten(1)), y)], Batches([(images, given)]), recipe_of(network))
         for given in (labels, F.one_hot(labels, 3).float())
     ]
     assert (tallies[0].loss, tallies[0].top1) == pytest.approx((tallies[1].loss, tallies[1].top1), abs=1e-5)
@@ -161,8 +161,8 @@ def test_an_epoch_goes_on_in_its_middle_to_the_same_bits():
         network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 4))
         recipe, tally = recipe_of(network, lr=0.1, mix=mixup(0.2, 4)), Tally()
 
-        def forwards(images, drawn, network=network):
-            yield network(images) * torch.rand((), generator=drawn)
+        def forwards(images, labels, drawn, network=network):
+            yield network(images) * torch.rand((), generator=drawn), labels
 
         for stop in (*stops, 5):
             ahead = Batches(list(batches.epoch(3))[:stop])

@@ -191,6 +191,11 @@ class Config:
         return _plain(values)
 
     @classmethod
+    def read(cls, file: Path) -> "Config":
+        """From a file, as `load_config`."""
+        return load_config(file)
+
+    @classmethod
     def from_dict(cls, values: dict, where: str = "config") -> "Config":
         """Check and convert plain values; UserError naming `where`, the key, the value and what is allowed."""
         values = {_SPELLINGS.get(key, key): value for key, value in values.items()}

@@ -49,11 +49,18 @@ class Dataset:
 
 
 def load_dataset(
-    name: str, directory: str, size: int, classes: int, download: bool = True, strict: bool = False
+    name: str,
+    directory: str,
+    size: int,
+    classes: int,
+    download: bool = True,
+    strict: bool = False,
+    in_memory: int = SMALL,
 ) -> Dataset:
     """The data set `name` in `directory` at `size` pixels; UserError when it is missing or has other classes.
 
-    Image files that cannot be read are skipped, counted and named; with `strict` the first of them is a UserError.
+    Images on disk are decoded once, and kept in memory, up to a side of `in_memory` pixels. Image files that cannot be
+    read are skipped, counted and named; with `strict` the first of them is a UserError.
     """
     if name not in DATASETS:
         raise UserError(f"dataset: {name!r} cannot be read; allowed are {', '.join(DATASETS)}")
@@ -62,7 +69,7 @@ def load_dataset(
     elif name in ("cifar10", "cifar100"):
         dataset = _cifar(name, directory, size, download)
     else:
-        dataset = _Parts(Path(directory), name == PACKED, size, strict).dataset()
+        dataset = _Parts(Path(directory), name == PACKED, size, strict, in_memory).dataset()
     found = int(dataset.train.labels.max()) + 1
     if found != classes:
         raise UserError(f"classes: the config says {classes}, but {name} in {directory} has {found}")
@@ -126,6 +133,7 @@ class _Parts:
     packed: bool
     size: int
     strict: bool
+    in_memory: int = SMALL
 
     def path(self, part: str) -> Path:
         return lmdb_file(self.directory, part) if self.packed else self.directory / part
@@ -134,7 +142,7 @@ class _Parts:
         """Its images, small ones decoded, and the names of its classes."""
         read = lmdb_images if self.packed else image_folder
         images, names = read(self.path(part), self.size, self.strict)
-        return (fitted(images) if self.size <= SMALL else images), names
+        return (fitted(images) if self.size <= self.in_memory else images), names
 
     @property
     def test(self) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from utils import distributed
 from utils.errors import UserError
 from utils.loader import Loader
-from utils.optim import Schedule
+from utils.optim import Schedule, TimmSchedule
 from utils.runtime import Progress, seed_global, stream
 from utils.stopping import check_stop, check_stop_together, obey, wishes
 
@@ -222,7 +222,7 @@ class Recipe:
 
     criterion: Callable[[Tensor, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    schedule: Schedule | TimmSchedule
     place: Placement
     seed: tuple[int, str]
     checkpoint: Path | None
@@ -233,8 +233,13 @@ class Recipe:
     after_step: Callable[[], None] = lambda: None
 
 
+# A batch [B, ...], its labels [B] or [B, classes] and a random stream -> for each pass over the batch, or over a part
+# of it, logits and what the criterion compares them with.
+Forwards = Callable[[Tensor, Tensor, torch.Generator], Iterable[tuple[Tensor, Tensor]]]
+
+
 def train_epoch(
-    forwards: Callable[[Tensor, torch.Generator], Iterable[Tensor | tuple[Tensor, Tensor]]],
+    forwards: Forwards,
     recipe: Recipe,
     batches: Loader,
     epoch: int,
@@ -243,11 +248,10 @@ def train_epoch(
 ) -> None:
     """Train for what is left of an epoch after `tally.steps` steps, and add it to `tally`.
 
-    `forwards(images, rng)` yields logits one after another, under autocast where it is wanted: one for an ordinary
-    network, one for each path of a supernet; or (logits, targets) where the labels are not the targets. Each is
-    differentiated before the next is asked for, so that only one graph lives at a time, and the gradients add up before
-    the optimiser steps. Every step has a random stream of its own, for `forwards` and for the global streams, so that
-    an epoch can go on anywhere.
+    `forwards` yields one pass after another, under autocast where it is wanted: one for an ordinary network, one for
+    each path of a supernet. Each is differentiated before the next is asked for, so that only one graph lives at a
+    time, and the gradients add up before the optimiser steps. Every step has a random stream of its own, for
+    `forwards` and for the global streams, so that an epoch can go on anywhere.
 
     Of several processes each sees its share of every batch, draws the same paths, and steps by the mean of all
     gradients; they stop, and save, together.
@@ -267,13 +271,13 @@ def train_epoch(
         recipe.schedule.apply(optimizer, epoch * len(batches) + tally.steps)
         optimizer.zero_grad(set_to_none=False)
         passes, losses, hits, seen = 0, 0.0, 0, 0
-        for output in forwards(images, rng):
-            logits, targets = output if isinstance(output, tuple) else (output, labels)
+        for logits, targets in forwards(images, labels, rng):
             with place.autocast():
                 loss = recipe.criterion(logits, targets)
             scaler.scale(recipe.pass_share * loss).backward()
             losses += float(loss.detach())
-            hits += int((logits.argmax(dim=1) == likeliest[seen % len(labels) :][: len(logits)]).sum())
+            of_pass = likeliest[seen % len(labels) :][: len(logits)]  # parts of a batch come in its order
+            hits += int((logits.argmax(dim=1) == of_pass).sum())
             passes, seen = passes + 1, seen + len(logits)
         distributed.average(parameter.grad for parameter in parameters)
         passes, losses, hits, seen, *agreed = distributed.totals(passes, losses, hits, seen, *wishes())
@@ -285,6 +289,6 @@ def train_epoch(
         scaler.update()
         recipe.after_step()
         tally.add(int(passes), losses, int(hits), int(seen))
-        progress.update(loss=tally.loss, top1=tally.top1, lr=optimizer.param_groups[0]["lr"])
+        progress.update(int(seen), loss=tally.loss, top1=tally.top1, lr=optimizer.param_groups[0]["lr"])
         obey(*map(bool, agreed))
     check_weights(parameters, progress.title, recipe.checkpoint)

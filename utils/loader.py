@@ -1,7 +1,7 @@
 """Batches of images: every random choice in them is a function of the seed, the epoch and the batch."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,7 +135,10 @@ def cutout(images: Tensor, side: int, rng: torch.Generator) -> Tensor:
 
 
 class FileLoader:
-    """Batches of images read from disk by `workers` processes; otherwise as `MemoryLoader`."""
+    """Batches of images read from disk by `workers` processes; otherwise as `MemoryLoader`.
+
+    A `transform` may stand for what `augment` says of single images; it draws from the global random streams.
+    """
 
     def __init__(
         self,
@@ -145,9 +148,13 @@ class FileLoader:
         augment: Augmentation | None = None,
         seed: int = 0,
         workers: int = 0,
+        transform: Callable[[Image.Image], Tensor] | None = None,
     ):
         self.data, self.batch_size, self.augment = files, batch_size, augment
         self.seed, self.workers = seed, workers
+        if transform is not None:
+            self.transform = transform
+            return
         if augment is None:
             steps = evaluation_steps(files.size)
         else:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -51,6 +52,18 @@ class Schedule:
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = self.at(step)
+
+
+class TimmSchedule:
+    """A schedule of timm, as a function of the step."""
+
+    def __init__(self, scheduler: Scheduler, steps_per_epoch: int):
+        self.scheduler, self.steps_per_epoch = scheduler, steps_per_epoch
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """One value for each epoch, as published, or for each step, as the schedule was made."""
+        self.scheduler.step(step // self.steps_per_epoch)
+        self.scheduler.step_update(step)
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:

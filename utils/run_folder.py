@@ -12,7 +12,6 @@ import torch
 import yaml
 
 from utils import checkpoint, distributed
-from utils.config import Config, load_config
 from utils.engine import Tally, check_weights
 from utils.errors import UserError
 from utils.runtime import describe_environment
@@ -32,6 +31,20 @@ class Training(Protocol):
         """Take up a checkpoint."""
 
 
+class Settings(Protocol):
+    """What a run was begun with: a `Config`, or the flags of a command."""
+
+    log_dir: str
+    write_dir: str | None
+
+    def to_dict(self) -> dict:
+        """Plain values."""
+
+    @classmethod
+    def read(cls, file: Path) -> "Settings":
+        """From the YAML file of `to_dict`."""
+
+
 class RunFolder:
     """`log_dir/title`: everything that a run writes.
 
@@ -49,7 +62,7 @@ class RunFolder:
         self._writer = None
 
     @classmethod
-    def open(cls, stage: str, config: Config, title: str, resume: str = "auto") -> "RunFolder":
+    def open(cls, stage: str, config: Settings, title: str, resume: str = "auto") -> "RunFolder":
         """The folder of `title` for a run of `stage`.
 
         `resume` "auto" continues a run of the same config and refuses another one; "none" begins anew; a path to
@@ -66,26 +79,26 @@ class RunFolder:
         run.continues = resume != "none" and saved.exists()
         if resume not in ("auto", "none"):
             run.origin = _run_folder_of(Path(resume))
-            _refuse_changes(load_config(run.origin / "config.yml"), config, str(run.origin), _LENGTH_KEYS)
+            _refuse_changes(type(config).read(run.origin / "config.yml"), config, str(run.origin), _LENGTH_KEYS)
             if run.continues and run._recorded("origin") != str(run.origin):
                 raise UserError(f"--resume {resume}: --title {title} has a run of its own; choose another title")
         if run.continues and run._recorded("stage") not in (stage, None):
             raise UserError(f"--title {title}: this is a run of {run._recorded('stage')}; choose another title")
         if run.continues:
-            _refuse_changes(load_config(saved), config, title)
+            _refuse_changes(type(config).read(saved), config, title)
         for key, value in config.to_dict().items():
             if key.startswith("path_to_") and value and Path(value).is_dir():
                 raise UserError(f"{key}: {value}: a file is to be written here, but it is a folder")
         return run
 
-    def begin(self, config: Config, device: torch.device) -> None:
+    def begin(self, config: Settings, device: torch.device) -> None:
         """Make the folder; what lies there of another run moves aside. All processes call it, and the first does it."""
         distributed.wait()  # until all have looked
         if distributed.rank() == 0:
             self._begin(config, device)
         distributed.wait()
 
-    def _begin(self, config: Config, device: torch.device) -> None:
+    def _begin(self, config: Settings, device: torch.device) -> None:
         if self.continues:
             checkpoint.remove_unfinished(self.path)
         else:
@@ -97,7 +110,7 @@ class RunFolder:
         self.write_text("environment.json", json.dumps(record, indent=1) + "\n")
         print(f"run folder {self.path}, on {device}", flush=True)
 
-    def _begin_anew(self, config: Config) -> None:
+    def _begin_anew(self, config: Settings) -> None:
         """All that a new run begins with, in one rename: a kill leaves the folder whole or absent."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = f".{self.path.name}.unfinished"
@@ -116,10 +129,11 @@ class RunFolder:
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
-    def _inherited_files(self, config: Config) -> list[Path]:
+    def _inherited_files(self, config: Settings) -> list[Path]:
         """What a run takes over from `origin`: no generator, when it will train the supernet further."""
         files = [file for name in _STATE_FILES for file in self.origin.glob(name)]
-        if load_config(self.origin / "config.yml").warmup_epochs != config.warmup_epochs:
+        before, now = type(config).read(self.origin / "config.yml").to_dict(), config.to_dict()
+        if before.get("warmup_epochs") != now.get("warmup_epochs"):
             files = [file for file in files if not file.name.startswith("generator_")]
         return files
 
@@ -256,7 +270,7 @@ _FREE_KEYS = {"strict_data", "num_workers", "print_freq", "log_dir", "write_dir"
 _LENGTH_KEYS = {"warmup_epochs", "search_epochs", "epochs"}
 
 
-def _refuse_changes(saved: Config, config: Config, title: str, free: set[str] = frozenset()) -> None:
+def _refuse_changes(saved: Settings, config: Settings, title: str, free: set[str] = frozenset()) -> None:
     old, new = saved.to_dict(), config.to_dict()
     changed = [key for key in new if old.get(key) != new[key] and key not in _FREE_KEYS | free]
     if changed:

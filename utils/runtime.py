@@ -4,11 +4,13 @@ import ctypes
 import hashlib
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -52,8 +54,10 @@ def stream(seed: int, *names: str | int) -> torch.Generator:
 
 
 def seed_global(rng: torch.Generator) -> None:
-    """Seed the global streams, which dropout, stochastic depth and mixup draw from, by the seed of `rng`."""
+    """Seed the global streams, which dropout, stochastic depth and augmentation draw from, by the seed of `rng`."""
     torch.manual_seed(rng.initial_seed())
+    random.seed(rng.initial_seed())
+    np.random.seed(rng.initial_seed() % 2**32)  # noqa: NPY002 - the stream that timm draws from
 
 
 def describe_environment(device: torch.device) -> dict:
@@ -84,7 +88,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, print_freq: int = 100, done: int = 0):
         self.title, self.total, self.print_freq = title, total, print_freq
-        self.step, self.first, self.began = done, done, time.monotonic()
+        self.step, self.first, self.began, self.images = done, done, time.monotonic(), 0
         self.bar = None
         if sys.stderr.isatty() and distributed.rank() == 0:
             self.bar = tqdm(total=total, initial=done, desc=title, leave=False, dynamic_ncols=True)
@@ -92,8 +96,12 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def update(self, **numbers: float) -> None:
+    def update(self, images: int = 0, /, **numbers: float) -> None:
+        """A step is done, in which so many `images` were seen."""
         self.step += 1
+        self.images += images
+        if images:
+            numbers["images/s"] = self.images / (time.monotonic() - self.began)
         if self.bar is not None:
             self.bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()}, refresh=False)
             self.bar.update()
