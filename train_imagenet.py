@@ -211,20 +211,22 @@ def build_training(
 ) -> tuple[ScratchTraining, int]:
     """With the number of epochs, which the schedule decides."""
     optional = {"eps": args.opt_eps} if args.opt_eps is not None else {}
-    optimizer = create_optimizer_v2(
-        network, args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum, **optional
-    )
-    scheduler, epochs = create_scheduler_v2(
-        optimizer,
-        args.sched,
-        num_epochs=args.epochs,
-        decay_epochs=args.decay_epochs,
-        decay_rate=args.decay_rate,
-        cooldown_epochs=args.cooldown_epochs,
-        min_lr=args.min_lr,
-        warmup_lr=args.warmup_lr,
-        warmup_epochs=args.warmup_epochs,
-    )
+    given = {"lr": args.lr, "weight_decay": args.weight_decay, "momentum": args.momentum, **optional}
+    try:
+        optimizer = create_optimizer_v2(network, args.opt, **given)
+        scheduler, epochs = create_scheduler_v2(
+            optimizer,
+            args.sched,
+            num_epochs=args.epochs,
+            decay_epochs=args.decay_epochs,
+            decay_rate=args.decay_rate,
+            cooldown_epochs=args.cooldown_epochs,
+            min_lr=args.min_lr,
+            warmup_lr=args.warmup_lr,
+            warmup_epochs=args.warmup_epochs,
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"--opt {args.opt}, --sched {args.sched}: {' '.join(str(error).split())}") from None
     mixes = bool(args.mixup or args.cutmix)
     smoothing = 0.0 if mixes else args.smoothing  # mixed labels are smoothed as they are mixed
     teacher = load_teacher(args.teacher, classes, args.teacher_checkpoint) if args.teacher else None

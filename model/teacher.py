@@ -59,7 +59,7 @@ def _largest(path: str) -> nn.Module:
         raise UserError(f"--teacher {path}: a supernet of cells is no teacher")
     supernet = UnifiedSupernet(space)
     checkpoint.load_into(supernet, checkpoint.weights(payload, path), path)
-    return supernet.extract(space.extremes()[1], exact=False)
+    return supernet.extract(space.extremes()[1], exact=False, dropout=0.0)
 
 
 def _of_timm(name: str, classes: int, weights: str | None) -> nn.Module:
