@@ -19,7 +19,7 @@ from model.lookup_table import LookUpTable
 from model.supernet import UnifiedSupernet
 from model.warm_up import PathValidation, WarmUp, supernet_payload, top1_of_all, validation_of
 from utils import distributed
-from utils.command import Parser, add_config_options, command
+from utils.command import Parser, add_checkpoint_minutes, add_config_options, command
 from utils.config import Config, load_config
 from utils.data import HELD_OUT_BY_DEFAULT, SearchImages, load_dataset, split_for_search
 from utils.engine import Placement
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     split_for_search(dataset, config.train_portion, config.seed)  # bad portions show before anything is written
     run = RunFolder.open("search", config, args.title or Path(args.cfg).stem, args.resume)
+    run.minutes = args.checkpoint_minutes
     generates = config.supernet != "elastic"  # an elastic supernet is for msunas.py
     pool = open_prior_pool(config, LookUpTable(supernet.space), run) if generates else None
     run.begin(config, place.device)
@@ -73,6 +74,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "PATH: begin with the state of another run folder",
     )
     add_config_options(parser)
+    add_checkpoint_minutes(parser)
     parser.add_argument("--strict-data", action="store_true", help="stop at an image that cannot be read")
     parser.add_argument("--table", metavar="FILE", help="true accuracies of NAS-Bench-201 (docs/nasbench201.md)")
     parser.add_argument("--dry-run", action="store_true", help="say what the run would need, and stop")

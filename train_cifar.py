@@ -25,7 +25,7 @@ from model.generation import choose, choose_from_file, newest_config
 from model.scratch_training import ScratchTraining, mixup, one_pass
 from model.space import Architecture
 from model.subnet import count_macs, count_parameters
-from utils.command import Parser, add_config_options, boolean, command, positive_number
+from utils.command import Parser, add_checkpoint_minutes, add_config_options, boolean, command, positive_number
 from utils.config import Config, load_config
 from utils.data import Dataset, load_dataset
 from utils.engine import Placement, Score
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(args.cfg, overrides) if args.cfg else newest_config(Path("./logs"), overrides)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     run = RunFolder.open("train_cifar", config, args.title or default_title(args), args.resume)
+    run.minutes = args.checkpoint_minutes
     blueprint, target, source = stored_choice(run, args) or new_choice(config, args)
     print(f"architecture from {source}")
     if config.compile and place.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -104,6 +105,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--title", help="name of the run folder under log_dir")
     parser.add_argument("--resume", default="auto", choices=("auto", "none"), help="go on, or begin anew")
+    add_checkpoint_minutes(parser)
     add_training_options(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)

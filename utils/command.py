@@ -68,6 +68,12 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_minutes(parser: argparse.ArgumentParser) -> None:
+    """How often a stage keeps its state inside an epoch."""
+    option = {"type": positive_number, "default": 15.0, "metavar": "MINUTES"}
+    parser.add_argument("--checkpoint-minutes", **option, help="between checkpoints inside an epoch (default 15)")
+
+
 def add_supernet_options(parser: argparse.ArgumentParser) -> None:
     """Which supernet an evolutionary search is about."""
     parser.add_argument(

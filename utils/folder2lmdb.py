@@ -126,7 +126,8 @@ def open_lmdb(file: Path) -> lmdb.Environment:
     if not Path(path).is_file():
         raise UserError(f"{file}: there is no such file; python3 utils/folder2lmdb.py makes it")
     try:
-        environment = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, max_dbs=2)
+        # An image is larger than a page: without reading ahead, each of its pages would be a disk access of its own.
+        environment = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=True, max_dbs=2)
     except lmdb.Error as error:
         raise UserError(f"{file}: it is no LMDB file ({error})") from None
     used = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]

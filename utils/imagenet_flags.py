@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.command import boolean, not_negative, positive, positive_number
+from utils.command import add_checkpoint_minutes, boolean, not_negative, positive, positive_number
 
 # Flags that may change between two sittings of one run.
 FREE = {
@@ -97,6 +97,6 @@ def add_imagenet_flags(parser: argparse.ArgumentParser) -> None:
     flag("--output", default="./logs/imagenet", metavar="DIR", help="where run folders go")
     flag("--experiment", metavar="NAME", help="name of the run folder; default: what is trained")
     flag("--resume", default="auto", metavar="auto|none|PATH", help="go on; begin anew; begin with another run's state")
-    flag("--checkpoint-minutes", type=positive_number, default=15.0, help="between checkpoints inside an epoch")
+    add_checkpoint_minutes(parser)
     flag("--log-interval", type=positive, default=50, help="steps between two lines")
     flag("--dry-run", action="store_true", help="three steps, and what the run would take")
