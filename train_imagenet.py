@@ -63,19 +63,22 @@ def main(argv: list[str] | None = None) -> None:
     size = args.img_size or blueprint.image_size
     network = build_network(blueprint, args, place)
     dataset = load_dataset(
-        "imagenet_lmdb" if args.lmdb else "imagenet", args.data, size, blueprint.classes, False, args.strict_data, 0
+        "imagenet_lmdb" if args.lmdb else "imagenet", args.data, size, None, False, args.strict_data, in_memory=0
     )
+    classes = int(dataset.train.labels.max()) + 1
+    if classes > blueprint.classes or (classes < blueprint.classes and args.num_classes is None):
+        raise UserError(f"{args.data}: it has {classes} classes, the network {blueprint.classes}; see --num-classes")
     batches, test = loaders(dataset, size, args)
     costs = {
         "macs_m": blueprint.macs_m,
         "macs_m_counted": count_macs(network, size),
         "params_m": count_parameters(network),
     }
-    data = {"dataset": "imagenet_lmdb" if args.lmdb else "imagenet", "dataset_dir": args.data, "image_size": size}
+    data = {"dataset": "imagenet_lmdb" if args.lmdb else "imagenet", "dataset_dir": args.data}
     described = {
         **blueprint.describe(),
         "options": options_of(blueprint, args),
-        "data": {**data, "mean": list(MEAN), "std": list(STD)},
+        "data": {**data, "mean": list(MEAN), "std": list(STD), "image_size": size, "classes": classes},
     }
     training, epochs = build_training(network, blueprint.classes, batches, described, args, place, run)
     if args.dry_run:

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     network = blueprint.network(described["options"])
     checkpoint.load_into(network, checkpoint.weights(payload, args.checkpoint), args.checkpoint)
     size = data.get("image_size", blueprint.image_size)
-    source = (data["dataset"], data["dataset_dir"], size, blueprint.classes, data.get("part"))
+    classes = data.get("classes", blueprint.classes)
+    source = (data["dataset"], data["dataset_dir"], size, classes, data.get("part"))
     images = load_test_images(*source, strict=args.strict_data)
     place = Placement(pick_device(args.cuda))
     normalise = Normalisation(tuple(data["mean"]), tuple(data["std"]))
@@ -118,6 +119,7 @@ def own_description(file: Path, payload: dict) -> dict:
                 **{name: str(payload["data"][name]) for name in ("dataset", "dataset_dir")},
                 **{name: tuple(map(float, payload["data"][name])) for name in ("mean", "std")},
                 "image_size": int(payload["data"].get("image_size", blueprint.image_size)),
+                "classes": int(payload["data"].get("classes", blueprint.classes)),
             },
         }
     except UserError as error:

@@ -52,12 +52,12 @@ def load_dataset(
     name: str,
     directory: str,
     size: int,
-    classes: int,
+    classes: int | None,
     download: bool = True,
     strict: bool = False,
     in_memory: int = SMALL,
 ) -> Dataset:
-    """The data set `name` in `directory` at `size` pixels; UserError when it is missing or has other classes.
+    """The data set `name` in `directory` at `size` pixels; UserError when it is missing or has other `classes`.
 
     Images on disk are decoded once, and kept in memory, up to a side of `in_memory` pixels. Image files that cannot be
     read are skipped, counted and named; with `strict` the first of them is a UserError.
@@ -71,7 +71,7 @@ def load_dataset(
     else:
         dataset = _Parts(Path(directory), name == PACKED, size, strict, in_memory).dataset()
     found = int(dataset.train.labels.max()) + 1
-    if found != classes:
+    if classes not in (found, None):
         raise UserError(f"classes: the config says {classes}, but {name} in {directory} has {found}")
     return dataset
 
