@@ -5,8 +5,8 @@
 
 Writes into DIR for each iteration the architectures (iter_k/net_i.subnet) and what they scored (iter_k/net_i.stats),
 the archive so far (iter_k.stats) and a picture of the front (iter_k.png). Architectures that cannot be evaluated go to
-failed/. The same command goes on where it stopped. Source: Lu et al., "NSGANetV2", ECCV 2020; its way to choose
-candidates is `--selection published`, ours is in `model/evolution.py`.
+failed/. The same command goes on where it stopped; under torchrun the processes share the candidates. Source: Lu et
+al., "NSGANetV2", ECCV 2020; its way to choose candidates is `--selection published`, ours is in `model/evolution.py`.
 """
 
 import argparse
@@ -94,8 +94,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--predictor", help=f"surrogate: {', '.join(SURROGATES)} (default ard; rbf with --selection published)"
     )
-    parser.add_argument("--n_gpus", type=positive, default=8, help="accepted; evaluation runs in this process")
-    parser.add_argument("--gpu", type=positive, default=1, help="accepted; evaluation runs in this process")
+    parser.add_argument("--n_gpus", type=positive, default=8, help="accepted; torchrun says how many processes")
+    parser.add_argument("--gpu", type=positive, default=1, help="accepted; each process has a GPU")
     parser.add_argument("--data", metavar="DIR", help="where the data set is (default: as --cfg says)")
     parser.add_argument("--dataset", help="its name (default: as --cfg says)")
     parser.add_argument("--n_workers", type=not_negative, default=4, help="accepted; images are decoded once")
@@ -242,6 +242,8 @@ def evaluated(
 
     outcomes, records = divided(len(genes), stats), []
     for index, (outcome, row) in enumerate(zip(outcomes, map(tuple, genes.tolist()), strict=True)):
+        if outcome.process != rank() and outcome.error is None:
+            print(f"iter_{iteration}/net_{index}  top-1 {outcome.result['top1']:.2f} %, by process {outcome.process}")
         if outcome.error is None:
             records.append(Record(row, 100 - outcome.result["top1"], float(costs[index])))
         else:  # it must neither end the search nor become a number

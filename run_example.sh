@@ -12,23 +12,33 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source utils/environment.sh requirements.txt
 
+fail() {
+    echo "run_example.sh: error: $1" >&2
+    exit 2
+}
+
+there() {
+    python3 -c 'import torch; print(torch.cuda.device_count())'
+}
+
 launch() {  # GPUS COMMAND...: by torchrun, where there are GPUs or CPU=1 says so
-    local processes=$1 there
+    local processes=$1
     shift
-    there=$(python3 -c 'import torch; print(torch.cuda.device_count())')
     local command=(torchrun --standalone "--nproc_per_node=$processes" --max-restarts=3 "$@")
-    if [ "$there" -eq 0 ] && [ "${CPU:-0}" != 1 ]; then
+    if [ "$(there)" -eq 0 ] && [ "${CPU:-0}" != 1 ]; then
         echo "no GPU here; CPU=1 runs it on the CPU. With GPUs this would run:"
         echo "${command[*]}"
-    else
-        "${command[@]}"
+        return
     fi
+    [ "$(there)" -eq 0 ] || [ "$processes" -le "$(there)" ] || fail "GPUS $processes: there are $(there)"
+    "${command[@]}"
 }
 
 case "${1:-digits}" in
 digits) ;;
 imagenet)
-    DATA=${2:?"DATA_DIR must name the folder of train/ and val/"} TARGET=${3:-320} GPUS=${4:-4}
+    [ $# -ge 2 ] || fail "imagenet: DATA_DIR must name the folder of train/ and val/"
+    DATA=$2 TARGET=${3:-320} GPUS=${4:-4}
     shift $(($# < 4 ? $# : 4))
     [ -e "$DATA/train_lmdb/train.lmdb" ] && set -- --lmdb "$@"
     launch "$GPUS" train_imagenet.py "$DATA" --model get_model --epochs 500 --warmup-epochs 5 --batch-size 64 \
@@ -39,9 +49,9 @@ imagenet)
     exit
     ;;
 finetune)
-    DATA=${2:?"DATA_DIR must name the folder of train/ and val/"}
-    NETWORK=${3:?"NETWORK_DIR must name a folder of post_search.py"}
-    SUPERNET=${4:?"SUPERNET must name the supernet checkpoint, which teaches"} GPUS=${5:-8}
+    [ $# -ge 4 ] || fail "finetune: DATA_DIR, NETWORK_DIR of post_search.py, and the SUPERNET that teaches are needed"
+    DATA=$2 NETWORK=$3 SUPERNET=$4 GPUS=${5:-8}
+    [ -e "$NETWORK/net.subnet" ] || fail "$NETWORK: it has no net.subnet, which post_search.py writes"
     shift $(($# < 5 ? $# : 5))
     [ -e "$DATA/train_lmdb/train.lmdb" ] && set -- --lmdb "$@"
     SIZE=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["r"])' "$NETWORK/net.subnet")
@@ -53,8 +63,7 @@ finetune)
     exit
     ;;
 *)
-    echo "run_example.sh: error: $1: allowed are imagenet, finetune, or nothing" >&2
-    exit 2
+    fail "$1: allowed are imagenet, finetune, or nothing"
     ;;
 esac
 

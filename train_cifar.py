@@ -70,8 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         "macs_m_counted": count_macs(network, blueprint.image_size),
         "params_m": count_parameters(network),
     }
-    if not run.file("architecture.json").exists():
-        blueprint.save(run.file("architecture.json"), costs, {"source": source, "target": target})
+    run.write_once("architecture.json", lambda file: blueprint.save(file, costs, {"source": source, "target": target}))
     described = {
         **blueprint.describe(),
         "options": network_options(blueprint, config),
@@ -218,7 +217,7 @@ def train(
         described,
         config.batch_size,
         average,
-        partial(average.update_parameters, network) if average is not None else lambda: None,
+        (lambda steps: average.update_parameters(network)) if average is not None else lambda steps: None,
         partial(one_pass, torch.compile(network) if config.compile else network, place),
     )
 

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     run.minutes = args.checkpoint_minutes
     blueprint, source = stored(run) or chosen(args)
     size = args.img_size or blueprint.image_size
-    network = build_network(blueprint, args, place)
+    network = build_network(blueprint, args, place, from_checkpoint=not run.checkpoint("last").exists())
     dataset = load_dataset(
         "imagenet_lmdb" if args.lmdb else "imagenet", args.data, size, None, False, args.strict_data, in_memory=0
     )
@@ -78,15 +78,15 @@ def main(argv: list[str] | None = None) -> None:
     described = {
         **blueprint.describe(),
         "options": options_of(blueprint, args),
-        "data": {**data, "mean": list(MEAN), "std": list(STD), "image_size": size, "classes": classes},
+        "data": {**data, "mean": list(MEAN), "std": list(STD), "image_size": size, "classes": classes, "in_memory": 0},
     }
     training, epochs = build_training(network, blueprint.classes, batches, described, args, place, run)
     if args.dry_run:
         return dry_run(training, batches, epochs, costs, args)
     run.begin(Flags.of(args), place.device)
     print(f"architecture from {source}")
-    if not run.file("architecture.json").exists() and distributed.rank() == 0:
-        blueprint.save(run.file("architecture.json"), costs, {"source": source, "target": args.target_flops})
+    provenance = {"source": source, "target": args.target_flops}
+    run.write_once("architecture.json", lambda file: blueprint.save(file, costs, provenance))
     scores = train(training, batches, test, epochs, args, run)
     report(scores, costs, epochs, run)
 
@@ -98,6 +98,8 @@ class Flags:
     values: dict
     log_dir: str = ""
     write_dir: str | None = None
+    title_flag = "--experiment"
+    length_keys = frozenset({"epochs"})
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Flags":
@@ -115,7 +117,8 @@ def default_name(args: argparse.Namespace) -> str:
     """What is trained."""
     parts = [args.model]
     parts += [f"{args.target_flops:g}M"] if args.target_flops else []
-    parts += [Path(args.architecture or args.model_config).stem] if args.architecture or args.model_config else []
+    parts += [Path(args.architecture).stem] if args.architecture else []
+    parts += [Path(args.model_config).resolve().parent.name] if args.model_config else []
     return "-".join([*parts, *([str(args.img_size)] if args.img_size else [])])
 
 
@@ -123,9 +126,11 @@ def default_name(args: argparse.Namespace) -> str:
 
 
 def stored(run: RunFolder) -> tuple[Blueprint, str] | None:
-    """The architecture that a continued run was begun with: a newer generator must not change it half-way."""
-    file = run.file("architecture.json")
-    return (load_blueprint(file)[0], f"{file}, as this run was begun") if run.continues and file.exists() else None
+    """The architecture that a run was begun with that is continued, or whose state a new one begins with."""
+    folder = run.path if run.continues else run.origin
+    if folder is None or not (folder / "architecture.json").exists():
+        return None
+    return load_blueprint(folder / "architecture.json")[0], f"{folder}, as it was begun"
 
 
 def chosen(args: argparse.Namespace) -> tuple[Blueprint, str]:
@@ -143,24 +148,29 @@ def chosen(args: argparse.Namespace) -> tuple[Blueprint, str]:
         raise UserError("--target_flops or --architecture must say what to train")
     config = load_config(args.config_path, [f"classes={args.num_classes}"] if args.num_classes else [])
     space = build_space(config)
-    found = choose(config, space, args.target_flops, args.architecture)
+    found = choose(config, space, args.target_flops, Path(args.architecture) if args.architecture else None)
     return blueprint_of(space, found.architecture), found.source
 
 
 def options_of(blueprint: Blueprint, args: argparse.Namespace) -> dict:
     """What makes the network of an architecture, beside the architecture."""
-    flags = {"se": args.se, "activation": args.activation, "dropout": args.drop, "drop_path": args.drop_path}
+    for name in ("se", "activation"):
+        if getattr(args, name) is not None and name not in blueprint.names:
+            raise UserError(f"--{name}: networks of this kind have it as their architecture says")
+    flags = {"se": bool(args.se), "activation": args.activation or "relu6"}
+    flags |= {"dropout": args.drop, "drop_path": args.drop_path}
     return {name: flags[name] for name in blueprint.names}
 
 
-def build_network(blueprint: Blueprint, args: argparse.Namespace, place: Placement) -> nn.Module:
-    """With the weights of --initial-checkpoint where one is given."""
+def build_network(blueprint: Blueprint, args: argparse.Namespace, place: Placement, from_checkpoint: bool) -> nn.Module:
+    """With the weights of --initial-checkpoint, unless those of a continued run will replace them."""
     rng, options = stream(args.seed, "imagenet"), options_of(blueprint, args)
     classes = blueprint.classes
     if args.num_classes not in (None, classes):
-        raise UserError(f"--num-classes {args.num_classes}: the network has {classes}; --reset-classifier changes that")
+        change = "; --reset-classifier changes that" if args.model_config else ""
+        raise UserError(f"--num-classes {args.num_classes}: the network has {classes}{change}")
     network = blueprint.network(options, rng)
-    if args.initial_checkpoint:
+    if args.initial_checkpoint and from_checkpoint:
         weights = checkpoint.weights(checkpoint.load(args.initial_checkpoint), args.initial_checkpoint)
         if args.reset_classifier:
             own = network.state_dict()
@@ -182,20 +192,23 @@ def build_network(blueprint: Blueprint, args: argparse.Namespace, place: Placeme
 
 def loaders(dataset: Dataset, size: int, args: argparse.Namespace) -> tuple[FileLoader, FileLoader]:
     """Training batches of all processes and all accumulated parts together, augmented by timm; and test batches."""
-    augment = create_transform(
-        size,
-        is_training=True,
-        scale=tuple(args.scale),
-        hflip=args.hflip,
-        color_jitter=args.color_jitter,
-        auto_augment=args.aa,
-        interpolation=args.train_interpolation,
-        mean=MEAN,
-        std=STD,
-        re_prob=args.reprob,
-        re_mode=args.remode,
-        re_count=args.recount,
-    )
+    try:
+        augment = create_transform(
+            size,
+            is_training=True,
+            scale=tuple(args.scale),
+            hflip=args.hflip,
+            color_jitter=args.color_jitter,
+            auto_augment=args.aa,
+            interpolation=args.train_interpolation,
+            mean=MEAN,
+            std=STD,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+            re_count=args.recount,
+        )
+    except (ValueError, TypeError, AssertionError, KeyError, IndexError) as error:
+        raise UserError(f"--aa {args.aa}, --color-jitter {args.color_jitter}: timm refuses it ({error})") from None
     normalise, seed = Normalisation(MEAN, STD), stream(args.seed, "imagenet batches").initial_seed()
     together = args.batch_size * distributed.size() * args.accumulate
     batches = FileLoader(dataset.train, together, normalise, Augmentation(), seed, args.workers, augment)
@@ -228,6 +241,8 @@ def build_training(
             warmup_lr=args.warmup_lr,
             warmup_epochs=args.warmup_epochs,
         )
+        if scheduler is None or args.sched == "plateau":  # which waits for a score, and scores choose nothing here
+            raise ValueError("a schedule of the epoch is needed")
     except (ValueError, TypeError, AssertionError) as error:
         raise UserError(f"--opt {args.opt}, --sched {args.sched}: {' '.join(str(error).split())}") from None
     mixes = bool(args.mixup or args.cutmix)
@@ -246,10 +261,14 @@ def build_training(
         **({"mix": even_mix(args, classes)} if mixes else {}),
     )
     average = ModelEmaV3(network, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
-    moves = partial(average.update, network) if average else lambda: None
+
+    def move_average(steps: int) -> None:
+        if average:
+            average.update(network, steps if args.model_ema_warmup else None)
+
     compiled = torch.compile(network) if args.compile else network
     forwards = partial(passes, compiled, teacher.to(place.device) if teacher else None, args.accumulate, place)
-    return ScratchTraining(network, recipe, described, batches.batch_size, average, moves, forwards), epochs
+    return ScratchTraining(network, recipe, described, batches.batch_size, average, move_average, forwards), epochs
 
 
 def passes(

@@ -19,7 +19,7 @@ from model.subnet import count_macs, count_parameters
 from utils import checkpoint
 from utils.command import Parser, boolean, command, not_negative, positive, positive_number
 from utils.config import load_config
-from utils.data import load_test_images
+from utils.data import SMALL, load_test_images
 from utils.engine import Placement, evaluate
 from utils.errors import UserError
 from utils.loader import Normalisation, loader
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     size = data.get("image_size", blueprint.image_size)
     classes = data.get("classes", blueprint.classes)
     source = (data["dataset"], data["dataset_dir"], size, classes, data.get("part"))
-    images = load_test_images(*source, strict=args.strict_data)
+    images = load_test_images(*source, strict=args.strict_data, in_memory=data.get("in_memory", SMALL))
     place = Placement(pick_device(args.cuda))
     normalise = Normalisation(tuple(data["mean"]), tuple(data["std"]))
     batches = loader(images, args.batch_size, normalise, workers=args.workers)
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     result = {
         **score.to_dict(),
         "macs_m": blueprint.macs_m,
-        "macs_m_counted": count_macs(network, blueprint.image_size),
+        "macs_m_counted": count_macs(network, size),
         "params_m": count_parameters(network),
         "checkpoint": str(args.checkpoint),
         "chosen_by": payload.get("chosen_by"),
@@ -101,6 +101,8 @@ def describe(args: argparse.Namespace, payload: dict) -> dict:
             described["options"][name] = getattr(args, name)
     if args.data:
         described["data"]["dataset_dir"] = args.data
+    if args.data and not args.lmdb and described["data"]["dataset"] == "imagenet_lmdb" and not args.config_path:
+        described["data"]["dataset"] = "imagenet"
     if args.lmdb:
         described["data"]["dataset"] = "imagenet_lmdb"
     elif args.data and args.config_path and (Path(args.data) / "val").is_dir():  # the published line, on any config
@@ -120,6 +122,7 @@ def own_description(file: Path, payload: dict) -> dict:
                 **{name: tuple(map(float, payload["data"][name])) for name in ("mean", "std")},
                 "image_size": int(payload["data"].get("image_size", blueprint.image_size)),
                 "classes": int(payload["data"].get("classes", blueprint.classes)),
+                "in_memory": int(payload["data"].get("in_memory", SMALL)),
             },
         }
     except UserError as error:

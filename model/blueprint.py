@@ -231,7 +231,11 @@ def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
         kind = None  # the reader below says what is wrong
     if kind == PLAIN_FORMAT:
         record = json.loads(Path(path).read_text())
-        return described(record), record
+        try:
+            MobileNetV3.from_config(record["config"])
+            return described({"kind": PlainBlueprint.kind, **record}), record
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: no description of a network ({error!r})") from None
     read, blueprint = (load_architecture, blueprint_of)
     if kind == ELASTIC_FORMAT:
         read, blueprint = (load_elastic_architecture, ElasticBlueprint)

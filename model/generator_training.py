@@ -80,7 +80,7 @@ class GeneratorTraining:
 
         Of several processes each has images and targets of its own; they step by the mean of their gradients.
         """
-        config, step, first = self.config, self.tally.steps, distributed.rank()
+        config, step, rank = self.config, self.tally.steps, distributed.rank()
         tau = config.tau * config.tau_decay**epoch
         drawn = (len(batches), distributed.size(), config.targets_per_step)
         targets = training_targets(config, math.prod(drawn), stream(config.seed, "targets", epoch)).view(drawn)
@@ -88,8 +88,8 @@ class GeneratorTraining:
         check_stop_together()
         for images, labels in batches.epoch(epoch, step):
             self.schedule.apply(self.optimizer, epoch * len(batches) + step)
-            chosen = targets[step, first].to(self.place.device)
-            gumbel = stream(config.seed, "gumbel", epoch, step, *([first] if first else []))
+            chosen = targets[step, rank].to(self.place.device)
+            gumbel = stream(config.seed, "gumbel", epoch, step, *([rank] if rank else []))
             loss, numbers = self.losses(*self.place.batch(images, labels), chosen, tau, gumbel)
             self.optimizer.zero_grad()
             loss.backward()

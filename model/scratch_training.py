@@ -17,8 +17,9 @@ from utils.runtime import Progress
 class ScratchTraining:
     """A network, the average of its weights when there is one, and what trains them.
 
-    `move_average` is called after each step. `forwards` are the passes of a step where they are not just one through
-    the network. `batch_size` is that of a step; a run that goes on with another one goes on behind as many images.
+    `move_average(steps)` is called after each step. `forwards` are the passes of a step where they are not just one
+    through the network. `batch_size` is that of a step; a run that goes on with another one goes on behind as many
+    images.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class ScratchTraining:
         described: dict,
         batch_size: int,
         average: nn.Module | None = None,
-        move_average: Callable[[], None] = lambda: None,
+        move_average: Callable[[int], None] = lambda steps: None,
         forwards: Forwards | None = None,
     ):
         self.network, self.described, self.batch_size = network, described, batch_size

@@ -48,7 +48,8 @@ class SearchFolder:
     # -- going on ----------------------------------------------------------------------------------------------------
 
     def restore(self, search: Search) -> int:
-        """Take up the last finished iteration; its number, or -1 when there is none."""
+        """Take up the last finished iteration; its number, or -1 when there is none. All processes call it."""
+        distributed.wait()  # until all have looked
         folder, done = self.path, _last(self.path)
         if done is None:
             record = {"settings": self.settings, "validation": self.validation}

@@ -37,11 +37,12 @@ def load_teacher(name: str, classes: int, weights: str | None = None) -> Teacher
     """
     if Path(name).exists():
         network, by_batch = _largest(name), True
-    elif name in timm.list_models():
+        found = [module for module in network.modules() if isinstance(module, nn.Linear)][-1].out_features
+    elif timm.is_model(name):
         network, by_batch = _of_timm(name, classes, weights), False
+        found = network.num_classes
     else:
         raise UserError(f"--teacher {name}: neither a supernet checkpoint nor the name of a network of timm")
-    found = [module for module in network.modules() if isinstance(module, nn.Linear)][-1].out_features
     if found != classes:
         raise UserError(f"--teacher {name}: it has {found} classes, not {classes}")
     return Teacher(network, by_batch)
@@ -63,16 +64,17 @@ def _largest(path: str) -> nn.Module:
 
 
 def _of_timm(name: str, classes: int, weights: str | None) -> nn.Module:
+    if weights is not None:
+        network = timm.create_model(name, num_classes=classes)
+        checkpoint.load_into(network, checkpoint.weights(checkpoint.load(weights), weights), weights)
+        return network
     try:
-        network = timm.create_model(name, pretrained=weights is None, num_classes=classes)
+        return timm.create_model(name, pretrained=True)
     except Exception as error:  # no network, no such weights: what a download may end in
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--teacher {name}: its weights cannot be fetched ({reason}); --teacher-checkpoint names a file of them"
         ) from None
-    if weights is not None:
-        checkpoint.load_into(network, checkpoint.weights(checkpoint.load(weights), weights), weights)
-    return network
 
 
 class DistillationLoss(nn.Module):

@@ -13,13 +13,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.build import build_space
 from model.supernet import UnifiedSupernet
-from model.warm_up import path_logits
+from model.warm_up import path_logits, supernet_payload
 from tests.conftest import TESTS, TINY_CONFIG, mixed_space, rng
 from tests.test_training import CPU, recipe_of
 from tests.worlds import in_world
 from utils import checkpoint, distributed
+from utils.config import load_config
 from utils.engine import Tally, average_norms, evaluate, train_epoch
+from utils.errors import UserError
 from utils.images import ImageData
 from utils.loader import Augmentation, MemoryLoader, Normalisation
 from utils.runtime import Progress, stream
@@ -39,6 +42,8 @@ def talk():
     outcomes = distributed.divided(7, lambda index: (index, rank))
     retried = distributed.divided(1, fails_in_one_process)
     hopeless = distributed.divided(2, fails_always)
+    with pytest.raises(UserError, match="a file is missing"):
+        distributed.results(distributed.divided(3, lacks_a_file))
     return {
         "averages": [t.flatten()[0].item() for t in tensors],
         "totals": distributed.totals(1, rank),
@@ -57,6 +62,10 @@ def fails_in_one_process(index: int) -> str:
     return "done elsewhere"
 
 
+def lacks_a_file(index: int) -> None:
+    raise UserError("a file is missing")
+
+
 def fails_always(index: int) -> None:
     raise ValueError(f"number {index}")
 
@@ -69,6 +78,17 @@ def test_processes_average_add_up_divide_work_and_try_again_elsewhere(tmp_path):
         assert found["work"] == list(range(7))
         assert found["retried"] == "done elsewhere"
         assert ["ValueError: number 0" in found["hopeless"][0], "number 1" in found["hopeless"][1]] == [True, True]
+
+
+def lonely():
+    """In a work, training waits for nobody: the gradients of a process are its own."""
+    outcomes = distributed.divided(2, lambda index: (supernet_steps(1 + index, 0.05)["tally"].seen, distributed.size()))
+    return distributed.results(outcomes), distributed.size()
+
+
+def test_within_a_work_a_process_is_alone(tmp_path):
+    for found in in_world(2, lonely, tmp_path):
+        assert found == ([(4 * 8, 1), (2 * 4 * 8, 1)], 2)
 
 
 def test_alone_all_that_is_trivial():
@@ -200,6 +220,28 @@ def test_the_stages_run_in_two_processes(folder):
     done = torchrun(2, folder, TESTS.parent / "validate.py", "--checkpoint", result["checkpoint"], "--json")
     scored = json.loads(next(line for line in done.communicate(timeout=300)[0].splitlines() if line.startswith("{")))
     assert scored["top1"] == result["top1"]
+
+
+def test_two_processes_search_as_one_does(folder):
+    space = build_space(load_config(folder / "tiny.yml"))
+    checkpoint.save(folder / "supernet.pth", supernet_payload(UnifiedSupernet(space, rng()), 1))
+    given = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --n_doe 6 --n_iter 2 --iterations 2 --vld_size 40"
+    archives = []
+    for processes in (1, 2):
+        command = [TESTS.parent / "msunas.py", *given.split(), "--save", f"found{processes}"]
+        done = torchrun(processes, folder, *command)
+        said = done.communicate(timeout=300)[0]
+        assert done.returncode == 0, said
+        archives.append(json.loads((folder / f"found{processes}" / "iter_2.stats").read_text())["archive"])
+    assert archives[0] == archives[1]
+    assert len(archives[0]) == 6 + 2 * 2
+
+
+def test_what_is_wrong_is_said_once(folder):
+    done = torchrun(2, folder, TESTS.parent / "search.py", "--cfg", "tiny.yml", "--set", "classes=7")
+    said = done.communicate(timeout=300)[0]
+    assert done.returncode != 0
+    assert said.count("search.py: error: classes: the config says 7") == 1, said
 
 
 @pytest.mark.parametrize("processes", [(2, 1), (1, 2)])

@@ -124,7 +124,7 @@ def test_false_is_false_and_unknown_flags_are_errors(capsys, folder):
     [
         (["--model", "resnet50", "--architecture", ""], "--model resnet50: --model-config must name its net.config"),
         (["--model-config", "none.config"], "none.config: no network description"),
-        (["--num-classes", "7"], "--num-classes 7: the network has 10; --reset-classifier changes that"),
+        (["--num-classes", "7"], "--num-classes 7: the network has 10"),
         (["--sync-bn"], "--sync-bn: it needs GPUs"),
         (
             ["--teacher", "no_such_net"],
@@ -133,6 +133,9 @@ def test_false_is_false_and_unknown_flags_are_errors(capsys, folder):
         (["--lmdb"], "train.lmdb: there is no such file; python3 utils/folder2lmdb.py makes it"),
         (["--opt", "sgdd"], "--opt sgdd"),
         (["--sched", "stairs"], "--sched stairs: Unknown"),
+        (["--sched", "plateau"], "--sched plateau: a schedule of the epoch is needed"),
+        (["--aa", "foo"], "--aa foo, --color-jitter 0.4: timm refuses it"),
+        (["--mixup", "-1"], "argument --mixup: invalid not_negative_number value"),
     ],
 )
 def test_bad_input_is_one_line(capsys, folder, flags, said):
@@ -156,6 +159,32 @@ def test_a_run_leaves_checkpoints_that_validate_alone(folder, capsys):
         validate.main(["--checkpoint", str(run / "checkpoints" / f"{name}.pth"), "--json"])
         scored = json.loads(capsys.readouterr().out)
         assert (scored["top1"], scored["images"]) == (pytest.approx(result[name]["top1"]), 30)
+
+
+def test_averages_of_short_runs_move_where_asked(folder):
+    far = []
+    for more in ([], ["--model-ema-warmup"]):
+        line = [flag for flag in command(folder, "--experiment", f"ema{len(far)}") if flag != "--model-ema-warmup"]
+        train_imagenet.main([*line, *more])
+        state = checkpoint.load(folder / "logs" / f"ema{len(far)}" / "checkpoints" / "last.pth")
+        key = next(key for key in state["model"] if key.endswith("conv.weight"))
+        average = state["average"].get(f"module.{key}")
+        far.append(float((state["model"][key] - average).norm()))
+    assert far[1] < 0.9 * far[0]
+
+
+def test_a_run_begins_with_the_state_of_another(folder, capsys):
+    train(folder)
+    train(folder, "--experiment", "longer", "--epochs", 3, "--resume", folder / "logs" / "net")
+    rows = [json.loads(line) for line in (folder / "logs" / "longer" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_an_architecture_of_a_list_needs_its_config(folder):
+    found = {"target": 0.15, "macs_m": 0.15, "params_m": 0.01, "choices": [[3, 5, None, None, None, None]] * 2}
+    (folder / "found.json").write_text(json.dumps([found]))
+    run = train(folder, "--architecture", folder / "found.json", "--config_path", folder / "tiny.yml", "--epochs", 1)
+    assert json.loads((run / "architecture.json").read_text())["choices"] == found["choices"]
 
 
 def state_of(run) -> dict[str, torch.Tensor]:

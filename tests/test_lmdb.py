@@ -113,6 +113,25 @@ def test_a_killed_run_goes_on(tmp_path):
     pack(tmp_path, "--verify")
 
 
+def test_a_run_killed_before_its_first_image_goes_on(folder, monkeypatch):
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.PosixPath.rename", killed)
+        with pytest.raises(SystemExit):
+            pack(folder)
+    pack(folder), pack(folder, "--verify")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(folder, capsys, monkeypatch):
+    def full(*args):
+        raise lmdb.DiskError("No space left on device")
+
+    monkeypatch.setattr(folder2lmdb, "commit", full)
+    assert "train.lmdb: cannot be written (No space left on device)" in refused(capsys, folder)
+
+
 def test_resized_images_have_the_short_side(folder):
     write_folder(folder / "small", classes=1, images=1, size=(30, 40))
     source = LmdbSource(pack(folder, "--resize", 50))

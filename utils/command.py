@@ -24,10 +24,9 @@ def command(main: Callable) -> Callable:
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
         name = Path(sys.argv[0]).name
-        with signals_received(), _quiet_but_for_the_first():
+        with signals_received(), _quiet_but_for_the_first(), distributed.joined():
             try:
-                with distributed.joined():
-                    return main(argv)
+                return main(argv)
             except UserError as error:
                 reason = str(error)
             except OSError as error:  # a full disk, a folder that cannot be written: nothing a traceback explains
@@ -36,8 +35,9 @@ def command(main: Callable) -> Callable:
                 number = stop_signal()
                 say(f"{name}: stopped by {signal.Signals(number).name}")
                 raise SystemExit(128 + number) from None
-        print(f"{name}: error: {reason}", file=sys.stderr)
-        raise SystemExit(2)
+            if distributed.is_first_to_say(reason):
+                print(f"{name}: error: {reason}", file=sys.stderr)
+            raise SystemExit(2)
 
     return run
 

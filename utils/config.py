@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 
@@ -76,6 +77,9 @@ class CellKeys:
 @dataclass(frozen=True)
 class Config:
     """All keys of a config file. Costs are in millions of multiply-adds (M). A path of None is not used."""
+
+    title_flag: ClassVar[str] = "--title"
+    length_keys: ClassVar[frozenset[str]] = frozenset({"warmup_epochs", "search_epochs", "epochs"})
 
     # data
     dataset: str

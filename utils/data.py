@@ -77,11 +77,17 @@ def load_dataset(
 
 
 def load_test_images(
-    name: str, directory: str, size: int, classes: int, part: str | None = None, strict: bool = False
+    name: str,
+    directory: str,
+    size: int,
+    classes: int,
+    part: str | None = None,
+    strict: bool = False,
+    in_memory: int = SMALL,
 ) -> Images:
     """The test part alone, so that it needs no training images beside it; of parts on disk another one if named."""
     if name in ON_DISK:
-        parts = _Parts(Path(directory), name == PACKED, size, strict)
+        parts = _Parts(Path(directory), name == PACKED, size, strict, in_memory)
         images, names = parts.read(part or parts.test)
         if len(names) != classes:
             raise UserError(f"classes: {directory} has {len(names)} class folders, the network {classes} classes")
@@ -105,7 +111,8 @@ def _cifar(name: str, directory: str, size: int, download: bool) -> Dataset:
     """CIFAR-10 or CIFAR-100 by torchvision; `download` it when it is missing."""
     kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
     try:
-        parts = [kind(directory, train=train, download=download) for train in (True, False)]
+        with distributed.first_alone():  # of several processes one downloads
+            parts = [kind(directory, train=train, download=download) for train in (True, False)]
     except Exception as error:  # urllib, ssl, tarfile and torchvision raise many kinds here
         raise UserError(
             f"dataset_dir: {directory}: {name} is not there{' and cannot be downloaded' * download} "

@@ -9,12 +9,15 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from utils.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)  # for a process that is still busy where the others wait
@@ -25,14 +28,27 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+_alone = ContextVar("alone", default=False)  # whether this process works for itself
+
+
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone.get() else 0
 
 
 def size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone.get() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process does a work of its own: whatever is called there, it waits for no other one."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 @contextmanager
@@ -80,6 +96,24 @@ def wait() -> None:
     totals(0)
 
 
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """What the first process does before the others do the same; all call it."""
+    if rank():
+        wait()
+    yield
+    if rank() == 0:
+        wait()
+
+
+def is_first_to_say(text: str) -> bool:
+    """Whether no other process has said the same before: what goes wrong in all of them is said once."""
+    try:
+        return size() == 1 or dist.distributed_c10d._get_default_store().add(f"said {text}", 1) == 1
+    except RuntimeError:  # the others have gone
+        return True
+
+
 def of_first(value: T) -> T:
     """What `value` is in the first process; all call it."""
     held = [value]
@@ -102,7 +136,7 @@ class Outcome(Generic[T]):
     """What came of a piece of work: its result, or the error that it ended in; and in which process."""
 
     result: T | None
-    error: Exception | None
+    error: BaseException | None
     process: int
 
 
@@ -112,11 +146,15 @@ _works = itertools.count()
 def divided(count: int, work: Callable[[int], T]) -> list[Outcome[T]]:
     """`work(0)` to `work(count - 1)`, each done by a process that is idle; all call it, and all get the outcomes.
 
-    Work that fails is done once more by another process, where there is one.
+    Work that fails is done once more by another process, where there is one. Within a work, this process is alone.
+    Where one is interrupted, all are, when they have ended what they were at.
     """
     number = next(_works)
     taken = range(count) if size() == 1 else _taken(number, count)
     outcomes = _gathered({index: _outcome(work, index) for index in taken})
+    for outcome in outcomes.values():
+        if isinstance(outcome.error, KeyboardInterrupt):
+            raise outcome.error
     failed = [index for index in range(count) if outcomes[index].error is not None]
     if size() > 1 and failed:
         elsewhere = [index for index in failed if (outcomes[index].process + 1) % size() == rank()]
@@ -140,17 +178,24 @@ def _taken(work: int, count: int) -> Iterator[int]:
 
 
 def _outcome(work: Callable[[int], T], index: int) -> Outcome[T]:
+    process = rank()
     try:
-        return Outcome(work(index), None, rank())
+        with alone():
+            return Outcome(work(index), None, process)
     except Exception as error:  # whatever it is, it must neither end the others' work nor become a result
-        return Outcome(None, error, rank())
+        return Outcome(None, error, process)
+    except KeyboardInterrupt as interrupt:
+        if size() == 1:
+            raise
+        return Outcome(None, interrupt, process)
 
 
 def _gathered(own: dict[int, Outcome]) -> dict[int, Outcome]:
     if size() == 1:
         return own
     for index, outcome in own.items():
-        if outcome.error is not None:  # not every error can be sent
+        if outcome.error is not None and not isinstance(outcome.error, (UserError, KeyboardInterrupt)):
+            # not every error can be sent
             said = f"{type(outcome.error).__name__}: {outcome.error}"
             own[index] = replace(outcome, error=RuntimeError(f"in process {rank()}, {said}"))
     parts: list[dict] = [{}] * size()

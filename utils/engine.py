@@ -216,8 +216,8 @@ class Recipe:
 
     `seed` names the random streams of its steps. The gradient of a step is the sum of those of its passes, each
     multiplied by `pass_share`; its norm is at most `clip_grad`, unless that is 0. `mix` may change a batch, and
-    `after_step` is called after each step. `checkpoint` is what a broken-off run goes back to. `scaler` keeps small
-    gradients alive in float16.
+    `after_step(steps)` is called after each step, with the number of those done. `checkpoint` is what a broken-off run
+    goes back to. `scaler` keeps small gradients alive in float16.
     """
 
     criterion: Callable[[Tensor, Tensor], Tensor]
@@ -230,7 +230,7 @@ class Recipe:
     pass_share: float = 1.0
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, labels: (images, labels)
-    after_step: Callable[[], None] = lambda: None
+    after_step: Callable[[int], None] = lambda step: None
 
 
 # A batch [B, ...], its labels [B] or [B, classes] and a random stream -> for each pass over the batch, or over a part
@@ -287,8 +287,12 @@ def train_epoch(
             nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
         scaler.step(optimizer)
         scaler.update()
-        recipe.after_step()
         tally.add(int(passes), losses, int(hits), int(seen))
-        progress.update(int(seen), loss=tally.loss, top1=tally.top1, lr=optimizer.param_groups[0]["lr"])
+        recipe.after_step(epoch * len(batches) + tally.steps)
+        progress.update(
+            len(labels) * distributed.size(), loss=tally.loss, top1=tally.top1, lr=optimizer.param_groups[0]["lr"]
+        )
         obey(*map(bool, agreed))
     check_weights(parameters, progress.title, recipe.checkpoint)
+    if distributed.size() > 1:  # several processes do not stop while they validate
+        obey(stop=False, save=True)

@@ -53,14 +53,14 @@ class Record(NamedTuple):
     image: bytes
 
     def pack(self) -> bytes:
-        name = self.name.encode()
+        name = os.fsencode(self.name)
         return HEADER.pack(self.label, len(name)) + name + self.image
 
     @classmethod
     def unpack(cls, value: bytes) -> "Record":
         label, length = HEADER.unpack_from(value)
         start = HEADER.size + length
-        return cls(label, bytes(value[HEADER.size : start]).decode(), bytes(value[start:]))
+        return cls(label, os.fsdecode(bytes(value[HEADER.size : start])), bytes(value[start:]))
 
 
 def lmdb_file(directory: Path, part: str) -> Path:
@@ -95,7 +95,7 @@ class LmdbSource:
                 value = transaction.get(NUMBER.pack(number))
                 if value is not None:
                     return Record.unpack(value)
-        except (lmdb.Error, struct.error, UnicodeDecodeError) as error:
+        except (lmdb.Error, struct.error) as error:
             raise UserError(f"{self.root}: record {number} cannot be read ({error})") from None
         raise UserError(f"{self.root}: it has no record {number}")
 
@@ -196,6 +196,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     images, classes = image_folder(args.data / args.split, size=0, strict=True)
     file = lmdb_file(args.out or args.data, args.split)
+    if args.verify and args.resize:
+        raise UserError("--resize: --verify takes it from the file")
     if args.verify:
         verify(file, images, classes, args.workers)
     else:
@@ -203,25 +205,46 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def pack(file: Path, images: EncodedImages, classes: list[str], resize: int | None, workers: int) -> None:
-    """Write what `file` does not have yet, a transaction for each batch of images."""
-    total = len(images.labels)
-    if file.exists():
+    """Write what `file` does not have yet, a transaction for each batch of images. UserError where that fails."""
+    try:
+        if not file.exists():
+            begin(file, About(classes, images.labels, resize, 0))
         done = compared(About.read(file), images, classes, resize, file).written
-    else:
-        done = 0
-        file.parent.mkdir(parents=True, exist_ok=True)
-    environment = lmdb.open(str(file), subdir=False, map_size=FIRST_SIZE, max_dbs=2, meminit=False)
-    environment.set_mapsize(max(FIRST_SIZE, file.stat().st_size))
-    records, about = (environment.open_db(name, integerkey=name == b"records") for name in (b"records", b"about"))
-    with environment, ThreadPoolExecutor(workers) as pool, Progress(file.name, total, 10_000, done) as progress:
-        commit(environment, partial(About(classes, images.labels, resize, done).write, table=about))
+        with lmdb.open(str(file), subdir=False, map_size=room(file), max_dbs=2, meminit=False) as environment:
+            put_rest(environment, images, resize, workers, done, file.name)
+    except (lmdb.Error, UnicodeEncodeError) as error:
+        raise UserError(f"{file}: cannot be written ({error})") from None
+    print(f"{file}: {len(images.labels)} images of {len(classes)} classes, {file.stat().st_size / 2**20:.1f} MiB")
+
+
+def begin(file: Path, about: About) -> None:
+    """A file without images, whole or not there at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f".{file.name}.unfinished")
+    new.unlink(missing_ok=True)
+    with lmdb.open(str(new), subdir=False, map_size=FIRST_SIZE, max_dbs=2, lock=False) as environment:
+        environment.open_db(b"records", integerkey=True)
+        commit(environment, partial(about.write, table=environment.open_db(b"about")))
+    new.rename(file)
+
+
+def room(file: Path) -> int:
+    """Bytes of the map to begin with."""
+    return max(FIRST_SIZE, file.stat().st_size)
+
+
+def put_rest(
+    environment: lmdb.Environment, images: EncodedImages, resize: int | None, workers: int, done: int, title: str
+) -> None:
+    """The images from number `done` on."""
+    records, total = environment.open_db(b"records", integerkey=True), len(images.labels)
+    with ThreadPoolExecutor(workers) as pool, Progress(title, total, 10_000, done) as progress:
         for start in range(done, total, BATCH):
             numbers = range(start, min(start + BATCH, total))
             read = list(pool.map(partial(record_of, images, resize), numbers))
             commit(environment, partial(_put_all, records, numbers, read))
             for _ in numbers:
                 progress.update()
-    print(f"{file}: {total} images of {len(classes)} classes, {file.stat().st_size / 2**20:.1f} MiB")
 
 
 def _put_all(table: object, numbers: range, records: list[Record], transaction: lmdb.Transaction) -> None:

@@ -1,4 +1,4 @@
-"""The flags of ImageNet training, with the names and defaults of both published scripts."""
+"""The flags of ImageNet training: those of the two published lines, with their meaning, and ours."""
 
 import argparse
 
@@ -17,9 +17,16 @@ def flags_that_matter(args: argparse.Namespace) -> dict:
     return {key: value for key, value in vars(args).items() if key not in FREE}
 
 
-def share(text: str) -> float:
+def portion(text: str) -> float:
     """An argparse type: a number from 0 to 1."""
     if not 0 <= float(text) <= 1:
+        raise ValueError(text)
+    return float(text)
+
+
+def not_negative_number(text: str) -> float:
+    """An argparse type: a finite number from 0."""
+    if not 0 <= float(text) < float("inf"):
         raise ValueError(text)
     return float(text)
 
@@ -41,12 +48,12 @@ def add_imagenet_flags(parser: argparse.ArgumentParser) -> None:
     flag("--reset-classifier", action="store_true", help="a new classifier, for --num-classes")
     flag("--num-classes", type=positive, help="default: those of the network")
     flag("--img-size", type=positive, help="default: that of the architecture")
-    flag("--se", type=boolean, default=False, metavar="BOOL", help="squeeze-excite in every block")
-    flag("--activation", default="relu6", choices=("relu6", "hswish"))
-    flag("--bn-momentum", type=share, help="of batch norms (default 0.1)")
+    flag("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block (default false)")
+    flag("--activation", choices=("relu6", "hswish"), help="default relu6")
+    flag("--bn-momentum", type=portion, help="of batch norms (default 0.1)")
     flag("--sync-bn", action="store_true", help="batch norms over all GPUs")
-    flag("--drop", type=share, default=0.0, help="dropout before the classifier")
-    flag("--drop-path", type=share, default=0.0, help="stochastic depth")
+    flag("--drop", type=portion, default=0.0, help="dropout before the classifier")
+    flag("--drop-path", type=portion, default=0.0, help="stochastic depth")
     flag("--teacher", metavar="NAME", help="to distil from: a supernet checkpoint, or a network of timm")
     flag("--teacher-checkpoint", metavar="FILE", help="weights of a network of timm, instead of the published ones")
     flag("--kd-ratio", "--kd_ratio", type=positive_number, default=1.0, help="weight of the teacher (default 1)")
@@ -58,19 +65,19 @@ def add_imagenet_flags(parser: argparse.ArgumentParser) -> None:
     flag("--epochs", type=positive, default=200)
     flag("--opt", default="sgd", help="any optimiser of timm (default sgd)")
     flag("--opt-eps", type=positive_number)
-    flag("--momentum", type=share, default=0.9)
-    flag("--weight-decay", type=float, default=1e-4)
+    flag("--momentum", type=portion, default=0.9)
+    flag("--weight-decay", type=not_negative_number, default=1e-4)
     flag("--lr", type=positive_number, default=0.01)
     flag("--sched", default="step", help="any schedule of timm (default step)")
-    flag("--warmup-lr", type=float, default=1e-4)
-    flag("--min-lr", type=float, default=1e-5)
+    flag("--warmup-lr", type=not_negative_number, default=1e-4)
+    flag("--min-lr", type=not_negative_number, default=1e-5)
     flag("--decay-epochs", type=positive_number, default=30, help="may be a fraction")
     flag("--decay-rate", "--dr", type=positive_number, default=0.1)
     flag("--warmup-epochs", type=not_negative, default=3)
     flag("--cooldown-epochs", type=not_negative, default=10)
     flag("--clip-grad", type=positive_number, metavar="NORM")
     flag("--model-ema", action="store_true", help="averaged weights")
-    flag("--model-ema-decay", type=share, default=0.99995)
+    flag("--model-ema-decay", type=portion, default=0.99995)
     flag("--model-ema-warmup", action="store_true", help="average faster in the first steps")
     flag("--amp", action="store_true", help="mixed precision")
     flag("--amp-dtype", default="bfloat16", choices=("bfloat16", "float16"))
@@ -82,16 +89,16 @@ def add_imagenet_flags(parser: argparse.ArgumentParser) -> None:
 
     flag = parser.add_argument_group("augmentation (timm)").add_argument
     flag("--scale", type=positive_number, nargs=2, default=[0.08, 1.0], metavar="SHARE", help="area of random crops")
-    flag("--hflip", type=share, default=0.5)
-    flag("--color-jitter", type=float, default=0.4)
+    flag("--hflip", type=portion, default=0.5)
+    flag("--color-jitter", type=not_negative_number, default=0.4)
     flag("--aa", metavar="POLICY", help="AutoAugment or RandAugment, as rand-m9-mstd0.5")
-    flag("--reprob", type=share, default=0.0, help="random erasing")
+    flag("--reprob", type=portion, default=0.0, help="random erasing")
     flag("--remode", default="const", choices=("const", "rand", "pixel"))
     flag("--recount", type=positive, default=1)
     flag("--train-interpolation", default="random", choices=("random", "bilinear", "bicubic"))
-    flag("--mixup", type=float, default=0.0, metavar="ALPHA")
-    flag("--cutmix", type=float, default=0.0, metavar="ALPHA")
-    flag("--smoothing", type=share, default=0.1, help="of labels (default 0.1)")
+    flag("--mixup", type=not_negative_number, default=0.0, metavar="ALPHA")
+    flag("--cutmix", type=not_negative_number, default=0.0, metavar="ALPHA")
+    flag("--smoothing", type=portion, default=0.1, help="of labels (default 0.1)")
 
     flag = parser.add_argument_group("the run").add_argument
     flag("--output", default="./logs/imagenet", metavar="DIR", help="where run folders go")

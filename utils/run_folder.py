@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import yaml
@@ -36,6 +36,8 @@ class Settings(Protocol):
 
     log_dir: str
     write_dir: str | None
+    title_flag: ClassVar[str]  # which flag names the folder
+    length_keys: ClassVar[frozenset[str]]  # may differ where a run begins with the state of another one
 
     def to_dict(self) -> dict:
         """Plain values."""
@@ -70,20 +72,21 @@ class RunFolder:
         differ in the number of epochs.
         """
         if not title or Path(title).is_absolute() or ".." in Path(title).parts:
-            raise UserError(f"--title {title!r}: it must name a folder inside log_dir")
+            raise UserError(f"{config.title_flag} {title!r}: it must name a folder inside log_dir")
+        named = f"{config.title_flag} {title}"
         run = cls(Path(config.log_dir) / title, Path(config.write_dir) / title if config.write_dir else None)
         run.stage = stage
         saved = run.file("config.yml")
         if run.path.exists() and not saved.exists() and any(run.path.iterdir()):
-            raise UserError(f"--title {title}: {run.path} is there already, but is no run folder; choose another title")
+            raise UserError(f"{named}: {run.path} is there already, but is no run folder; choose another title")
         run.continues = resume != "none" and saved.exists()
         if resume not in ("auto", "none"):
             run.origin = _run_folder_of(Path(resume))
-            _refuse_changes(type(config).read(run.origin / "config.yml"), config, str(run.origin), _LENGTH_KEYS)
+            _refuse_changes(type(config).read(run.origin / "config.yml"), config, str(run.origin), config.length_keys)
             if run.continues and run._recorded("origin") != str(run.origin):
-                raise UserError(f"--resume {resume}: --title {title} has a run of its own; choose another title")
+                raise UserError(f"--resume {resume}: {named} has a run of its own; choose another title")
         if run.continues and run._recorded("stage") not in (stage, None):
-            raise UserError(f"--title {title}: this is a run of {run._recorded('stage')}; choose another title")
+            raise UserError(f"{named}: this is a run of {run._recorded('stage')}; choose another title")
         if run.continues:
             _refuse_changes(type(config).read(saved), config, title)
         for key, value in config.to_dict().items():
@@ -156,6 +159,11 @@ class RunFolder:
 
     def checkpoint(self, name: str) -> Path:
         return self.path / "checkpoints" / f"{name}.pth"
+
+    def write_once(self, name: str, write: Callable[[Path], None]) -> None:
+        """Let `write` write a file that is not there yet; the first process does."""
+        if distributed.rank() == 0 and not self.file(name).exists():
+            write(self.file(name))
 
     def write_text(self, name: str, text: str, mirror: str | None = None) -> None:
         """Write a file whole, and a copy of it at `mirror` when that is given."""
@@ -266,10 +274,6 @@ def _is_after(line: str, stage: str, epoch: int) -> bool:
 _FREE_KEYS = {"strict_data", "num_workers", "print_freq", "log_dir", "write_dir", "ngpu"}
 
 
-# Keys that may differ where a run begins with the state of another one.
-_LENGTH_KEYS = {"warmup_epochs", "search_epochs", "epochs"}
-
-
 def _refuse_changes(saved: Settings, config: Settings, title: str, free: set[str] = frozenset()) -> None:
     old, new = saved.to_dict(), config.to_dict()
     changed = [key for key in new if old.get(key) != new[key] and key not in _FREE_KEYS | free]
@@ -277,6 +281,6 @@ def _refuse_changes(saved: Settings, config: Settings, title: str, free: set[str
         key = changed[0]
         before, now = (text if len(text) < 60 else text[:56] + " ..." for text in (repr(old.get(key)), repr(new[key])))
         raise UserError(
-            f"--title {title}: this run was begun with {key}: {before}, now it is {now}; "
+            f"{config.title_flag} {title}: this run was begun with {key}: {before}, now it is {now}; "
             "choose another title, or --resume none to move the old run aside"
         )

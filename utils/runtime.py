@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from utils import distributed
+from utils.errors import UserError
 
 # Numbers of the parameters of glibc's mallopt (malloc.h)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -27,6 +28,8 @@ def pick_device(accelerator: bool = True) -> torch.device:
     """
     if accelerator and torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"{torch.cuda.device_count()} GPUs are too few for the processes of this machine")
         torch.cuda.set_device(device)
         return device
     if accelerator and torch.backends.mps.is_available():
