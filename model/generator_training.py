@@ -108,14 +108,15 @@ class GeneratorTraining:
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of a step (SGNAS, equation 6) and what the progress shows of it.
 
-        The mixture generated for the first of `targets [N]` goes through the supernet; all of them pay for missing
-        their targets.
+        The mixture generated for the first of `targets [N]`, or with `hard_paths` its likeliest choices, goes through
+        the supernet; all of them pay for missing their targets.
         """
         space = self.frozen.space
         logits = self.generator(self.pool.nearest(targets), targets)
         paths = space.relax(logits, tau, gumbel)
         with self.place.autocast():
-            scores = self.frozen(images, paths[0])
+            seen = straight_through(one_hot_of(paths[0]), paths[0]) if self.config.hard_paths else paths[0]
+            scores = self.frozen(images, seen)
             supernet_loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
         if self.config.straight_through:
             paths = straight_through(space.discretize(logits), space.relax(logits, 1.0))
@@ -129,6 +130,11 @@ class GeneratorTraining:
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """The value of `hard` with the gradient of `soft` (Bengio et al., 2013)."""
     return hard + soft - soft.detach()
+
+
+def one_hot_of(path: Tensor) -> Tensor:
+    """The likeliest choices of a mixture `[..., K]`."""
+    return F.one_hot(path.detach().argmax(dim=-1), path.shape[-1]).to(path)
 
 
 def training_targets(config: Config, count: int, rng: torch.Generator) -> Tensor:

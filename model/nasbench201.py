@@ -4,13 +4,13 @@ Axes: B batch, L edges, K operations. Source: Dong and Yang, "NAS-Bench-201: Ext
 Architecture Search", ICLR 2020 (the network around the cells).
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from model.blocks import conv, initialise, new_classifier
 from model.cell_space import CONV_1X1, CONV_3X3, EDGES, NODES, OPERATIONS, CellSpace
@@ -77,7 +77,8 @@ class Cell(nn.Module):
 
 
 def _counts(share: float | Tensor) -> bool:
-    return bool(share > NEGLIGIBLE)
+    """Whether an operation must be computed: also one that has no share yet, but is to learn whether it should."""
+    return bool(share > NEGLIGIBLE) or (isinstance(share, Tensor) and share.requires_grad)
 
 
 class Reduction(nn.Module):
@@ -177,52 +178,16 @@ class CellNetwork(_CellStack):
 class FrozenCells(nn.Module):
     """The supernet for soft paths, differentiable in the path alone.
 
-    Behind the same ReLU, the mixture of the 1x1 and 3x3 convolutions of an edge with their batch norms is one 3x3
-    convolution, whose weights are mixed: a soft path costs no more than the dearest hard one, however small a share is.
+    Each batch is normalised by its own statistics. The running ones are those of all paths together, with which a
+    single path scores unlike it does once its batch norms are re-estimated: here that gap would be what is learnt.
     """
 
     def __init__(self, supernet: CellSupernet):
         super().__init__()
-        self.space, self.supernet = supernet.space, supernet
-        self.folded = [[_folded_edges(cell) for cell in stage] for stage in supernet.stages]
+        self.space = supernet.space
+        self.supernet = copy.deepcopy(supernet).requires_grad_(False).train()
+        for norm in (module for module in self.supernet.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.momentum = 0.0  # nothing is learnt of the batches
 
     def forward(self, images: Tensor, path: Tensor) -> Tensor:
-        with torch.no_grad():
-            features = self.supernet.stem(images)
-        shares = path[:, 0]
-        return self.supernet.through(self.folded, lambda edges, x: _soft_cell(x, edges, shares), features)
-
-
-@torch.no_grad()
-def _folded_edges(cell: Cell) -> list[tuple[Tensor, Tensor]]:
-    """For each edge the weights `[2, out, in, 3, 3]` and biases `[2, out]` of both convolutions."""
-    edges = []
-    for convolutions in cell.edges:
-        weights, biases = [], []
-        for name, kernel in CONVOLUTIONS.items():
-            part = convolutions[name]
-            bn = part.bn
-            weight, bias = fuse_conv_bn_weights(
-                part.conv.weight, None, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
-            )
-            weights.append(F.pad(weight, 4 * [(3 - kernel) // 2]))
-            biases.append(bias)
-        edges.append((torch.stack(weights), torch.stack(biases)))
-    return edges
-
-
-def _soft_cell(x: Tensor, edges: list[tuple[Tensor, Tensor]], shares: Tensor) -> Tensor:
-    """As `Cell.forward`, of mixtures `shares [L, K]`."""
-    nodes, active, pooled = [x], [], []
-    for node in range(1, NODES):
-        active.append(nodes[-1].relu())  # once for all edges that leave a node
-        pooled.append(average_pool(nodes[-1]))
-        total = 0
-        for (to, source), (weights, biases), share in zip(EDGES, edges, shares, strict=True):
-            if to == node:
-                mix = share[2:4].to(weights)
-                weight, bias = torch.einsum("k,koihw->oihw", mix, weights), mix @ biases
-                total = total + F.conv2d(active[source], weight, bias, padding=1)
-                total = total + share[0] * nodes[source] + share[1] * pooled[source]
-        nodes.append(total)
-    return nodes[-1]
+        return self.supernet(images, path)

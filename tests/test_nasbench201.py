@@ -1,5 +1,6 @@
 """The NAS-Bench-201 cells: the space by its published numbers, the supernet against a plain sum, what runs on them."""
 
+import copy
 import csv
 import itertools
 import json
@@ -164,13 +165,26 @@ def test_the_supernet_computes_the_sum_over_edges(supernet):
 def test_soft_paths_are_mixtures_and_give_the_path_their_gradient(supernet):
     soft = SPACE.relax(torch.randn(SPACE.shape, generator=rng()), 1.0).requires_grad_()
     weights = torch.randn(4, 10, generator=rng(1))
-    results = []
-    for net in (supernet.frozen(), lambda x, p: plain_logits(supernet, x, p), supernet):
+    results, frozen = [], supernet.frozen()
+    before = {name: value.clone() for name, value in frozen.named_buffers()}
+    training = copy.deepcopy(supernet).train()  # batches are normalised by their own statistics
+    for net in (frozen, lambda x, p: plain_logits(training, x, p), training):
         logits = net(images(), soft)
         results.append((logits, torch.autograd.grad((logits * weights).sum(), soft)[0]))
     for logits, gradient in results[1:]:
         torch.testing.assert_close(results[0][0], logits, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(results[0][1], gradient, rtol=1e-3, atol=1e-4)
+    assert all(value.equal(before[name]) for name, value in frozen.named_buffers() if "running" in name)
+
+
+def test_choices_without_a_share_get_their_gradient_too(supernet):
+    frozen, hard = supernet.frozen(), SPACE.sample(1, rng(2))[0]
+    path = hard.clone().requires_grad_()
+    frozen(images(), path)[:, 0].sum().backward()
+    changed = hard.clone().requires_grad_()
+    plain_logits(copy.deepcopy(supernet).train(), images(), changed)[:, 0].sum().backward()
+    torch.testing.assert_close(path.grad, changed.grad, rtol=1e-3, atol=1e-4)
+    assert (path.grad[:, :, :4] != 0).any(dim=-1).all()
 
 
 def test_the_frozen_supernet_gives_weights_no_gradient(supernet):

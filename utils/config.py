@@ -145,6 +145,7 @@ class Config:
     pool_tolerance: float = 0.0  # M between a prior and its mark; 0: 1 M, and 1 % where that is less
     priors_per_target: int = 1  # nearest priors from which a target is answered; the answer of least miss counts
     targets_per_step: int = 1  # the first of them also goes through the supernet
+    hard_paths: bool = False  # the supernet sees the sampled architecture, not the mixture, in generator training
     straight_through: bool = False  # the hardware loss sees the discrete architecture, not the mixture
     hardware_loss: str = "absolute"  # or "relative" to the target
     g_lr_scheduler: str = "constant"  # or "cosine" over search_epochs
