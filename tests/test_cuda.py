@@ -1,14 +1,23 @@
 """The same code on a CUDA device: equal to the CPU within 1e-3."""
 
+import json
+import math
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 import search
 from model.generator import ArchitectureGenerator
 from model.lookup_table import LookUpTable
 from model.supernet import UnifiedSupernet
-from tests.conftest import rng
+from model.warm_up import path_logits
+from tests.conftest import mixed_space, rng
+from tests.test_imagenet import image_folder, train  # noqa: F401 - a fixture
+from tests.worlds import in_world
+from utils import distributed
 from utils.checkpoint import load
+from utils.engine import Placement
 
 pytestmark = [
     pytest.mark.cuda,
@@ -46,3 +55,36 @@ def test_a_search_runs_on_cuda(tiny_config, amp, capsys):
     search.main(["--cfg", str(tiny_config), "--set", f"amp={amp}"])
     assert "on cuda" in capsys.readouterr().out
     assert load(tiny_config.parent / "logs" / "tiny" / "checkpoints" / "generator_last.pth")["epoch"] == 2
+
+
+@pytest.mark.parametrize("more", [[], ["--amp"], ["--amp", "--amp-dtype", "float16"], ["--channels-last", "false"]])
+def test_imagenet_training_runs_on_cuda(folder, more, capsys):
+    run = train(folder, *more)
+    assert "on cuda" in capsys.readouterr().out
+    assert math.isfinite(json.loads((run / "result.json").read_text())["last"]["loss"])
+
+
+def talk_by_nccl():
+    distributed.average([tensor := torch.full((3,), 2.0, device="cuda")])
+    torch.distributed.all_reduce(tensor)
+    return torch.distributed.get_backend(), tensor.tolist(), distributed.totals(1, 2)
+
+
+def test_a_world_of_one_talks_by_nccl(tmp_path):
+    [(backend, tensor, totals)] = in_world(1, talk_by_nccl, tmp_path)
+    assert "nccl" in backend
+    assert (tensor, totals) == ([2.0] * 3, [1.0, 2.0])
+
+
+def test_a_training_step_on_cuda_equals_the_cpu():
+    """Gradients of four paths, in channels-last."""
+    supernets = [UnifiedSupernet(mixed_space(), rng()).train() for _ in range(2)]
+    supernets[1].to("cuda")
+    images, labels = torch.randn(8, 3, 12, 12, generator=rng()), torch.arange(8) % 7
+    for supernet, device in zip(supernets, ("cpu", "cuda"), strict=True):
+        place = Placement(torch.device(device))
+        for logits, targets in path_logits(supernet, 4, place, *place.batch(images, labels), rng(1)):
+            F.cross_entropy(logits, targets).backward()
+    for one, other in zip(supernets[1].parameters(), supernets[0].parameters(), strict=True):
+        if other.grad is not None and float(other.grad.abs().max()) > 1e-6:
+            close(one.grad, other.grad)

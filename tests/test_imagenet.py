@@ -55,8 +55,8 @@ def flags(line: str):
     return parser.parse_args(shlex.split(line))
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(name="folder")
+def image_folder(tmp_path):
     """Ten classes of 8 and 3 images, of one colour each; an architecture of the tiny space."""
     random = np.random.RandomState(0)
     for part, count in (("train", 8), ("val", 3)):
