@@ -36,7 +36,7 @@ def searched(tmp_path_factory) -> Path:
 
 
 def run_weights(run: Path, name: str):
-    return checkpoint.load(run / "checkpoints" / f"{name}.pth")["model"]
+    return checkpoint.weights(checkpoint.load(run / "checkpoints" / f"{name}.pth"), run)
 
 
 def same(one: dict, other: dict) -> bool:
