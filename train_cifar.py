@@ -18,13 +18,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.blueprint import Blueprint, ElasticBlueprint, blueprint_of, load_blueprint
+from model.blueprint import Blueprint, ElasticBlueprint, blueprint_of, costs_of, load_blueprint
 from model.build import build_recipe, build_space
 from model.elastic_space import ElasticArchitecture
 from model.generation import choose, choose_from_file, newest_config
 from model.scratch_training import ScratchTraining, mixup, one_pass
 from model.space import Architecture
-from model.subnet import count_macs, count_parameters
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, boolean, command, positive_number
 from utils.config import Config, load_config
 from utils.data import Dataset, load_dataset
@@ -65,11 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     run.begin(config, place.device)
-    costs = {
-        "macs_m": blueprint.macs_m,
-        "macs_m_counted": count_macs(network, blueprint.image_size),
-        "params_m": count_parameters(network),
-    }
+    costs = costs_of(blueprint, network, blueprint.image_size)
     run.write_once("architecture.json", lambda file: blueprint.save(file, costs, {"source": source, "target": target}))
     described = {
         **blueprint.describe(),

@@ -28,11 +28,10 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from model.blueprint import Blueprint, PlainBlueprint, blueprint_of, load_blueprint
+from model.blueprint import Blueprint, PlainBlueprint, blueprint_of, costs_of, load_blueprint
 from model.build import build_space
 from model.generation import choose
 from model.scratch_training import ScratchTraining
-from model.subnet import count_macs, count_parameters
 from model.teacher import DistillationLoss, Teacher, load_teacher
 from utils import checkpoint, distributed
 from utils.command import Parser, command
@@ -62,24 +61,13 @@ def main(argv: list[str] | None = None) -> None:
     blueprint, source = stored(run) or chosen(args)
     size = args.img_size or blueprint.image_size
     network = build_network(blueprint, args, place, from_checkpoint=not run.checkpoint("last").exists())
-    dataset = load_dataset(
-        "imagenet_lmdb" if args.lmdb else "imagenet", args.data, size, None, False, args.strict_data, in_memory=0
-    )
+    dataset = load_dataset(kind_of(args), args.data, size, None, strict=args.strict_data, in_memory=0)
     classes = int(dataset.train.labels.max()) + 1
     if classes > blueprint.classes or (classes < blueprint.classes and args.num_classes is None):
         raise UserError(f"{args.data}: it has {classes} classes, the network {blueprint.classes}; see --num-classes")
     batches, test = loaders(dataset, size, args)
-    costs = {
-        "macs_m": blueprint.macs_m,
-        "macs_m_counted": count_macs(network, size),
-        "params_m": count_parameters(network),
-    }
-    data = {"dataset": "imagenet_lmdb" if args.lmdb else "imagenet", "dataset_dir": args.data}
-    described = {
-        **blueprint.describe(),
-        "options": options_of(blueprint, args),
-        "data": {**data, "mean": list(MEAN), "std": list(STD), "image_size": size, "classes": classes, "in_memory": 0},
-    }
+    costs = costs_of(blueprint, network, size)
+    described = describe(blueprint, args, size, classes)
     training, epochs = build_training(network, blueprint.classes, batches, described, args, place, run)
     if args.dry_run:
         return dry_run(training, batches, epochs, costs, args)
@@ -111,6 +99,18 @@ class Flags:
     @classmethod
     def read(cls, file: Path) -> "Flags":
         return cls(yaml.safe_load(file.read_text()))
+
+
+def kind_of(args: argparse.Namespace) -> str:
+    """The data set, as `utils/data.py` names it."""
+    return "imagenet_lmdb" if args.lmdb else "imagenet"
+
+
+def describe(blueprint: Blueprint, args: argparse.Namespace, size: int, classes: int) -> dict:
+    """What a checkpoint says of its network and of its data, so that `validate.py` needs nothing else."""
+    data = {"dataset": kind_of(args), "dataset_dir": args.data, "mean": list(MEAN), "std": list(STD)}
+    data |= {"image_size": size, "classes": classes, "in_memory": 0}
+    return {**blueprint.describe(), "options": options_of(blueprint, args), "data": data}
 
 
 def default_name(args: argparse.Namespace) -> str:

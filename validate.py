@@ -15,7 +15,6 @@ from pathlib import Path
 from model import blueprint as blueprints
 from model.build import build_space
 from model.generation import choose
-from model.subnet import count_macs, count_parameters
 from utils import checkpoint
 from utils.command import Parser, boolean, command, not_negative, positive, positive_number
 from utils.config import load_config
@@ -45,9 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     score = evaluate(network.to(place.device).eval(), batches, place, together=True)
     result = {
         **score.to_dict(),
-        "macs_m": blueprint.macs_m,
-        "macs_m_counted": count_macs(network, size),
-        "params_m": count_parameters(network),
+        **blueprints.costs_of(blueprint, network, size),
         "checkpoint": str(args.checkpoint),
         "chosen_by": payload.get("chosen_by"),
     }

@@ -3,13 +3,14 @@
     python3 -m benchmarks.nasbench201 rank RUN [--count 500]
     python3 -m benchmarks.nasbench201 report RUN [RUN ...] --table FILE [--searches DIR ...] [--json FILE]
 
-`rank` scores random cells with the supernet of a run of search.py, on its validation images, into RUN/ranking.jsonl;
+`rank` scores random cells with the supernet of a run of search.py, on its held-out images, into RUN/ranking.jsonl;
 the same command goes on where it stopped. `report` looks up what the cells, the answers of the generators and those of
 msunas.py searches on the same supernets are really worth. Only this report knows of the table.
 """
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from model.generation import find_generator, run_config
 from model.generator_training import evaluated_targets
 from model.lookup_table import LookUpTable
 from model.search_folder import last_archive
-from model.warm_up import PathValidation
+from model.warm_up import PathValidation, top1_of_all
+from utils import distributed
 from utils.command import Parser, command, positive
 from utils.config import Config
 from utils.data import load_dataset, split_for_search
@@ -35,6 +37,7 @@ from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table
 
 BINS = 5  # of cost, of as many cells each
+TOGETHER = 8  # cells that are scored before any is written
 DRAWS = 10  # random cells, of which the best counts
 
 
@@ -66,22 +69,28 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def rank(run: Path, config: Config, count: int) -> None:
-    """Score `count` random cells, the same for all runs; only those that RUN/ranking.jsonl does not have yet."""
+    """Score `count` random cells, the same for all runs; only those that RUN/ranking.jsonl does not have yet.
+
+    On all images that did not train the supernet; several processes share the cells.
+    """
     file, known = run / "ranking.jsonl", read_ranking(run)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     supernet = build_supernet(config).to(place.device)
     load_supernet(supernet, run / "checkpoints" / "supernet_best.pth")
     dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes)
     images = split_for_search(dataset, config.train_portion, config.seed, run / "split.json")
+    images = replace(images, validate=images.held_out)
     validation = PathValidation(supernet.eval(), images, config, place)
     cells = {to_string(CellSpace().decode(path)): path for path in CellSpace().sample(2 * count, stream(0, "ranking"))}
     left = [(cell, path) for cell, path in list(cells.items())[:count] if cell not in known]
     with Progress(f"{run.name}: cells", len(left)) as progress, file.open("a") as out:
-        for cell, path in left:
-            top1 = validation.top1(path)
-            out.write(json.dumps({"cell": cell, "top1": top1}) + "\n")
+        for start in range(0, len(left), TOGETHER):
+            cells, paths = zip(*left[start : start + TOGETHER], strict=True)
+            for cell, top1 in zip(cells, top1_of_all(validation, torch.stack(paths)), strict=True):
+                if distributed.rank() == 0:
+                    out.write(json.dumps({"cell": cell, "top1": top1}) + "\n")
+                progress.update(top1=top1)
             out.flush()
-            progress.update(top1=top1)
     print(f"{file}: {count} cells")
 
 

@@ -18,7 +18,7 @@ from model.lookup_table import LookUpTable
 from model.mobilenetv3 import MobileNetV3
 from model.nasbench201 import CellNetwork, CellSupernet
 from model.space import Architecture, UnifiedSpace, load_architecture, save_architecture, space_from_dict
-from model.subnet import SubNet, count_macs
+from model.subnet import SubNet, count_macs, count_parameters
 from model.supernet import UnifiedSupernet
 from utils import checkpoint
 from utils.errors import UserError
@@ -204,6 +204,15 @@ KINDS = (
     ElasticBlueprint.kind,
     PlainBlueprint.kind,
 )  # of checkpoints that say their network
+
+
+def costs_of(blueprint: Blueprint, network: nn.Module, image_size: int) -> dict[str, float]:
+    """Costs in M: by the table of its space, counted on `image_size` pixels, and parameters."""
+    return {
+        "macs_m": blueprint.macs_m,
+        "macs_m_counted": count_macs(network, image_size),
+        "params_m": count_parameters(network),
+    }
 
 
 def described(payload: dict) -> Blueprint:
