@@ -40,7 +40,7 @@ from utils.data import DATASET_STATISTICS, Dataset, load_dataset
 from utils.engine import Placement, Recipe, Score
 from utils.errors import UserError
 from utils.imagenet_flags import add_imagenet_flags, flags_that_matter
-from utils.loader import Augmentation, FileLoader, Normalisation
+from utils.loader import FileLoader, Normalisation, evaluation_transform
 from utils.optim import TimmSchedule
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
@@ -211,9 +211,9 @@ def loaders(dataset: Dataset, size: int, args: argparse.Namespace) -> tuple[File
         raise UserError(f"--aa {args.aa}, --color-jitter {args.color_jitter}: timm refuses it ({error})") from None
     normalise, seed = Normalisation(MEAN, STD), stream(args.seed, "imagenet batches").initial_seed()
     together = args.batch_size * distributed.size() * args.accumulate
-    batches = FileLoader(dataset.train, together, normalise, Augmentation(), seed, args.workers, augment)
+    batches = FileLoader(dataset.train, together, augment, True, seed, args.workers)
     of_test = args.validation_batch_size or args.batch_size
-    return batches, FileLoader(dataset.test, of_test, normalise, workers=args.workers)
+    return batches, FileLoader(dataset.test, of_test, evaluation_transform(size, normalise), False, 0, args.workers)
 
 
 def build_training(

@@ -17,7 +17,7 @@ from model.build import build_space
 from model.supernet import UnifiedSupernet
 from model.warm_up import path_logits, supernet_payload
 from tests.conftest import TESTS, TINY_CONFIG, mixed_space, rng
-from tests.test_training import CPU, recipe_of
+from tests.test_training import CPU, Batches, recipe_of
 from tests.worlds import in_world
 from utils import checkpoint, distributed
 from utils.config import load_config
@@ -151,6 +151,21 @@ def test_processes_stay_the_same_to_the_bit(tmp_path):
         if "running" in key:
             torch.testing.assert_close(value, (first["own"][key] + second["own"][key]) / 2)
     assert any(not first["own"][key].equal(second["own"][key]) for key in first["own"])  # each saw images of its own
+
+
+def step_with_a_broken_image() -> str:
+    """The error that a process ends in where the images of the second one alone are no numbers."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    pixels = torch.full((4, 3, 2, 2), float("nan") if distributed.rank() else 1.0)
+    batches = Batches([(pixels, torch.zeros(4, dtype=torch.long))])
+    with pytest.raises(UserError) as caught, Progress("epoch 1/1", 1) as progress:
+        train_epoch(lambda x, y, _: [(network(x), y)], recipe_of(network), batches, 0, Tally(), progress)
+    return str(caught.value)
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_all(tmp_path):
+    for said in in_world(2, step_with_a_broken_image, tmp_path):
+        assert said.startswith("epoch 1/1: the loss is nan at step 0;")
 
 
 # -- evaluation ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 import train_imagenet
 import validate
 from model.build import build_space
+from model.elastic import ElasticSupernet
 from model.elastic_space import ElasticSpace
 from model.mobilenetv3 import MobileNetV3
 from model.space import Architecture, save_architecture
@@ -28,6 +29,7 @@ from model.teacher import DistillationLoss, load_teacher
 from model.warm_up import supernet_payload
 from tests.conftest import TESTS, TINY_CONFIG, rng
 from tests.test_distributed import torchrun, wait_for
+from tests.test_elastic import SMALL
 from tests.test_training import CPU, Batches
 from utils import checkpoint, folder2lmdb, stopping
 from utils.command import Parser
@@ -381,6 +383,15 @@ def test_a_supernet_teaches_by_its_largest_network_on_the_statistics_of_the_batc
         load_teacher(str(folder / "supernet.pth"), 7)
     run = train(folder, "--teacher", folder / "supernet.pth", "--epochs", 1)
     assert json.loads((run / "result.json").read_text())["last"]["images"] == 30
+
+
+def test_an_elastic_supernet_teaches_by_its_largest_network(folder):
+    supernet = ElasticSupernet(SMALL, rng())
+    checkpoint.save(folder / "elastic.pth", supernet_payload(supernet, 1))
+    images = torch.randn(4, 3, 32, 32, generator=rng())
+    taught = load_teacher(str(folder / "elastic.pth"), SMALL.classes)(images)
+    largest = supernet.train()(images, SMALL.decode(SMALL.extremes()[1]))
+    torch.testing.assert_close(taught, largest.softmax(dim=1).detach())
 
 
 def test_a_network_of_timm_teaches_in_evaluation_mode(folder):

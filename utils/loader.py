@@ -61,10 +61,10 @@ class MemoryLoader:
         seed: int = 0,
     ):
         self.data, self.batch_size, self.normalise = data, batch_size, normalise
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.training = augment, seed, augment is not None
 
     def __len__(self) -> int:
-        return _batches(len(self.data.labels), self.batch_size, self.augment is not None)
+        return _batches(len(self.data.labels), self.batch_size, self.training)
 
     def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches from number `first` on, or `every` second of them, and so on.
@@ -134,44 +134,48 @@ def cutout(images: Tensor, side: int, rng: torch.Generator) -> Tensor:
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
-class FileLoader:
-    """Batches of images read from disk by `workers` processes; otherwise as `MemoryLoader`.
+Transform = Callable[[Image.Image], Tensor]
 
-    A `transform` may stand for what `augment` says of single images; it draws from the global random streams.
+
+def training_transform(size: int, normalise: Normalisation, augment: Augmentation) -> Transform:
+    """A large image for training, all but `cutout`; it draws from the global random streams."""
+    steps = [v2.RandomResizedCrop(size, scale=augment.crop_scale)]
+    steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip
+    steps += [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)] * augment.autoaugment
+    return v2.Compose([*steps, *_as_numbers(normalise)])
+
+
+def evaluation_transform(size: int, normalise: Normalisation) -> Transform:
+    """A large image as it is evaluated."""
+    return v2.Compose([*evaluation_steps(size), *_as_numbers(normalise)])
+
+
+def _as_numbers(normalise: Normalisation) -> list[v2.Transform]:
+    scaled = v2.ToDtype(torch.float32, scale=True)
+    return [v2.PILToTensor(), scaled, v2.Normalize(normalise.mean, normalise.std)]
+
+
+class FileLoader:
+    """Batches of images read from disk by `workers` processes, each as `transform` makes it.
+
+    For `training` they are shuffled, and so on, as by `MemoryLoader`, with squares of `cutout` pixels.
     """
 
     def __init__(
         self,
         files: EncodedImages,
         batch_size: int,
-        normalise: Normalisation,
-        augment: Augmentation | None = None,
+        transform: Transform,
+        training: bool,
         seed: int = 0,
         workers: int = 0,
-        transform: Callable[[Image.Image], Tensor] | None = None,
+        cutout: int = 0,
     ):
-        self.data, self.batch_size, self.augment = files, batch_size, augment
-        self.seed, self.workers = seed, workers
-        if transform is not None:
-            self.transform = transform
-            return
-        if augment is None:
-            steps = evaluation_steps(files.size)
-        else:
-            steps = [v2.RandomResizedCrop(files.size, scale=augment.crop_scale)]
-            steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip
-            steps += [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)] * augment.autoaugment
-        self.transform = v2.Compose(
-            [
-                *steps,
-                v2.PILToTensor(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(normalise.mean, normalise.std),
-            ]
-        )
+        self.data, self.batch_size, self.transform, self.training = files, batch_size, transform, training
+        self.seed, self.workers, self.cutout = seed, workers, cutout
 
     def __len__(self) -> int:
-        return _batches(len(self.data.labels), self.batch_size, self.augment is not None)
+        return _batches(len(self.data.labels), self.batch_size, self.training)
 
     def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         numbered = _numbered(self, epoch, first, every)
@@ -182,7 +186,6 @@ class FileLoader:
             collate_fn=_collate,
             worker_init_fn=ignore_signals,
         )
-        side = self.augment.cutout if self.augment is not None else 0
         skipped = 0
         for (number, _), (batch, broken) in zip(numbered, loader, strict=True):
             if isinstance(broken, UserError):
@@ -191,8 +194,8 @@ class FileLoader:
             if batch is not None:
                 images, labels = batch
                 rng = _batch_stream(self, epoch, number)
-                yield (cutout(images, side, rng) if side else images), labels
-            elif self.augment is not None:  # to go on would be to train on nothing
+                yield (cutout(images, self.cutout, rng) if self.cutout else images), labels
+            elif self.training:  # to go on would be to train on nothing
                 raise UserError(f"{self.data.source.root}: a whole batch of {broken} images cannot be read")
         if skipped:
             print(f"{self.data.source.root}: skipped {skipped} of {len(self.data.labels)} images", file=sys.stderr)
@@ -242,20 +245,23 @@ def loader(
     """Batches of `images`; shuffled and augmented when `augment` is given."""
     if isinstance(images, ImageData):
         return MemoryLoader(images, batch_size, normalise, augment, seed)
-    return FileLoader(images, batch_size, normalise, augment, seed, workers)
+    if augment is None:
+        return FileLoader(images, batch_size, evaluation_transform(images.size, normalise), False, seed, workers)
+    transform = training_transform(images.size, normalise, augment)
+    return FileLoader(images, batch_size, transform, True, seed, workers, augment.cutout)
 
 
 def _order(batches: Loader, epoch: int) -> Tensor:
-    """Indices of the images of an epoch; shuffled when they are augmented."""
+    """Indices of the images of an epoch; shuffled for training."""
     count = len(batches.data.labels)
-    if batches.augment is None:
+    if not batches.training:
         return torch.arange(count)
     return torch.randperm(count, generator=stream(batches.seed, "batches", epoch))
 
 
 def _numbered(batches: Loader, epoch: int, first: int, every: int) -> list[tuple[int, Tensor]]:
     """The numbers of the wanted batches, and which images are in them, for this process."""
-    size, training = batches.batch_size, batches.augment is not None
+    size, training = batches.batch_size, batches.training
     if training and size % distributed.size():
         raise UserError(f"batch_size: {size} images cannot be shared by {distributed.size()} processes")
     split = _order(batches, epoch).split(size)
