@@ -108,23 +108,32 @@ class GeneratorTraining:
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of a step (SGNAS, equation 6) and what the progress shows of it.
 
-        The mixture generated for the first of `targets [N]`, or with `hard_paths` its likeliest choices, goes through
-        the supernet; all of them pay for missing their targets.
+        What was generated for the first of `targets [N]` goes through the supernet, as a mixture, or as `sampled_paths`
+        paths; all of them pay for missing their targets.
         """
         space = self.frozen.space
         logits = self.generator(self.pool.nearest(targets), targets)
         paths = space.relax(logits, tau, gumbel)
-        with self.place.autocast():
-            seen = straight_through(one_hot_of(paths[0]), paths[0]) if self.config.hard_paths else paths[0]
-            scores = self.frozen(images, seen)
-            supernet_loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
+        count = self.config.sampled_paths
+        seen = space.discretize(space.relax(logits[:1].expand(count, -1, -1, -1), 1.0, gumbel)) if count else paths[:1]
+        scores, losses = zip(*(self._passed(images, labels, path) for path in seen), strict=True)
+        supernet_loss = losses[0]
+        if count:
+            likelihood = (space.relax(logits[0], 1.0).clamp(min=1e-8).log() * seen).sum(dim=(1, 2, 3))
+            supernet_loss = expected(torch.stack(losses), likelihood)
         if self.config.straight_through:
             paths = straight_through(space.discretize(logits), space.relax(logits, 1.0))
         costs = self.table(paths)
         loss = supernet_loss + self.hardware_loss(costs, targets).mean()
-        top1 = 100 * float((scores.argmax(dim=1) == labels).float().mean())
+        top1 = 100 * float((scores[0].argmax(dim=1) == labels).float().mean())
         first = {"target": float(targets[0]), "cost": float(costs[0].detach())}
         return loss, {"loss": float(loss.detach()), "top1": top1, **first}
+
+    def _passed(self, images: Tensor, labels: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and loss of a path through the supernet; a discrete one needs no gradient."""
+        with torch.set_grad_enabled(path.requires_grad), self.place.autocast():
+            scores = self.frozen(images, path)
+            return scores, F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
@@ -132,9 +141,15 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return hard + soft - soft.detach()
 
 
-def one_hot_of(path: Tensor) -> Tensor:
-    """The likeliest choices of a mixture `[..., K]`."""
-    return F.one_hot(path.detach().argmax(dim=-1), path.shape[-1]).to(path)
+def expected(losses: Tensor, likelihoods: Tensor) -> Tensor:
+    """The mean of the `losses [M]` of sampled paths, with an unbiased gradient for what they were sampled from.
+
+    `likelihoods [M]` are the logarithms of their probabilities. Source: Williams, "Simple statistical
+    gradient-following algorithms", 1992; each path is compared with the mean of the others (Kool et al., 2019).
+    """
+    others = (losses.sum() - losses) / (len(losses) - 1)
+    score = ((losses - others).detach() * likelihoods).mean()
+    return losses.mean() + score - score.detach()
 
 
 def training_targets(config: Config, count: int, rng: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.generator_training import straight_through, training_targets
+from model.generator_training import expected, straight_through, training_targets
 from model.lookup_table import HardwareLoss
 from model.scratch_training import mixup
 from model.supernet import UnifiedSupernet
@@ -71,6 +71,20 @@ def test_straight_through_has_the_value_of_one_and_the_gradient_of_the_other():
     assert result.tolist() == pytest.approx([0.0, 1.0])
     (result * torch.tensor([3.0, 5.0])).sum().backward()
     assert soft.grad.tolist() == [3.0, 5.0]
+
+
+def test_sampled_losses_give_an_unbiased_gradient():
+    """Three choices with known losses: the mean gradient of many draws is that of the expected loss."""
+    logits, of_choice = (
+        torch.tensor([0.3, -0.2, 0.6], dtype=torch.float64, requires_grad=True),
+        torch.tensor([2.0, 1, 4]),
+    )
+    [exact] = torch.autograd.grad((logits.softmax(0) * of_choice).sum(), logits)
+    draws = torch.multinomial(logits.detach().softmax(0).expand(20_000, 3), 4, True, generator=rng())
+    means = sum(expected(of_choice[draw], logits.log_softmax(0)[draw]) for draw in draws) / len(draws)
+    [found] = torch.autograd.grad(means, logits)
+    torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
+    assert float(means.detach()) == pytest.approx(float((logits.softmax(0) * of_choice).sum().detach()), abs=0.02)
 
 
 def test_targets_are_all_multiples_in_shuffled_rounds_with_jitter(tiny_config):

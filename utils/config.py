@@ -145,7 +145,7 @@ class Config:
     pool_tolerance: float = 0.0  # M between a prior and its mark; 0: 1 M, and 1 % where that is less
     priors_per_target: int = 1  # nearest priors from which a target is answered; the answer of least miss counts
     targets_per_step: int = 1  # the first of them also goes through the supernet
-    hard_paths: bool = False  # the supernet sees the sampled architecture, not the mixture, in generator training
+    sampled_paths: int = 0  # paths of a generator step, sampled for its first target; 0: the mixture
     straight_through: bool = False  # the hardware loss sees the discrete architecture, not the mixture
     hardware_loss: str = "absolute"  # or "relative" to the target
     g_lr_scheduler: str = "constant"  # or "cosine" over search_epochs
@@ -371,7 +371,7 @@ def _check_layers(config: Config, refuse: Callable[[str, str], None]) -> None:
 _AT_LEAST = {
     0: "warmup_epochs search_epochs lr_warmup_steps clip_grad bn_recalibration_images crop_padding cutout mixup "
     "num_workers noise_weight target_jitter cost_tolerance alpha seed "
-    "pool_tolerance",
+    "pool_tolerance sampled_paths",
     2: "batch_size",  # batch norm needs two images
     1: "classes input_size paths_per_step validation_paths epochs hc_dim pool_size priors_per_target targets_per_step "
     "stem_channels first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq "
@@ -395,6 +395,8 @@ def _check_values(config: Config, where: str) -> None:
     def refuse(key: str, allowed: str):
         raise UserError(f"{where}: {key}: {getattr(config, key)!r} is not allowed; it must be {allowed}")
 
+    if config.sampled_paths == 1:  # each is compared with the others
+        refuse("sampled_paths", "0, or at least 2")
     for least, keys in _AT_LEAST.items():
         for key in keys.split():
             if getattr(config, key) < least:
