@@ -125,6 +125,8 @@ class GeneratorTraining:
             paths = straight_through(space.discretize(logits), space.relax(logits, 1.0))
         costs = self.table(paths)
         loss = supernet_loss + self.hardware_loss(costs, targets).mean()
+        if self.config.logit_decay:
+            loss = loss + self.config.logit_decay * logits.square().mean()
         top1 = 100 * float((scores[0].argmax(dim=1) == labels).float().mean())
         first = {"target": float(targets[0]), "cost": float(costs[0].detach())}
         return loss, {"loss": float(loss.detach()), "top1": top1, **first}

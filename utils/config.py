@@ -145,6 +145,7 @@ class Config:
     pool_tolerance: float = 0.0  # M between a prior and its mark; 0: 1 M, and 1 % where that is less
     priors_per_target: int = 1  # nearest priors from which a target is answered; the answer of least miss counts
     targets_per_step: int = 1  # the first of them also goes through the supernet
+    logit_decay: float = 0.0  # weight of the mean square of the generator's logits in its loss
     sampled_paths: int = 0  # paths of a generator step, sampled for its first target; 0: the mixture
     straight_through: bool = False  # the hardware loss sees the discrete architecture, not the mixture
     hardware_loss: str = "absolute"  # or "relative" to the target
@@ -371,7 +372,7 @@ def _check_layers(config: Config, refuse: Callable[[str, str], None]) -> None:
 _AT_LEAST = {
     0: "warmup_epochs search_epochs lr_warmup_steps clip_grad bn_recalibration_images crop_padding cutout mixup "
     "num_workers noise_weight target_jitter cost_tolerance alpha seed "
-    "pool_tolerance sampled_paths",
+    "pool_tolerance sampled_paths logit_decay",
     2: "batch_size",  # batch norm needs two images
     1: "classes input_size paths_per_step validation_paths epochs hc_dim pool_size priors_per_target targets_per_step "
     "stem_channels first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq "
