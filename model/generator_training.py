@@ -144,13 +144,16 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def expected(losses: Tensor, likelihoods: Tensor) -> Tensor:
-    """The mean of the `losses [M]` of sampled paths, with an unbiased gradient for what they were sampled from.
+    """The mean of the `losses [M]` of sampled paths, with a gradient for what they were sampled from.
 
-    `likelihoods [M]` are the logarithms of their probabilities. Source: Williams, "Simple statistical
-    gradient-following algorithms", 1992; each path is compared with the mean of the others (Kool et al., 2019).
+    `likelihoods [M]` are the logarithms of their probabilities. A path becomes likelier by how many standard deviations
+    it is better than the mean of the others: cells that compute nothing differ from all others by a hundred times what
+    good ones differ by. Source: Williams, "Simple statistical gradient-following algorithms", 1992, with the baseline
+    of Kool et al., 2019.
     """
     others = (losses.sum() - losses) / (len(losses) - 1)
-    score = ((losses - others).detach() * likelihoods).mean()
+    worse = (losses - others).detach()
+    score = (worse / (worse.std() + 1e-3) * likelihoods).mean()
     return losses.mean() + score - score.detach()
 
 
