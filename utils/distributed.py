@@ -7,6 +7,7 @@ order. Only the first process, of rank 0, writes files and prints.
 import datetime
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,11 +17,13 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed import rendezvous
 
 from utils.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)  # for a process that is still busy where the others wait
+CONNECTING, TRIES = datetime.timedelta(seconds=20), 5
 
 
 def launched() -> bool:
@@ -60,11 +63,46 @@ def joined() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    _connect()
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _connect() -> None:
+    """Meet the other processes. RuntimeError when that fails again and again.
+
+    Connections of gloo are lost now and then where workers begin anew after one was killed, and would be waited for
+    without end: so all try it together, and once more if any of them failed.
+    """
+    store, process, processes = next(rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    said = None
+    for attempt in range(TRIES):
+        _meet(store, f"begin {attempt}", processes)
+        try:
+            place = {"store": dist.PrefixStore(f"attempt {attempt}", store), "rank": process, "world_size": processes}
+            dist.init_process_group(backend, timeout=CONNECTING, **place)
+        except RuntimeError as error:
+            store.add(f"failed {attempt}", 1)
+            said = error
+        _meet(store, f"end {attempt}", processes)
+        if store.add(f"failed {attempt}", 0) == 0:
+            return dist.distributed_c10d._set_pg_timeout(PATIENCE)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    raise RuntimeError(f"{processes} processes cannot be connected") from said
+
+
+def _meet(store: dist.Store, name: str, processes: int) -> None:
+    """Until all processes are here."""
+    store.add(name, 1)
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while store.add(name, 0) < processes:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"only {store.add(name, 0)} of {processes} processes have come")
+        time.sleep(0.05)
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
