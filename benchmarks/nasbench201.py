@@ -85,8 +85,8 @@ def rank(run: Path, config: Config, count: int) -> None:
     left = [(cell, path) for cell, path in list(cells.items())[:count] if cell not in known]
     with Progress(f"{run.name}: cells", len(left)) as progress, file.open("a") as out:
         for start in range(0, len(left), TOGETHER):
-            cells, paths = zip(*left[start : start + TOGETHER], strict=True)
-            for cell, top1 in zip(cells, top1_of_all(validation, torch.stack(paths)), strict=True):
+            some, paths = zip(*left[start : start + TOGETHER], strict=True)
+            for cell, top1 in zip(some, top1_of_all(validation, torch.stack(paths)), strict=True):
                 if distributed.rank() == 0:
                     out.write(json.dumps({"cell": cell, "top1": top1}) + "\n")
                 progress.update(top1=top1)

@@ -5,8 +5,6 @@ Architecture Search", ICLR 2020 (the network around the cells).
 """
 
 import copy
-from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,6 @@ from model.cell_space import CONV_1X1, CONV_3X3, EDGES, NODES, OPERATIONS, CellS
 from model.lookup_table import NEGLIGIBLE
 from model.space import Architecture
 
-T = TypeVar("T")
 CONVOLUTIONS = {CONV_1X1: 1, CONV_3X3: 3}
 
 
@@ -117,13 +114,9 @@ class _CellStack(nn.Module):
         rows = path[:, 0]
         hard = not path.requires_grad and bool(((path == 0) | (path == 1)).all())
         shares = rows.tolist() if hard else [list(row) for row in rows]
-        return self.through(self.stages, lambda cell, x: cell(x, shares), features)
-
-    def through(self, stages: Iterable[Iterable[T]], run: Callable[[T, Tensor], Tensor], features: Tensor) -> Tensor:
-        """Logits from `features` through all cells of `stages`, each computed by `run`."""
-        for index, stage in enumerate(stages):
+        for index, stage in enumerate(self.stages):
             for cell in stage:
-                features = run(cell, features)
+                features = cell(features, shares)
             if index < len(self.reductions):
                 features = self.reductions[index](features)
         return self.classifier(self.last_bn(features).relu().mean(dim=(2, 3)))
