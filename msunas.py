@@ -20,8 +20,8 @@ import numpy as np
 
 from model.candidates import CandidateEvaluation, CandidateImages, FineTuning
 from model.evolution import SELECTIONS, Objective, Record, Search
-from model.genome import ElasticGenome, Genome, open_genome
-from model.latency import LatencyTable
+from model.genome import ElasticGenome, Genome, UnifiedGenome, open_genome
+from model.latency import ElasticLatency, UnifiedLatency
 from model.search_folder import SearchFolder
 from utils.command import Parser, add_supernet_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     place = (
         Placement(pick_device(config.cuda), config.channels_last, config.amp) if config else Placement(pick_device())
     )
-    objective = open_objective(args, genome)
+    objective = open_objective(args, genome, config)
     evaluation = open_evaluation(args, config, genome, place)
     folder = SearchFolder.open(Path(args.save), settings(args), args.resume)
     folder.validation = evaluation.images.validated
@@ -130,14 +130,18 @@ def digest(file: str | None) -> str | None:
 # -- what is searched ------------------------------------------------------------------------------------------------
 
 
-def open_objective(args: argparse.Namespace, genome: Genome) -> Objective:
-    if args.sec_obj not in ("cpu", "gpu"):
+def open_objective(args: argparse.Namespace, genome: Genome, config: Config | None) -> Objective:
+    if args.sec_obj not in LATENCIES:
         return Objective(args.sec_obj, genome)
-    if args.lut is None and args.sec_obj == "gpu":
-        raise UserError("--sec_obj gpu: --lut must name a latency table; python3 -m tools.profile_latency makes one")
-    if not isinstance(genome, ElasticGenome):
-        raise UserError(f"--sec_obj {args.sec_obj}: latency tables are for elastic supernets")
-    return Objective(args.sec_obj, genome, LatencyTable(args.lut or CPU_TABLE, genome.space))
+    if not isinstance(genome, ElasticGenome | UnifiedGenome):
+        raise UserError(f"--sec_obj {args.sec_obj}: latency tables are for elastic and unified supernets")
+    if args.lut is None and (args.sec_obj == "gpu" or isinstance(genome, UnifiedGenome)):
+        needed = "--lut must name a latency table; python3 -m tools.profile_latency makes one"
+        raise UserError(f"--sec_obj {args.sec_obj}: {needed}")
+    if isinstance(genome, ElasticGenome):
+        return Objective(args.sec_obj, genome, ElasticLatency(args.lut or CPU_TABLE, genome.space))
+    table = UnifiedLatency(args.lut, genome.space, config.se, config.activation)
+    return Objective(args.sec_obj, genome, lambda genes: table(genome.paths(genes)).double().numpy())
 
 
 def open_evaluation(

@@ -8,14 +8,22 @@ import argparse
 import json
 from pathlib import Path
 
-from model.build import Supernet, build_hardware_loss, build_supernet, load_supernet, prior_pool, search_loader
+from model.build import (
+    Supernet,
+    build_cost_table,
+    build_hardware_loss,
+    build_supernet,
+    load_supernet,
+    prior_pool,
+    search_loader,
+)
 from model.cell_table import CellTable
 from model.elastic import ElasticSupernet
 from model.forecast import forecast
 from model.generation import GENERATOR_FILE, Generated, ReadyGenerator, find_generator, miss_table
 from model.generator import PriorPool
 from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
-from model.lookup_table import LookUpTable
+from model.lookup_table import CostTable
 from model.supernet import UnifiedSupernet
 from model.warm_up import PathValidation, WarmUp, supernet_payload, top1_of_all, validation_of
 from utils import distributed
@@ -47,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     run = RunFolder.open("search", config, args.title or Path(args.cfg).stem, args.resume)
     run.minutes = args.checkpoint_minutes
     generates = config.supernet != "elastic"  # an elastic supernet is for msunas.py
-    pool = open_prior_pool(config, LookUpTable(supernet.space), run) if generates else None
+    table = build_cost_table(config, supernet.space) if generates else None
+    pool = open_prior_pool(config, table, run) if generates else None
     run.begin(config, place.device)
     if generates:
         save_prior_pool(pool, config, run)
@@ -55,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     if config.warmup_epochs:
         warm_up(supernet, images, config, run, place)
     if generates and config.search_epochs:
-        train_generator(supernet, pool, images, config, run, place)
+        train_generator(supernet, pool, table, images, config, run, place)
         ready = find_generator(config, run.path)
         report(ready, config, run)
         if truth is not None:
@@ -97,7 +106,7 @@ def load_pretrained(supernet: Supernet, config: Config, cfg: str) -> None:
         load_supernet(supernet, config.model_pretrained)
 
 
-def open_prior_pool(config: Config, table: LookUpTable, run: RunFolder) -> PriorPool:
+def open_prior_pool(config: Config, table: CostTable, run: RunFolder) -> PriorPool:
     """The pool of the run that is continued or begun from, else the config's."""
     folder = run.path if run.continues else run.origin
     return prior_pool(config, table, folder / "prior_pool.json" if folder else None)
@@ -150,14 +159,20 @@ def write_validation(costs: list[float], top1: list[float], config: Config, run:
 
 
 def train_generator(
-    supernet: UnifiedSupernet, pool: PriorPool, images: SearchImages, config: Config, run: RunFolder, place: Placement
+    supernet: UnifiedSupernet,
+    pool: PriorPool,
+    table: CostTable,
+    images: SearchImages,
+    config: Config,
+    run: RunFolder,
+    place: Placement,
 ) -> None:
     """Train the architecture generator against the frozen supernet (SGNAS, section 3.4)."""
-    table, hardware_loss = LookUpTable(supernet.space), build_hardware_loss(config)
+    hardware_loss = build_hardware_loss(config)
     batches = search_loader(images.feed, config, "generator", training=True)
     validation = PathValidation(supernet, images, config, place)
     frozen, last = supernet.eval().frozen(), run.checkpoint("generator_last")
-    training = GeneratorTraining(frozen, pool, hardware_loss, len(batches), config, place, last)
+    training = GeneratorTraining(frozen, pool, table, hardware_loss, len(batches), config, place, last)
 
     def one_epoch(epoch: int) -> None:
         title = f"generator {epoch + 1}/{config.search_epochs}"
@@ -166,17 +181,17 @@ def train_generator(
         ready = ReadyGenerator(training.average.module.eval(), pool, table, title, config.priors_per_target)
         answered = answers(ready, hardware_loss, config)
         [top1] = top1_of_all(validation, [supernet.space.encode(answered.middle.architecture)])
-        log_answers(answered, top1, title, epoch + 1, run)
+        log_answers(answered, top1, table.unit, title, epoch + 1, run)
         keep_generator(training, answered, top1, epoch + 1, config, run)
 
     run.train("generator", "generator_last", training, config.search_epochs, one_epoch)
 
 
-def log_answers(answered: Answers, top1: float, title: str, epochs: int, run: RunFolder) -> None:
+def log_answers(answered: Answers, top1: float, unit: str, title: str, epochs: int, run: RunFolder) -> None:
     middle = answered.middle
     print(
         f"{title} hardware loss {answered.hardware_loss:.4f}, Kendall tau {answered.kendall_tau:.3f}, "
-        f"mean miss {100 * answered.mean_miss:.2f} %, target {middle.target:g} M: {middle.macs_m:.2f} M, "
+        f"mean miss {100 * answered.mean_miss:.2f} %, target {middle.target:g} {unit}: {middle.cost:.2f} {unit}, "
         f"top-1 {top1:.2f} %",
         flush=True,
     )
@@ -202,12 +217,12 @@ def keep_generator(
 
 
 def write_evaluation(answered: Answers, name: str, run: RunFolder, mirror: str | None) -> None:
-    rows = [(f"{g.macs_m:.4f}", f"{g.target:g}") for g in answered.found]
+    rows = [(f"{g.cost:.4f}", f"{g.target:g}") for g in answered.found]
     run.write_csv(name, ("gen_flops", "true_flops"), rows, mirror)
 
 
 def write_validated(found: Generated, top1: float, run: RunFolder, mirror: str | None) -> None:
-    row = (f"{found.target:g}", f"{found.macs_m:.4f}", f"{top1:.2f}", choices_text(found))
+    row = (f"{found.target:g}", f"{found.cost:.4f}", f"{top1:.2f}", choices_text(found))
     run.write_csv("evaluate_architecture.csv", ("true_flops", "gen_flops", "top1", "choices"), [row], mirror)
 
 
@@ -224,7 +239,7 @@ def report(ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
     answered = answers(ready, build_hardware_loss(config), config)
     found = answered.found
     run.write_text("architectures.json", json.dumps([g.to_dict() for g in found]) + "\n")
-    rows = [(f"{g.target:g}", f"{g.macs_m:.4f}", choices_text(g)) for g in found]
+    rows = [(f"{g.target:g}", f"{g.cost:.4f}", choices_text(g)) for g in found]
     run.write_csv("architecture.csv", ("true_flops", "gen_flops", "choices"), rows, config.path_to_save_architecture)
     print(format_table(*miss_table(found)))
     print(
@@ -254,9 +269,10 @@ def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
         print(f"reachable cost    {least / 1e6:.3f} to {most / 1e6:.3f} M multiply-adds")
         return print(f"parameters        supernet {sum(p.numel() for p in supernet.parameters()) / 1e6:.2f} M")
     needs = forecast(supernet, config.batch_size, config.paths_per_step, place, stream(config.seed, "dry run"))
-    least, most = LookUpTable(supernet.space).reach()
-    print(f"reachable cost    {least:.3f} to {most:.3f} M multiply-adds")
-    print(f"targets           {config.low_flops:g} to {config.high_flops:g} M")
+    table = build_cost_table(config, supernet.space)
+    least, most = table.reach()
+    print(f"reachable cost    {least:.3f} to {most:.3f} {table.unit}{' multiply-adds' * (table.unit == 'M')}")
+    print(f"targets           {config.low_flops:g} to {config.high_flops:g} {table.unit}")
     print(f"parameters        supernet {sum(p.numel() for p in supernet.parameters()) / 1e6:.2f} M")
     print(f"peak memory       about {needs.peak_bytes / 2**30:.2f} GiB at batch {config.batch_size}")
     print(

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     config = load_config(args.cfg, overrides) if args.cfg else newest_config(Path("./logs"), overrides)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
-    run = RunFolder.open("train_cifar", config, args.title or default_title(args), args.resume)
+    run = RunFolder.open("train_cifar", config, args.title or default_title(args, config.unit), args.resume)
     run.minutes = args.checkpoint_minutes
     blueprint, target, source = stored_choice(run, args) or new_choice(config, args)
     print(f"architecture from {source}")
@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--cfg", help="config file (YAML); default: that of the newest search under ./logs")
-    parser.add_argument("--flops", type=positive_number, help="target cost in M multiply-adds")
+    target = "target cost: M multiply-adds, or ms where the config's cost is latency"
+    parser.add_argument("--flops", type=positive_number, help=target)
     parser.add_argument(
         "--architecture", type=Path, metavar="FILE", help="architecture.json, or a list that tools.generate wrote"
     )
@@ -126,12 +127,12 @@ def add_training_options(parser: Parser) -> None:
     option("--strict-data", **flag, help="stop at an image that cannot be read")
 
 
-def default_title(args: argparse.Namespace) -> str:
+def default_title(args: argparse.Namespace, unit: str) -> str:
     config = Path(args.cfg).stem if args.cfg else "scratch"
-    return f"{config}_{args.flops:g}M" if args.flops is not None else f"{config}_{args.architecture.stem}"
+    return f"{config}_{args.flops:g}{unit}" if args.flops is not None else f"{config}_{args.architecture.stem}"
 
 
-# What is trained, the target (M) it answers when there is one, and where it comes from.
+# What is trained, the target it answers when there is one, and where it comes from.
 Choice = tuple[Blueprint, float | None, str]
 
 
@@ -165,8 +166,8 @@ def stored_choice(run: RunFolder, args: argparse.Namespace) -> Choice | None:
         if named_architecture(blueprint, args) != blueprint.architecture:
             raise UserError(f"--title {run.path.name}: this run trains another architecture; choose another title")
     elif target != args.flops:
-        begun = f"for {target:g} M" if target is not None else "from a file"
-        raise UserError(f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g} M")
+        begun = f"for {target:g}" if target is not None else "from a file"
+        raise UserError(f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g}")
     return blueprint, target, f"{file}, as this run was begun"
 
 
@@ -235,7 +236,7 @@ def train(
 def report(result: dict, seconds: float, run: RunFolder) -> None:
     target = f"{result['target']:g}" if result["target"] is not None else None
     costs = [f"{result[key]:.3f}" for key in ("macs_m", "macs_m_counted", "params_m")]
-    columns = ["weights", "target M", "cost M", "counted M", "params M", "test top-1 %", "top-5 %"]
+    columns = ["weights", "target", "cost M", "counted M", "params M", "test top-1 %", "top-5 %"]
     scored = {"last": result, "ema": result["ema"]}
     rows = [
         [name, target, *costs, f"{score['top1']:.2f}", f"{score['top5']:.2f}"]

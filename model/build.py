@@ -11,7 +11,8 @@ from model.elastic import ElasticSupernet
 from model.elastic import from_published as once_for_all
 from model.elastic_space import ElasticSpace
 from model.generator import PriorPool
-from model.lookup_table import HardwareLoss, LookUpTable
+from model.latency import UnifiedLatency
+from model.lookup_table import CostTable, HardwareLoss, LookUpTable
 from model.nasbench201 import CellSupernet
 from model.space import LayerSpec, UnifiedSpace
 from model.supernet import UnifiedSupernet, from_published
@@ -33,11 +34,22 @@ def build_space(config: Config) -> UnifiedSpace | CellSpace:
         space = CellSpace(config.cell.channels, config.cell.cells, config.cell.image_size, config.classes)
     else:
         space = build_unified_space(config)
-    least, most = LookUpTable(space).reach()
+    table = build_cost_table(config, space)
+    least, most = table.reach()
     for key in ("low_flops", "high_flops"):
         if not least <= getattr(config, key) <= most:
-            raise UserError(f"{key}: {getattr(config, key):g} M; this space reaches {least:.2f} to {most:.2f} M")
+            reach = f"this space reaches {least:.2f} to {most:.2f} {table.unit}"
+            raise UserError(f"{key}: {getattr(config, key):g} {table.unit}; {reach}")
     return space
+
+
+def build_cost_table(config: Config, space: UnifiedSpace | CellSpace) -> CostTable:
+    """What the targets of a config are in: multiply-adds, or milliseconds by its table."""
+    if config.cost == "flops":
+        return LookUpTable(space)
+    if not isinstance(space, UnifiedSpace):
+        raise UserError(f"cost: {config.cost}: generators are trained for it in unified spaces only")
+    return UnifiedLatency(config.latency_table, space, config.se, config.activation)
 
 
 def build_unified_space(config: Config) -> UnifiedSpace:
@@ -122,7 +134,7 @@ def load_published_elastic(path: str, classes: int | None, fine_tuned: bool) -> 
     return supernet.eval()
 
 
-def prior_pool(config: Config, table: LookUpTable, run_file: Path | None) -> PriorPool:
+def prior_pool(config: Config, table: CostTable, run_file: Path | None) -> PriorPool:
     """The pool of the run being continued, else that in `path_to_prior_pool`, else a new one."""
     for path in (run_file, config.path_to_prior_pool):
         if path and Path(path).exists():

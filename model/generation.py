@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.build import build_space
+from model.build import build_cost_table, build_space
 from model.generator import ArchitectureGenerator, PriorPool
-from model.lookup_table import LookUpTable
+from model.lookup_table import CostTable, LookUpTable
 from model.repair import Demand, repair
 from model.space import Architecture, UnifiedSpace, load_architecture
 from utils import checkpoint
@@ -20,18 +20,25 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class Generated:
-    """An architecture that a generator gave for `target`; costs in millions."""
+    """An architecture that a generator gave for `target`; costs in millions, and in ms where the target is."""
 
     target: float
     architecture: Architecture
     macs_m: float
     params_m: float
+    latency_ms: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """In the unit of the target."""
+        return self.macs_m if self.latency_ms is None else self.latency_ms
 
     def to_dict(self) -> dict:
         return {
             "target": self.target,
             "macs_m": round(self.macs_m, 6),
             "params_m": round(self.params_m, 6),
+            **({} if self.latency_ms is None else {"latency_ms": round(self.latency_ms, 6)}),
             "choices": self.architecture.choices,
             "kernels": self.architecture.kernels,
         }
@@ -47,12 +54,12 @@ class ReadyGenerator:
 
     generator: ArchitectureGenerator
     pool: PriorPool
-    table: LookUpTable
+    table: CostTable
     source: str
     priors_per_target: int = 1
 
     def logits(self, targets: Tensor) -> Tensor:
-        """Logits `[N, L, E, K]` for `targets [N]` (M) on the CPU, in one forward pass for each `MOST_AT_ONCE` answers.
+        """Logits `[N, L, E, K]` for `targets [N]` on the CPU, in one forward pass for each `MOST_AT_ONCE` answers.
 
         Each target is answered from each of its `priors_per_target` nearest priors; the answer that costs nearest to it
         counts.
@@ -71,7 +78,7 @@ class ReadyGenerator:
         return answers[torch.arange(len(targets)), misses.argmin(dim=1)]
 
     def generate(self, targets: Tensor) -> list[Generated]:
-        """The architecture of the largest logits for each of `targets [N]` (M)."""
+        """The architecture of the largest logits for each of `targets [N]`."""
         return self._described(targets, self.table.space.discretize(self.logits(targets)))
 
     def repaired(self, targets: Tensor, **demand) -> tuple[list[Generated], list[float]]:
@@ -84,30 +91,36 @@ class ReadyGenerator:
         return self._described(targets, torch.stack([path for path, _ in results])), unmet
 
     def _described(self, targets: Tensor, paths: Tensor) -> list[Generated]:
-        space = self.table.space
-        costs, parameters = self.table(paths).tolist(), self.table.parameters_m(paths).tolist()
-        return [
-            Generated(target, space.decode(path), macs, params)
-            for target, path, macs, params in zip(targets.tolist(), paths, costs, parameters, strict=True)
-        ]
+        space, parameters = self.table.space, self.table.parameters_m(paths).tolist()
+        macs = LookUpTable(space)(paths).tolist()
+        latencies = self.table(paths).tolist() if self.table.unit == "ms" else [None] * len(paths)
+        columns = (targets.tolist(), map(space.decode, paths), macs, parameters, latencies)
+        return [Generated(*row) for row in zip(*columns, strict=True)]
 
     def check(self, targets: Tensor, at_most: bool = False) -> None:
         """UserError naming the first of `targets` that no architecture can meet (with `at_most`: stay below)."""
-        least, most = self.table.reach()
+        (least, most), unit = self.table.reach(), self.table.unit
         for target in targets.tolist():
             if target < least or (target > most and not at_most):
                 raise UserError(
-                    f"target {target:g} M: no architecture meets it; this space reaches {least:.2f} to {most:.2f} M"
+                    f"target {target:g} {unit}: no architecture meets it; "
+                    f"this space reaches {least:.2f} to {most:.2f} {unit}"
                 )
 
 
 def miss_table(found: list[Generated]) -> tuple[list[str], list[list]]:
     """Columns and rows that say how far each architecture is from its target."""
+    timed = any(g.latency_ms is not None for g in found)
     rows = [
-        [f"{g.target:g}", f"{g.macs_m:.3f}", f"{100 * (g.macs_m / g.target - 1):+.1f}", f"{g.params_m:.3f}"]
+        [
+            *(f"{g.target:g}", f"{g.cost:.3f}", f"{100 * (g.cost / g.target - 1):+.1f}"),
+            *[f"{g.macs_m:.3f}"] * timed,
+            f"{g.params_m:.3f}",
+        ]
         for g in found
     ]
-    return ["target M", "cost M", "miss %", "params M"], rows
+    unit = "ms" if timed else "M"
+    return [f"target {unit}", f"cost {unit}", "miss %", *["cost M"] * timed, "params M"], rows
 
 
 # -- finding a generator ---------------------------------------------------------------------------------------------
@@ -116,9 +129,14 @@ def miss_table(found: list[Generated]) -> tuple[list[str], list[list]]:
 GENERATOR_FILE = "generator_best_avg"
 
 
-def load_generator(path: str | Path, low: float, high: float, hc_dim: int) -> ArchitectureGenerator:
-    """A generator, ours or the released one. Its own range of targets counts when the checkpoint says it."""
+def load_generator(path: str | Path, low: float, high: float, hc_dim: int, unit: str = "M") -> ArchitectureGenerator:
+    """A generator, ours or the released one; UserError when its targets are not in `unit`.
+
+    Its own range of targets counts when the checkpoint says it.
+    """
     payload = checkpoint.load(path)
+    if payload.get("unit", "M") != unit:
+        raise UserError(f"{path}: its targets are in {payload.get('unit', 'M')}; those of the config are in {unit}")
     low, high = payload.get("low", low), payload.get("high", high)
     generator = ArchitectureGenerator(low, high, hc_dim)
     checkpoint.load_into(generator, checkpoint.weights(payload, path), path)
@@ -133,20 +151,20 @@ def find_generator(config: Config, run: Path | None = None) -> ReadyGenerator:
         if not pool or not Path(pool).exists():
             raise UserError(f"path_to_prior_pool: {pool}: no such file; {config.generator_pretrained} needs its pool")
         return _ready(config, space, Path(config.generator_pretrained), Path(pool))
-    for folder in [run] if run is not None else _runs_of(space, Path(config.log_dir)):
+    for folder in [run] if run is not None else _runs_of(space, config.cost, Path(config.log_dir)):
         file = folder / "checkpoints" / f"{GENERATOR_FILE}.pth"
         if file.exists():
             return _ready(config, space, file, folder / "prior_pool.json")
     raise UserError(
         f"no trained generator: generator_pretrained is {config.generator_pretrained}, and "
-        f"{run or config.log_dir} holds no run of this space with one; run search.py first"
+        f"{run or config.log_dir} holds no run of this space and cost with one; run search.py first"
     )
 
 
 def _ready(config: Config, space: UnifiedSpace, file: Path, pool: Path) -> ReadyGenerator:
-    generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim)
-    priors, table = PriorPool.load(pool, space), LookUpTable(space)
-    return ReadyGenerator(generator, priors, table, str(file), config.priors_per_target)
+    table = build_cost_table(config, space)
+    generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim, table.unit)
+    return ReadyGenerator(generator, PriorPool.load(pool, space), table, str(file), config.priors_per_target)
 
 
 def run_config(run: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -170,11 +188,12 @@ def _runs_with_generator(log_dir: Path) -> list[Path]:
     return [file.parent.parent for file in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)]
 
 
-def _runs_of(space: UnifiedSpace, log_dir: Path) -> list[Path]:
+def _runs_of(space: UnifiedSpace, cost: str, log_dir: Path) -> list[Path]:
     runs = []
     for folder in _runs_with_generator(log_dir):
         try:
-            if build_space(run_config(folder)) == space:
+            config = run_config(folder)
+            if config.cost == cost and build_space(config) == space:
                 runs.append(folder)
         except UserError as error:
             print(f"passed over {folder}: {error}", file=sys.stderr)
@@ -186,7 +205,7 @@ def _runs_of(space: UnifiedSpace, log_dir: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The architecture to train or validate, the target (M) it answers when there is one, and where it comes from."""
+    """The architecture to train or validate, the target that it answers when there is one, and where it comes from."""
 
     architecture: Architecture
     target: float | None
@@ -210,7 +229,8 @@ def choose_from_file(space: UnifiedSpace, target: float | None, file: Path) -> C
             raise UserError(f"{file}: it holds {len(found)} architectures; a target must choose one")
         nearest = min(found, key=lambda g: abs(g.target - target) if target is not None else 0)
         if target is not None and abs(nearest.target / target - 1) > 0.01:
-            raise UserError(f"{file}: its target nearest to {target:g} M is {nearest.target:g} M")
+            unit = "M" if nearest.latency_ms is None else "ms"
+            raise UserError(f"{file}: its target nearest to {target:g} {unit} is {nearest.target:g} {unit}")
         space.check(nearest.architecture)
         return Chosen(nearest.architecture, nearest.target, str(file))
     stored_space, architecture, record = load_architecture(file)
@@ -231,7 +251,9 @@ def read_generated(path: Path) -> list[Generated]:
     try:
         found = [
             Generated(
-                float(row["target"]), Architecture.of(row["choices"]), float(row["macs_m"]), float(row["params_m"])
+                float(row["target"]),
+                Architecture.of(row["choices"]),
+                *(float(row[key]) for key in ("macs_m", "params_m", "latency_ms") if key in row),
             )
             for row in json.loads(path.read_text(encoding="utf-8"))
         ]

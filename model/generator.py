@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.lookup_table import LookUpTable
+from model.lookup_table import CostTable
 from model.space import SearchSpace
 from utils.checkpoint import write_text
 from utils.errors import UserError
@@ -27,10 +27,10 @@ class ConvReLU(nn.Module):
 
 
 class ArchitectureGenerator(nn.Module):
-    """`generator(priors [N, L, E, K], targets [N]) -> logits [N, L, E, K]`, targets in millions of multiply-adds.
+    """`generator(priors [N, L, E, K], targets [N]) -> logits [N, L, E, K]`, targets in the unit of its cost table.
 
     Fully convolutional over the image `L x (E K)` of the prior, so one set of weights fits any space. `low` and `high`
-    (M) are the range of targets; the network sees a target as its place in that range, in `hc_dim` constant maps.
+    are the range of targets; the network sees a target as its place in that range, in `hc_dim` constant maps.
     """
 
     WIDTH = 32
@@ -77,7 +77,7 @@ def _fold(size: int, reach: int, device: torch.device) -> Tensor:
 class PriorPool:
     """Architectures of known cost that the generator starts from.
 
-    `marks [P]` are costs in millions of multiply-adds, `paths [P, L, E, K]` one-hot architectures near them.
+    `marks [P]` are costs in the unit of a cost table, `paths [P, L, E, K]` one-hot architectures near them.
     """
 
     def __init__(self, marks: Tensor, paths: Tensor):
@@ -87,7 +87,7 @@ class PriorPool:
     @classmethod
     def build(
         cls,
-        table: LookUpTable,
+        table: CostTable,
         low: float,
         high: float,
         size: int,
@@ -95,7 +95,7 @@ class PriorPool:
         chain: bool = False,
         within: float = 0.0,
     ) -> "PriorPool":
-        """`size` architectures at costs evenly spaced inside (low, high), each `within` M or `tolerance(mark)`.
+        """`size` architectures at costs evenly spaced inside (low, high), each `within` that much or `tolerance(mark)`.
 
         Published: each begins as a random path of its own. With `chain`, each begins as its neighbour, from the middle
         outwards, so that neighbouring targets start from architectures that differ in a few choices.
@@ -156,14 +156,14 @@ class PriorPool:
 
 
 def tolerance(mark: float) -> float:
-    """How far in M the cost of a prior may be from its mark: 1 M, and 1 % where that is less."""
+    """How far the cost of a prior may be from its mark: 1 (M or ms), and 1 % where that is less."""
     return min(1.0, 0.01 * mark)
 
 
 def _architecture_at(
-    table: LookUpTable, mark: float, start: Tensor, rng: torch.Generator, within: float, restarts: int = 64
+    table: CostTable, mark: float, start: Tensor, rng: torch.Generator, within: float, restarts: int = 64
 ) -> Tensor:
-    """A path `[L, E, K]` that costs `mark`, `within` M of it, by a random walk from `start`.
+    """A path `[L, E, K]` that costs `mark`, or `within` that much of it, by a random walk from `start`.
 
     Each step changes one sub-block, drawn among the changes that bring the cost nearer; when some of them meet the
     mark, among those. A walk that ends too far away starts anew from a random path; UserError when none gets there.
@@ -172,8 +172,8 @@ def _architecture_at(
     least, most = table.reach(space.min_expansion)
     if not least - within <= mark <= most + within:
         raise UserError(
-            f"prior pool: no architecture costs {mark:g} M; with {space.min_expansion} active sub-blocks in each layer "
-            f"the space reaches {least:.2f} to {most:.2f} M"
+            f"prior pool: no architecture costs {mark:g} {table.unit}; with {space.min_expansion} active sub-blocks "
+            f"in each layer the space reaches {least:.2f} to {most:.2f} {table.unit}"
         )
     nearest = float("inf")
     for _ in range(restarts):
@@ -182,10 +182,13 @@ def _architecture_at(
             return path
         nearest = min(nearest, cost, key=lambda c: abs(c - mark))
         start = space.sample(1, rng)[0]
-    raise UserError(f"prior pool: found no architecture within {within:g} M of {mark:g} M; nearest {nearest:.3f}")
+    unit = table.unit
+    raise UserError(
+        f"prior pool: found no architecture within {within:g} {unit} of {mark:g} {unit}; nearest {nearest:.3f}"
+    )
 
 
-def _walk(table: LookUpTable, mark: float, path: Tensor, rng: torch.Generator, within: float) -> tuple[Tensor, float]:
+def _walk(table: CostTable, mark: float, path: Tensor, rng: torch.Generator, within: float) -> tuple[Tensor, float]:
     """Where a walk towards `mark` ends, and the cost there."""
     cost = float(table(path))
     while abs(cost - mark) > within:

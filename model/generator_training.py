@@ -1,5 +1,6 @@
 """Training the architecture generator against the frozen supernet (SGNAS, section 3.4), and how well it answers."""
 
+import copy
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from model.generation import Generated, ReadyGenerator
 from model.generator import ArchitectureGenerator, PriorPool
-from model.lookup_table import HardwareLoss, LookUpTable
+from model.lookup_table import CostTable, HardwareLoss
 from model.supernet import FrozenSupernet
 from utils import distributed
 from utils.config import Config
@@ -29,6 +30,7 @@ class GeneratorTraining:
         self,
         frozen: FrozenSupernet,
         pool: PriorPool,
+        table: CostTable,
         hardware_loss: HardwareLoss,
         steps_per_epoch: int,
         config: Config,
@@ -37,7 +39,7 @@ class GeneratorTraining:
     ):
         self.frozen, self.pool, self.hardware_loss, self.config, self.place = frozen, pool, hardware_loss, config, place
         self.checkpoint = checkpoint
-        self.table = LookUpTable(frozen.space).to(place.device)
+        self.table = copy.deepcopy(table).to(place.device)
         seed_global(stream(config.seed, "generator"))
         self.generator = ArchitectureGenerator(config.low_flops, config.high_flops, config.hc_dim).to(place.device)
         self.average = moving_average(self.generator, config.generator_ema)
@@ -55,6 +57,7 @@ class GeneratorTraining:
             "model": self.average.module.state_dict(),
             "low": self.config.low_flops,
             "high": self.config.high_flops,
+            "unit": self.table.unit,
         }
 
     def state(self) -> dict:
@@ -158,7 +161,7 @@ def expected(losses: Tensor, likelihoods: Tensor) -> Tensor:
 
 
 def training_targets(config: Config, count: int, rng: torch.Generator) -> Tensor:
-    """Targets `[count]` in M: the multiples of `target_step` in shuffled rounds, each with its jitter."""
+    """Targets `[count]`: the multiples of `target_step` in shuffled rounds, each with its jitter."""
     first, stop = (math.ceil(round(b / config.target_step, 6)) for b in (config.low_flops, config.high_flops))
     marks = config.target_step * torch.arange(first, stop, dtype=torch.float64)
     rounds = [marks[torch.randperm(len(marks), generator=rng)] for _ in range(-(-count // len(marks)))]
@@ -189,10 +192,10 @@ class Answers:
 
 
 def answers(ready: ReadyGenerator, hardware_loss: HardwareLoss, config: Config) -> Answers:
-    """What `ready` answers to the targets from `low_flops` to `high_flops` in steps of `eval_step` (M)."""
+    """What `ready` answers to the targets from `low_flops` to `high_flops` in steps of `eval_step`."""
     targets = evaluated_targets(config)
     found = ready.generate(targets)
-    costs = torch.tensor([g.macs_m for g in found], dtype=torch.float64)
+    costs = torch.tensor([g.cost for g in found], dtype=torch.float64)
     return Answers(
         found,
         hardware_loss=float(hardware_loss(costs, targets).sum()),
@@ -203,7 +206,7 @@ def answers(ready: ReadyGenerator, hardware_loss: HardwareLoss, config: Config) 
 
 
 def evaluated_targets(config: Config) -> Tensor:
-    """`low_flops` to `high_flops` in steps of `eval_step` (M), float64 `[N]`."""
+    """`low_flops` to `high_flops` in steps of `eval_step`, float64 `[N]`."""
     steps = int((config.high_flops - config.low_flops) / config.eval_step + 1e-6)
     return config.low_flops + config.eval_step * torch.arange(steps + 1, dtype=torch.float64)
 

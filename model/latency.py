@@ -1,32 +1,53 @@
-"""Latency of elastic networks from a table of measured layers, in the published format.
+"""Latency from a table of measured layers: a network's is the sum over its layers.
 
-A YAML file of `key: {mean: milliseconds, ...}`; a network's latency is the sum over its layers. Axes: N architectures.
+The published format: a YAML file of `key: {mean: milliseconds, ...}`; `tools/profile_latency.py` writes it.
+Axes: N architectures; of paths see `model/space.py`.
 """
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from model.elastic_space import ElasticSpace, Genes, Layer
+from model.elastic_space import ElasticSpace, Genes
+from model.latency_parts import ends, fixed_parts, layer_key, mixed_key, size_before
+from model.lookup_table import LookUpTable
+from model.space import UnifiedSpace
 from utils.errors import UserError
 
 
-class LatencyTable:
-    """`table(genes [N, G]) -> milliseconds [N]`; UserError naming a key of the space that the file lacks."""
+class Latencies:
+    """`latencies(key) -> milliseconds` of a part; UserError naming what the file lacks, or when it is no table."""
 
-    def __init__(self, path: str | Path, space: ElasticSpace):
-        self.path, self.space = Path(path), space
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
         try:
             entries = yaml.load(self.path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             self.entries = {key: float(entry["mean"]) for key, entry in entries.items()}
         except OSError as error:
-            raise UserError(f"--lut {path}: cannot be read ({error.strerror})") from None
+            raise UserError(f"latency table {path}: cannot be read ({error.strerror})") from None
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"--lut {path}: no table of KEY: {{mean: milliseconds}} ({reason})") from None
-        self._fixed = np.array([sum(map(self._milliseconds, fixed_parts(space, r))) for r in space.resolutions])
+            raise UserError(f"latency table {path}: no table of KEY: {{mean: milliseconds}} ({reason})") from None
+
+    def __call__(self, key: str) -> float:
+        if key not in self.entries:
+            raise UserError(f"latency table {self.path}: it lacks {key}")
+        if not 0 <= self.entries[key] < float("inf"):
+            raise UserError(f"latency table {self.path}: {key}: {self.entries[key]} is no time")
+        return self.entries[key]
+
+
+class ElasticLatency:
+    """`table(genes [N, G]) -> milliseconds [N]`; UserError naming a key of the space that the file lacks."""
+
+    def __init__(self, path: str | Path, space: ElasticSpace):
+        self.space, self._latencies = space, Latencies(path)
+        self._fixed = np.array([sum(map(self._latencies, fixed_parts(space, r))) for r in space.resolutions])
         self._layers = [
             self._of_layer(stage, position)
             for stage in range(len(space.stages))
@@ -40,67 +61,69 @@ class LatencyTable:
             total = total + np.where(there, layers[resolution, kernel, expansion], 0.0)
         return total
 
-    def _milliseconds(self, key: str) -> float:
-        if key not in self.entries:
-            raise UserError(f"--lut {self.path}: it lacks {key}")
-        if not 0 <= self.entries[key] < float("inf"):
-            raise UserError(f"--lut {self.path}: {key}: {self.entries[key]} is no time")
-        return self.entries[key]
-
     def _of_layer(self, stage: int, position: int) -> NDArray:
         """Milliseconds of a layer `[resolutions, kernels, expansions]`."""
         space = self.space
         sizes = [size_before(space, r, stage, position) for r in space.resolutions]
         layers = [[space.layer(stage, position, k, e) for e in space.expansions] for k in space.kernels]
         return np.array(
-            [[[self._milliseconds(layer_key(layer, size)) for layer in row] for row in layers] for size in sizes]
+            [[[self._latencies(layer_key(layer, size)) for layer in row] for row in layers] for size in sizes]
         )
 
 
-# A part of a network by its kind and sizes: what a table's key stands for.
-Part = tuple
+class UnifiedLatency(nn.Module):
+    """`table(paths [..., L, E, K]) -> milliseconds [...]` of stand-alone networks, differentiable.
+
+    A layer's latency depends on how many of its sub-blocks have each kernel, its *state*: there are S = (E + 1)^(K - 1)
+    states. That of a mixture is the expectation over sub-blocks that choose independently, by the distribution of
+    states, which grows sub-block by sub-block; for one-hot paths it is the entry of the table. `se` and `activation`
+    are those of the networks. UserError naming a key of the space that the file lacks.
+    """
+
+    unit = "ms"
+
+    def __init__(self, path: str | Path, space: UnifiedSpace, se: bool = False, activation: str = "relu6"):
+        super().__init__()
+        self.space, self.macs, latencies = space, LookUpTable(space), Latencies(path)
+        _, E, K = space.shape
+        self.base = sum(map(latencies, ends(space, se, activation)))
+        states = torch.tensor(list(product(range(E + 1), repeat=K - 1)))  # [S, K - 1], the last kernel runs fastest
+        rows = [
+            [_of_state(counts, spec, size, space.kernels, latencies, se, activation) for counts in states.tolist()]
+            for spec, (size, _) in zip(space.layers, space.sizes, strict=True)
+        ]
+        layers = torch.tensor(rows, dtype=torch.float64)
+        self._active, self._possible = states.sum(dim=1), layers.isfinite()
+        self.register_buffer("layers", layers.nan_to_num(posinf=0.0).float(), persistent=False)
+        self.register_buffer("steps", (E + 1) ** torch.arange(K - 2, -1, -1), persistent=False)
+
+    def forward(self, paths: Tensor) -> Tensor:
+        if not paths.requires_grad and bool(((paths == 0) | (paths == 1)).all()):
+            states = (paths[..., :-1].sum(dim=-2).long() * self.steps).sum(dim=-1)
+            return self.base + self.layers[torch.arange(len(self.layers)), states].sum(dim=-1)
+        likely = torch.zeros(*paths.shape[:-2], self.layers.shape[1], device=paths.device)
+        likely[..., 0] = 1
+        for block in paths.unbind(dim=-2):  # a state that gains a sub-block lies `steps` further on
+            gained = torch.stack([likely.roll(step, dims=-1) for step in self.steps.tolist()], dim=-1)
+            likely = likely * block[..., -1:] + (gained * block[..., None, :-1]).sum(dim=-1)
+        return self.base + (likely * self.layers).sum(dim=(-2, -1))
+
+    def parameters_m(self, paths: Tensor) -> Tensor:
+        """Millions of parameters, as `LookUpTable`."""
+        return self.macs.parameters_m(paths)
+
+    def reach(self, min_expansion: int = 1) -> tuple[float, float]:
+        """Least and greatest latency of an architecture with at least `min_expansion` active sub-blocks a layer."""
+        smallest, _ = self.space.extremes(min_expansion)
+        allowed = (self._active >= self.space.active(smallest)[:, None]) & self._possible
+        layers = self.layers.cpu()
+        least = layers.masked_fill(~allowed, float("inf")).amin(dim=1).sum()
+        return self.base + float(least), self.base + float(layers.masked_fill(~allowed, 0.0).amax(dim=1).sum())
 
 
-def parts_of(space: ElasticSpace) -> dict[str, Part]:
-    """All parts that networks of the space can have, by key."""
-    parts = {}
-    for r in space.resolutions:
-        parts |= fixed_parts(space, r)
-        for stage in range(len(space.stages)):
-            for position in range(min(2, space.most_layers)):  # all but the first are alike
-                size = size_before(space, r, stage, position)
-                layers = [space.layer(stage, position, k, e) for k in space.kernels for e in space.expansions]
-                parts |= {layer_key(layer, size): ("block", size, layer) for layer in layers}
-    return parts
-
-
-def fixed_parts(space: ElasticSpace, r: int) -> dict[str, Part]:
-    """What all networks have at a resolution, by key."""
-    (wide, last), stem, out = space.head_channels, space.channels[0], space.channels[-1]
-    first, size = -(-r // space.stem_stride), size_before(space, r, len(space.stages), 0)
-    block = Layer(stem, stem, 3, 1, 1, "relu", False)
-    return {
-        f"first_conv-input:{r}x{r}x3-output:{first}x{first}x{stem}": ("conv", r, 3, stem, 3, space.stem_stride),
-        layer_key(block, first): ("block", first, block),
-        f"final_expand_layer-input:{size}x{size}x{out}-output:{size}x{size}x{wide}": ("conv", size, out, wide, 1, 1),
-        f"feature_mix_layer-input:1x1x{wide}-output:1x1x{last}": ("mix", 1, wide, last, 1, 1),
-        f"classifier-input:{last}-output:{space.classes}": ("linear", 1, last, space.classes),
-    }
-
-
-def size_before(space: ElasticSpace, r: int, stage: int, position: int) -> int:
-    """Pixels along a side of what enters a layer, at resolution r."""
-    size = -(-r // space.stem_stride)
-    for stride in space.strides[: stage + (position > 0)]:
-        size = -(-size // stride)
-    return size
-
-
-def layer_key(layer: Layer, size: int) -> str:
-    """The key of a layer whose input has `size` pixels a side."""
-    after = -(-size // layer.stride)
-    return (
-        f"MBConv-input:{size}x{size}x{layer.in_channels}-output:{after}x{after}x{layer.out_channels}"
-        f"-expand:{layer.expansion}-kernel:{layer.kernel}-stride:{layer.stride}"
-        f"-idskip:{int(layer.residual)}-se:{int(layer.se)}"
-    )
+def _of_state(counts, spec, size, kernels, latencies, se, activation) -> float:
+    """Milliseconds of a layer with `counts` sub-blocks of each of `kernels`; infinite where it cannot have them."""
+    chosen = tuple(kernel for kernel, count in zip(kernels, counts, strict=True) for _ in range(count))
+    if len(chosen) > spec.expansion or not set(chosen) <= set(spec.kernels):
+        return float("inf")
+    return latencies(mixed_key(spec, chosen, size, se, activation)) if chosen else 0.0

@@ -6,6 +6,7 @@ only where a space counts it in its base. Source: SGNAS, section 3.3 (the FLOPs 
 
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,21 @@ from model.space import SearchSpace, UnifiedSpace
 
 # Choices of a smaller probability are not computed by the soft unified supernet, and so cost nothing (published).
 NEGLIGIBLE = 0.01
+
+
+class CostTable(Protocol):
+    """What generators are trained for: `table(paths [..., L, E, K]) -> cost [...]`, differentiable, in its `unit`."""
+
+    unit: str
+    space: SearchSpace
+
+    def __call__(self, paths: Tensor) -> Tensor: ...
+    def to(self, device: torch.device) -> "CostTable": ...
+    def parameters_m(self, paths: Tensor) -> Tensor:
+        """Millions of parameters of the stand-alone networks of one-hot paths `[..., L, E, K]`, `[...]`."""
+
+    def reach(self, min_expansion: int = 1) -> tuple[float, float]:
+        """Least and greatest cost of an architecture with at least `min_expansion` active sub-blocks a layer."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class LookUpTable(nn.Module):
 
     where expand and project are the costs at full expansion. Exact for one-hot paths.
     """
+
+    unit = "M"
 
     def __init__(self, space: SearchSpace):
         super().__init__()

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.lookup_table import LookUpTable
+from model.lookup_table import CostTable
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What an architecture must meet: within `tolerance` (a share) of `target` M, or with `at_most` not above it.
+    """What an architecture must meet: within `tolerance` (a share) of `target`, or with `at_most` not above it.
 
     `max_params` M of parameters may not be exceeded either; None: any number.
     """
@@ -23,7 +23,7 @@ class Demand:
     at_most: bool = False
     max_params: float | None = None
 
-    def miss(self, table: LookUpTable, paths: Tensor) -> Tensor:
+    def miss(self, table: CostTable, paths: Tensor) -> Tensor:
         """How far each of `paths [M, L, E, K]` is from the demand, as a share `[M]`; 0 where it is met."""
         excess = table(paths).double() / self.target - 1
         miss = excess.clamp(min=0) if self.at_most else (excess.abs() - self.tolerance).clamp(min=0)
@@ -34,7 +34,7 @@ class Demand:
 
 @torch.no_grad()
 def repair(
-    table: LookUpTable, logits: Tensor, path: Tensor, demand: Demand, width: int = 64, most_changes: int = 40
+    table: CostTable, logits: Tensor, path: Tensor, demand: Demand, width: int = 64, most_changes: int = 40
 ) -> tuple[Tensor, bool]:
     """The path nearest `path [L, E, K]` that meets the demand, and whether it does.
 

@@ -15,7 +15,7 @@ from model.elastic import ElasticSupernet
 from model.elastic_space import ElasticSpace
 from model.evolution import SELECTIONS, Objective, Record, Search
 from model.genome import ElasticGenome, UnifiedGenome, features
-from model.latency import LatencyTable, parts_of
+from model.latency import ElasticLatency
 from model.space import LayerSpec, UnifiedSpace
 from model.supernet import UnifiedSupernet
 from tests.conftest import TINY_CONFIG, rng
@@ -241,43 +241,13 @@ def test_no_two_architectures_have_the_same_features(genome):
     assert len(np.unique(features(genome, genes), axis=0)) == len(np.unique(genes, axis=0))
 
 
-# -- latency ---------------------------------------------------------------------------------------------------------
-
-
-def write_table(path, space, without="nothing"):
-    keys = [key for key in parts_of(space) if without not in key]
-    path.write_text("".join(f"'{key}': {{mean: 1.0, var: 0.1}}\n" for key in keys))
-
-
-def test_latency_is_the_sum_over_layers(tmp_path, genome):
-    write_table(tmp_path / "lut.yaml", SPACE)
-    genes = genome.extremes()
-    depths = [sum(SPACE.decode(row).d) for row in genes]
-    assert LatencyTable(tmp_path / "lut.yaml", SPACE)(genes).tolist() == [depth + 5 for depth in depths]
-
-
-def test_a_table_without_a_key_of_the_space_names_it(tmp_path):
-    write_table(tmp_path / "lut.yaml", SPACE, without="kernel:7")
-    with pytest.raises(ValueError, match=r"lacks MBConv-input:.*kernel:7"):
-        LatencyTable(tmp_path / "lut.yaml", SPACE)
-
-
-def test_the_published_space_has_the_published_keys():
-    keys = parts_of(ElasticSpace())
-    assert "first_conv-input:224x224x3-output:112x112x16" in keys
-    assert "final_expand_layer-input:7x7x160-output:7x7x960" in keys
-    assert "MBConv-input:56x56x24-output:28x28x40-expand:6-kernel:5-stride:2-idskip:0-se:1" in keys
-    assert "classifier-input:1280-output:1000" in keys
-
-
 def test_a_table_is_measured_and_searched_with(setting, tmp_path):
-    profile_latency.main(["--cfg", "small.yml", "--out", "lut.yaml", "--runs", "1"])
-    table = LatencyTable(tmp_path / "lut.yaml", SPACE)
-    assert len(table.entries) == len(parts_of(SPACE))
+    profile_latency.main(["--cfg", "small.yml", "--out", "lut.yaml", "--runs", "1", "--networks", "3"])
+    table = ElasticLatency(tmp_path / "lut.yaml", SPACE)
     msunas.main([*setting, "--iterations", "1", "--save", "found", "--sec_obj", "cpu", "--lut", "lut.yaml", "--test"])
     stats = json.loads((tmp_path / "found/iter_1.stats").read_text())
     row = np.array([SPACE.encode(SPACE.architecture(stats["archive"][0][0]))])
-    assert stats["archive"][0][2] == pytest.approx(table(row)[0])
+    assert stats["archive"][0][2] == pytest.approx(table(row)[0], abs=0.01)
 
 
 # -- stages ----------------------------------------------------------------------------------------------------------

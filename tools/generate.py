@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
         write_text(args.out, json.dumps([g.to_dict() for g in found], indent=1) + "\n")
     print(format_table(*miss_table(found)))
     for target in unmet:
-        print(f"target {target:g} M: no architecture near the generated one meets it; the nearest found is shown")
+        asked = f"target {target:g} {ready.table.unit}"
+        print(f"{asked}: no architecture near the generated one meets it; the nearest found is shown")
     print(f"generator {ready.source}{outside_note(targets, ready)}")
     if args.out:
         print(f"{len(found)} architectures in {args.out}")
@@ -48,7 +49,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--cfg", help="config file; its generator_pretrained, else the newest run of its space")
     source.add_argument("--run", type=Path, metavar="DIR", help="run folder of a finished search")
-    parser.add_argument("--flops", required=True, help="targets in M: 270:450:5 (with its stop) or 300,320,365")
+    targets = "targets in M, or in ms where the config's cost is latency: 270:450:5 (with its stop) or 300,320,365"
+    parser.add_argument("--flops", "--targets", required=True, help=targets)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the architectures here")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--exact", action="store_true", help="within 0.5 %% of each target, by the least change")
@@ -65,7 +67,7 @@ MOST_TARGETS = 100_000
 
 
 def parse_targets(text: str) -> Tensor:
-    """Targets `[N]` in M, float64, from "start:stop:step", which includes its stop, or from "a,b,c"."""
+    """Targets `[N]`, float64, from "start:stop:step", which includes its stop, or from "a,b,c"."""
     try:
         if ":" in text:
             start, stop, step = (float(part) for part in text.split(":"))
@@ -85,9 +87,9 @@ def parse_targets(text: str) -> Tensor:
 
 
 def outside_note(targets: Tensor, ready: ReadyGenerator) -> str:
-    low, high = ready.generator.low, ready.generator.high
+    low, high, unit = ready.generator.low, ready.generator.high, ready.table.unit
     outside = ((targets < low) | (targets > high)).sum()
-    return f"; {outside} targets lie outside {low:g} to {high:g} M, for which it was trained" if outside else ""
+    return f"; {outside} targets lie outside {low:g} to {high:g} {unit}, for which it was trained" if outside else ""
 
 
 if __name__ == "__main__":

@@ -1,90 +1,207 @@
-"""Measure the layers of an elastic space on this machine and write them as a latency table.
+"""Measure the parts of a space's networks on this machine, write them as a latency table, and see what it is worth.
 
-    python3 -m tools.profile_latency --out lut.yaml [--cfg CFG | --width 1.0] [--runs 10]
+    python3 -m tools.profile_latency --out lut.yaml [--cfg CFG | --width 1.0] [--device cpu|cuda]
+        [--backend torch|onnxruntime] [--runs 10]
 
-The table has the published format, `KEY: {mean: milliseconds, var: ...}`, and goes to `msunas.py --sec_obj cpu --lut`.
-Each layer runs alone on one image, in evaluation mode; `mean` is the median of the runs, which a busy machine disturbs
-less, and a network's latency is the sum over its layers.
+The table has the published format, `KEY: {mean: milliseconds, var: ...}`. It goes to `msunas.py --sec_obj cpu --lut`,
+and to `search.py` as `latency_table`, with `cost: latency`. Each part runs alone, in evaluation mode; `mean` is the
+median of its runs, which a busy machine disturbs less, and a network's latency is the sum over its parts. Then whole
+networks, chosen at random, run for comparison; what came of it is printed, and written beside the table.
 """
 
+import argparse
+import io
+import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy.stats import kendalltau
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.blocks import conv
-from model.build import build_elastic_space
+from model.build import build_elastic_space, build_unified_space
 from model.elastic_space import ElasticSpace
-from model.latency import parts_of
-from model.mobilenetv3 import Block, ConvNorm
+from model.latency import ElasticLatency, UnifiedLatency
+from model.latency_parts import Part, parts_of
+from model.mobilenetv3 import MobileNetV3
+from model.space import UnifiedSpace
+from model.subnet import SubNet
 from utils.checkpoint import write_text
 from utils.command import Parser, add_config_options, command, positive, positive_number
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.errors import UserError
-from utils.runtime import describe_environment, pick_device
+from utils.runtime import describe_environment, stream
+from utils.table import format_table
 
-WARM_UP = 2  # runs that do not count
+WARM_UP = 3  # runs that do not count
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole network, what the table says of it (ms), and the shape of what enters it."""
+
+    part: Part
+    foretold: float
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    device = open_device(args.device)
+    config = load_config(args.cfg, args.set) if args.cfg else None
+    space, options = open_space(args, config)
+    measure = Measure(BACKENDS[args.backend], device, args.batch_size, args.runs)
+    entries = {}
+    for key, part in tqdm(parts_of(space, **options).items(), "parts", leave=False, disable=None):
+        entries[key] = measure(part)
+    environment = describe_environment(device)
+    about = {**{key: environment[key] for key in ("device", "threads", "torch")}, "backend": args.backend}
+    about |= {"batch size": args.batch_size, "runs": args.runs}
+    header = ", ".join(f"{key} {value}" for key, value in about.items())
+    lines = [f"'{key}': {{mean: {mean:.4f}, var: {variance:.6f}}}" for key, (mean, variance) in entries.items()]
+    write_text(args.out, "\n".join([f"# {header}; milliseconds, medians", *lines]) + "\n")
+    spreads = [variance**0.5 / mean for mean, variance in entries.values() if mean]
+    print(f"{len(entries)} parts in {args.out}; median of their standard deviations {np.median(spreads):.1%}")
+    if args.networks:
+        check(args, space, options, measure, about)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--out", required=True, type=Path, help="the table (YAML)")
-    parser.add_argument("--cfg", help="config of an elastic supernet; default: the published space")
+    parser.add_argument("--cfg", help="config of the space; default: the published elastic space")
+    parser.add_argument("--space", choices=("elastic", "unified"), help="kind of space (default: as --cfg says)")
     parser.add_argument("--width", type=positive_number, default=1.0, help="of the published space (default 1.0)")
-    parser.add_argument("--runs", type=positive, default=10, help="of each layer (default 10)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--backend", default="torch", choices=tuple(BACKENDS), help="what runs the layers")
+    parser.add_argument("--batch-size", type=positive, default=1, help="images at a time (default 1)")
+    parser.add_argument("--runs", type=positive, default=10, help="of each part (default 10)")
+    parser.add_argument("--networks", type=int, default=20, help="to compare with the table (default 20; 0: none)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of networks")
     add_config_options(parser)
-    args = parser.parse_args(argv)
-    config = load_config(args.cfg, args.set) if args.cfg else None
-    if config and config.supernet != "elastic":
-        raise UserError(f"--cfg {args.cfg}: it describes no elastic supernet")
-    device = pick_device(config.cuda if config else False)
-    table = profile(build_elastic_space(config) if config else ElasticSpace(width=args.width), device, args.runs)
-    environment = describe_environment(device)
-    about = ", ".join(f"{key} {environment[key]}" for key in ("device", "threads", "torch"))
-    lines = [f"'{key}': {{mean: {mean:.4f}, var: {variance:.6f}}}" for key, (mean, variance) in table.items()]
-    write_text(args.out, "\n".join([f"# {about}; milliseconds, median of {args.runs} runs", *lines]) + "\n")
-    print(f"{len(table)} layers in {args.out}")
+    return parser.parse_args(argv)
 
 
-@torch.inference_mode()
-def profile(space: ElasticSpace, device: torch.device, runs: int) -> dict[str, tuple[float, float]]:
-    """(median, variance) of the milliseconds of each part that a network of the space can have, by key."""
-    parts = parts_of(space)
-    return {key: _measured(*_built(part, device), runs) for key, part in tqdm(parts.items(), leave=False, disable=None)}
+def open_device(name: str) -> torch.device:
+    """UserError when it is not there."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
 
 
-def _built(part: tuple, device: torch.device) -> tuple[nn.Module, Tensor]:
-    """A layer and its input."""
-    kind, size, *sizes = part
-    if kind == "block":
-        (layer,) = sizes
-        network, channels = Block(layer), layer.in_channels
-    elif kind == "linear":
-        channels, out = sizes
-        return nn.Linear(channels, out).eval().to(device), torch.randn(1, channels, device=device)
-    else:
-        channels, out, kernel, stride = sizes
-        convolution = conv(channels, out, kernel, stride)
-        norm = ConvNorm(convolution, "h_swish")
-        network = nn.Sequential(convolution, nn.Hardswish()) if kind == "mix" else norm
-    image = torch.randn(1, channels, size, size, device=device).to(memory_format=torch.channels_last)
-    return network.eval().to(device, memory_format=torch.channels_last), image
+def open_space(args: argparse.Namespace, config: Config | None) -> tuple[ElasticSpace | UnifiedSpace, dict]:
+    """The space, and the options of its networks that change what they cost."""
+    kind = config.supernet if config else "elastic"
+    if args.space not in (None, kind):
+        needs = "--cfg must name its config" if config is None else f"--cfg {args.cfg} describes one of kind {kind}"
+        raise UserError(f"--space {args.space}: {needs}")
+    if kind not in ("elastic", "unified"):
+        raise UserError(f"--cfg {args.cfg}: supernet {kind}; latency tables are for elastic and unified")
+    if kind == "elastic":
+        return build_elastic_space(config) if config else ElasticSpace(width=args.width), {}
+    return build_unified_space(config), {"se": config.se, "activation": config.activation}
 
 
-def _measured(network: Callable[[Tensor], Tensor], image: Tensor, runs: int) -> tuple[float, float]:
-    times = []
-    for _ in range(WARM_UP + runs):
-        began = time.perf_counter()
-        network(image)
-        if image.is_cuda:
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[WARM_UP:]), statistics.pvariance(times[WARM_UP:])
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`measure(part) -> (median, variance)` of milliseconds; `prepare` makes a module and its input ready to run."""
+
+    prepare: Callable[[nn.Module, Tensor], Callable[[], object]]
+    device: torch.device
+    batch_size: int
+    runs: int
+
+    @torch.inference_mode()
+    def __call__(self, part: Part) -> tuple[float, float]:
+        shape = (self.batch_size, *part.shape)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        network = part.build().eval().to(self.device)
+        if len(part.shape) == 3:
+            network, images = (x.to(memory_format=torch.channels_last) for x in (network, images))
+        run, times = self.prepare(network, images), []
+        for _ in range(WARM_UP + self.runs):
+            began = time.perf_counter()
+            run()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(1000 * (time.perf_counter() - began))
+        return statistics.median(times[WARM_UP:]), statistics.pvariance(times[WARM_UP:])
+
+
+def by_torch(network: nn.Module, images: Tensor) -> Callable[[], object]:
+    return lambda: network(images)
+
+
+def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
+    """UserError when onnx or onnxruntime is not installed, or cannot use the device."""
+    try:
+        import onnx  # noqa: F401, for torch's exporter
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"--backend onnxruntime: {error.name} is not installed; pip install onnx onnxruntime") from None
+    provider = "CUDAExecutionProvider" if images.is_cuda else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise UserError(f"--device {images.device}: this onnxruntime has no {provider}; pip install onnxruntime-gpu")
+    file = io.BytesIO()
+    torch.onnx.export(network, (images,), file, dynamo=False, input_names=["images"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=[provider])
+    fed = {"images": images.cpu().contiguous().numpy()}
+    return lambda: session.run(None, fed)
+
+
+BACKENDS = {"torch": by_torch, "onnxruntime": by_onnxruntime}
+
+
+# -- what the table is worth -----------------------------------------------------------------------------------------
+
+
+def check(
+    args: argparse.Namespace, space: ElasticSpace | UnifiedSpace, options: dict, measure: Measure, about: dict
+) -> None:
+    """Random networks: foretold against measured, as a table, and as JSON beside the latency table."""
+    draw = elastic_networks if isinstance(space, ElasticSpace) else unified_networks
+    networks = draw(args, space, **options)
+    measured = [measure(network.part)[0] for network in tqdm(networks, "networks", leave=False, disable=None)]
+    foretold = [network.foretold for network in networks]
+    misses = 100 * (np.array(foretold) / np.array(measured) - 1)
+    error = np.abs(misses).mean()
+    tau = float(kendalltau(foretold, measured).statistic) if len(networks) > 1 else None
+    record = {**about, "networks": len(networks), "mean absolute percentage error": round(error, 2)}
+    record |= {"kendall tau": tau, "table_ms": foretold, "measured_ms": measured}
+    file = args.out.with_suffix(".check.json")
+    write_text(file, json.dumps(record, indent=1) + "\n")
+    rows = [[f"{measured[i]:.3f}", f"{foretold[i]:.3f}", f"{misses[i]:+.1f}"] for i in np.argsort(measured)]
+    print(format_table(["measured ms", "by table ms", "error %"], rows))
+    agreement = f", Kendall tau {tau:.3f}" if tau is not None else ""
+    print(f"mean absolute percentage error {error:.1f} %{agreement}; {file}")
+
+
+def elastic_networks(args: argparse.Namespace, space: ElasticSpace) -> list[Network]:
+    genes = space.sample(args.networks, np.random.default_rng(args.seed))
+    architectures = [space.decode(row) for row in genes]
+    parts = [Part(lambda a=a: MobileNetV3.of(space, a), (3, a.r, a.r)) for a in architectures]
+    return [Network(*pair) for pair in zip(parts, ElasticLatency(args.out, space)(genes).tolist(), strict=True)]
+
+
+def unified_networks(args: argparse.Namespace, space: UnifiedSpace, **options) -> list[Network]:
+    paths = space.sample(args.networks, stream(args.seed, "networks"))
+    shape = (3, space.image_size, space.image_size)
+    parts = [Part(lambda a=space.decode(path): SubNet(space, a, **options), shape) for path in paths]
+    foretold = UnifiedLatency(args.out, space, **options)(paths)
+    return [Network(*pair) for pair in zip(parts, foretold.tolist(), strict=True)]
 
 
 if __name__ == "__main__":

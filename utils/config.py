@@ -89,7 +89,9 @@ class Config:
     elastic: ElasticKeys | None = None
     cell: CellKeys | None = None
     l_cfgs: tuple[LayerRow, ...] = ()  # search space
-    low_flops: float = 0.0  # range of targets, M
+    cost: str = "flops"  # what targets are in: multiply-adds (M), or "latency" (ms), by the table below
+    latency_table: str | None = None  # a YAML file of tools.profile_latency
+    low_flops: float = 0.0  # range of targets; this and whatever else is in M are in ms where cost is latency
     high_flops: float = 0.0
     dataset_dir: str = "./data/"
     train_portion: float = 0.8
@@ -186,6 +188,11 @@ class Config:
     path_to_generator_eval: str | None = None
     path_to_generator_eval_avg: str | None = None
     path_to_supernet_eval: str | None = None
+
+    @property
+    def unit(self) -> str:
+        """Of its targets."""
+        return "ms" if self.cost == "latency" else "M"
 
     def to_dict(self) -> dict:
         """Plain values, as YAML and JSON hold them; `from_dict` reads them back."""
@@ -381,6 +388,7 @@ _AT_LEAST = {
 _POSITIVE = "tau tau_decay loss_penalty hardware_loss_limit target_step cost_unit eval_step decay_ratio"
 _ONE_OF = {
     "generator": ("singan",),
+    "cost": ("flops", "latency"),
     "supernet": ("unified", "elastic", "nasbench201"),
     "path_sampling": ("fair", "uniform"),
     "lr_scheduler": ("cosine", "step"),
@@ -415,6 +423,8 @@ def _check_values(config: Config, where: str) -> None:
             refuse(key, "at least 0 and below 1")
     if not 0 <= config.alignment <= 1:
         refuse("alignment", "0 to 1")
+    if config.cost == "latency" and config.latency_table is None:
+        refuse("latency_table", "a file that tools.profile_latency wrote, as cost is latency")
     if config.stem_stride not in (None, 1, 2):
         refuse("stem_stride", "1 or 2")
     if config.supernet != "elastic":
