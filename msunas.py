@@ -25,10 +25,11 @@ from model.latency import ElasticLatency, UnifiedLatency
 from model.search_folder import SearchFolder
 from utils.command import Parser, add_supernet_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
-from utils.data import DATASET_STATISTICS, load_dataset, split_for_search
+from utils.data import PACKED, load_dataset, split_for_search
 from utils.distributed import divided, of_first, rank
 from utils.engine import Placement
 from utils.errors import UserError
+from utils.image_sets import IMAGE_SETS
 from utils.images import decoded
 from utils.loader import Augmentation, Normalisation
 from utils.pareto import non_dominated
@@ -39,7 +40,6 @@ from utils.surrogate import SURROGATES
 from utils.table import format_table
 
 IMAGENET_HELD_OUT = 10_000
-IMAGENET = ("imagenet", "imagenet_lmdb")
 LATENCIES = ("gpu", "cpu")
 CPU_TABLE = str(Path(__file__).parent / "config_file" / "latency_cpu.yaml")  # of the published space at width 1.0
 
@@ -103,7 +103,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--trn_batch_size", type=positive, default=128, help="of fine-tuning (default 128)")
     parser.add_argument("--vld_batch_size", type=positive, default=200, help="of validation (default 200)")
     parser.add_argument("--n_epochs", type=not_negative, default=5, help="fine-tuning of each candidate (default 5)")
-    parser.add_argument("--lr", type=positive_number, help="of fine-tuning (default 0.01, for ImageNet 0.0001)")
+    parser.add_argument("--lr", type=positive_number, help="of fine-tuning (default: as published for the set)")
     parser.add_argument("--test", action="store_true", help="validate on the test images: the search will know them")
     parser.add_argument("--seed", type=not_negative, default=0)
     args = parser.parse_args(argv)
@@ -151,12 +151,13 @@ def open_evaluation(
     name = args.dataset or (config.dataset if config else "imagenet")
     directory = args.data or (config.dataset_dir if config else "./data/imagenet")
     classes = args.n_classes or genome.space.classes
-    size = config.input_size if config else 32 if name in ("cifar10", "cifar100") else max(genome.space.resolutions)
-    statistics = (config.mean, config.std) if config else DATASET_STATISTICS.get(name)
-    if statistics is None:
+    known = IMAGE_SETS.get("imagenet" if name == PACKED else name)
+    if known is None and config is None:
         raise UserError(f"--dataset {name}: --cfg must give its mean and std")
+    size = config.input_size if config else known.side or max(genome.space.resolutions)
     dataset = load_dataset(name, directory, size, classes, strict=config.strict_data if config else False)
-    default = IMAGENET_HELD_OUT if name in IMAGENET else len(dataset.train.labels) // 10
+    dataset = dataset.seen(known.view) if known else dataset
+    default = IMAGENET_HELD_OUT if known is IMAGE_SETS["imagenet"] else len(dataset.train.labels) // 10
     if config is None:
         most, images = len(dataset.train.labels) - 1, partial(CandidateImages.split, dataset.train)
     else:  # not the images that the supernet was trained on
@@ -169,10 +170,15 @@ def open_evaluation(
     if args.test:
         print("warning: --test: the search is guided by the test images, whose accuracy then says nothing", flush=True)
         images = replace(images, validate=decoded(dataset.test))
-    augment = Augmentation(config.crop_padding, config.horizontal_flip) if config else Augmentation()
-    lr = args.lr or (1e-4 if name in IMAGENET else 0.01)
+    if config is None:
+        augment = Augmentation(size // 8, **{"crop_scale": (0.08, 1.0), **known.augment})
+        normalise = Normalisation(known.mean, known.std)
+    else:
+        augment = Augmentation(config.crop_padding, config.horizontal_flip)
+        normalise = Normalisation(config.mean, config.std)
+    lr = args.lr or (known.lr if known else 0.01)
     tuning = FineTuning(args.n_epochs, lr, args.trn_batch_size, classes, augment, args.n_workers)
-    return CandidateEvaluation(images, Normalisation(*statistics), place, args.vld_batch_size, tuning, args.seed)
+    return CandidateEvaluation(images, normalise, place, args.vld_batch_size, tuning, args.seed)
 
 
 def split_file(supernet: str) -> Path | None:

@@ -1,8 +1,11 @@
 """Train one architecture from scratch on a data set of small images.
 
     python3 train_cifar.py --cfg config_file/cifar_config.yml --flops 100 --title NAME
+    python3 train_cifar.py --data DIR --dataset cifar10 --model-config net.config --initial-checkpoint net.inherited \\
+        --img-size 224 --drop 0.2 --drop-path 0.2 --cutout --autoaugment
 
-The architecture comes from the trained generator, or from a file. All training images are used, and the accuracies
+The architecture comes from the trained generator, or from a file; in the second line, with the recipe of NSGANetV2
+(config_file/nsganetv2_config.yml), from post_search.py. All training images are used, and the accuracies
 reported are those of the last weights, and of their moving average when there is one, on the test images: nothing
 reported is chosen by them. Source: SGNAS, section 4.1.
 """
@@ -18,18 +21,36 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.blueprint import Blueprint, ElasticBlueprint, blueprint_of, costs_of, load_blueprint
+from model.blueprint import (
+    USUAL_SIZE,
+    Blueprint,
+    ElasticBlueprint,
+    PlainBlueprint,
+    blueprint_of,
+    costs_of,
+    load_blueprint,
+)
 from model.build import build_recipe, build_space
 from model.elastic_space import ElasticArchitecture
 from model.generation import choose, choose_from_file, newest_config
 from model.scratch_training import ScratchTraining, mixup, one_pass
 from model.space import Architecture
-from utils.command import Parser, add_checkpoint_minutes, add_config_options, boolean, command, positive_number
+from utils.command import (
+    Parser,
+    add_checkpoint_minutes,
+    add_config_options,
+    boolean,
+    command,
+    not_negative,
+    positive,
+    positive_number,
+)
 from utils.config import Config, load_config
 from utils.data import Dataset, load_dataset
 from utils.engine import Placement, Score
 from utils.errors import UserError
-from utils.loader import Augmentation, Normalisation, loader
+from utils.image_sets import IMAGE_SETS
+from utils.loader import Augmentation, Normalisation, Resized, loader
 from utils.optim import moving_average
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
@@ -38,18 +59,17 @@ from utils.table import format_table
 # Keys of the config that have a command-line option of their own.
 CONFIG_KEYS = (
     *("se", "activation", "dropout", "drop_path", "cutout", "autoaugment", "mixup", "ema"),
-    *("clip_grad", "inherit", "compile", "strict_data"),
+    *("clip_grad", "inherit", "compile", "strict_data", "seed", "batch_size", "epochs", "num_workers", "print_freq"),
+    *("optim_state.lr", "optim_state.momentum", "optim_state.weight_decay"),
+    *("dataset", "dataset_dir", "network_config"),
 )
+NSGANETV2 = Path(__file__).parent / "config_file" / "nsganetv2_config.yml"
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    flags = {key: getattr(args, key) for key in CONFIG_KEYS}
-    overrides = args.set + [
-        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None
-    ]
-    config = load_config(args.cfg, overrides) if args.cfg else newest_config(Path("./logs"), overrides)
+    config = open_config(args)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     run = RunFolder.open("train_cifar", config, args.title or default_title(args, config.unit), args.resume)
     run.minutes = args.checkpoint_minutes
@@ -59,9 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("compile: on a CPU it needs a C++ compiler, and none is there")
     continued = run.continues and run.checkpoint("last").exists()  # then what it inherited is in its own weights
     network = build_network(blueprint, config, inherit=not continued)
-    dataset = load_dataset(
-        config.dataset, config.dataset_dir, blueprint.image_size, config.classes, strict=config.strict_data
-    )
+    size = config.input_size if config.network_size else blueprint.image_size
+    dataset = load_dataset(config.dataset, config.dataset_dir, size, config.classes, strict=config.strict_data)
 
     run.begin(config, place.device)
     costs = costs_of(blueprint, network, blueprint.image_size)
@@ -74,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
             "dataset_dir": config.dataset_dir,
             "mean": list(config.mean),
             "std": list(config.std),
+            "image_size": size,
+            "resized": config.network_size,
         },
     }
     began = time.monotonic()
@@ -104,9 +125,31 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_training_options(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
-    if args.flops is None and args.architecture is None:
-        parser.error("one of --flops and --architecture is needed")
+    if args.flops is None and args.architecture is None and args.network_config is None:
+        parser.error("one of --flops, --architecture and --model-config is needed")
+    if args.evaluate:
+        raise UserError("--evaluate: validate.py --model NET.CONFIG --pretrained WEIGHTS does that")
     return args
+
+
+def open_config(args: argparse.Namespace) -> Config:
+    """The config of the command line; with --model-config and no --cfg that of the published recipe."""
+    flags = {key: vars(args)[key] for key in CONFIG_KEYS if vars(args)[key] is not None} | keys_of_set(args)
+    overrides = args.set + [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items()]
+    if args.cfg is None and args.network_config is None:
+        return newest_config(Path("./logs"), overrides)
+    return load_config(args.cfg or NSGANETV2, overrides)
+
+
+def keys_of_set(args: argparse.Namespace) -> dict:
+    """What --dataset and --img-size say of the images: small ones are read as they are, and resized for the network."""
+    known, size = IMAGE_SETS.get(args.dataset), args.img_size
+    about = {"classes": known.classes, "mean": known.mean, "std": known.std} if known else {}
+    if args.dataset is None or (known and known.side):
+        side = {"input_size": known.side} if known else {}
+        return {**about, **side, **({"network_size": size} if size else {})}
+    size = size or (USUAL_SIZE if known else None)
+    return {**about, **({"input_size": size, "network_size": None} if size else {})}
 
 
 def add_training_options(parser: Parser) -> None:
@@ -121,13 +164,36 @@ def add_training_options(parser: Parser) -> None:
     option("--autoaugment", **flag, help="the policy for CIFAR-10, or above 64 pixels that for ImageNet")
     option("--mixup", type=float, nargs="?", const=0.2, metavar="ALPHA", help="mixed pairs of images; alpha 0.2")
     option("--ema", type=float, nargs="?", const=0.999, metavar="DECAY", help="averaged weights; decay 0.999")
-    option("--clip-grad", type=float, metavar="NORM", help="largest norm of the gradients of a step")
-    option("--inherit", metavar="SUPERNET", help="begin with the weights of this supernet checkpoint")
+    option("--clip-grad", "--grad_clip", type=float, metavar="NORM", help="largest norm of the gradients of a step")
+    inherited = "begin with the weights of this supernet checkpoint; with --model-config, of the network itself"
+    option("--inherit", "--initial-checkpoint", metavar="FILE", help=inherited)
     option("--compile", **flag, help="compile the training step")
     option("--strict-data", **flag, help="stop at an image that cannot be read")
+    option("--seed", type=not_negative)
+    option("--batch-size", type=positive)
+    option("--epochs", type=positive)
+    option("--lr", dest="optim_state.lr", type=positive_number)
+    option("--momentum", dest="optim_state.momentum", type=float)
+    option("--weight_decay", dest="optim_state.weight_decay", type=float)
+    option("--num_workers", type=not_negative)
+    option("--report_freq", dest="print_freq", type=positive, metavar="STEPS")
+
+    option = parser.add_argument_group("the published command line of NSGANetV2").add_argument
+    option("--data", dest="dataset_dir", metavar="DIR", help="folder of the data set")
+    option("--dataset", help="its name: cifar10, cifar100, cinic10, stl10, flowers102, dtd, pets, aircraft, ...")
+    option("--model-config", dest="network_config", metavar="FILE", help="a net.config, as post_search.py writes it")
+    option("--img-size", type=positive, metavar="PIXELS", help="at which the network sees the images")
+    option("--model", metavar="NAME", help="names the run folder")
+    for name in ("--save", "--evaluate"):
+        option(name, action="store_true", help=argparse.SUPPRESS)
+    for name in ("--n_gpus", "--topk", "--cutout_length"):
+        option(name, type=int, help=argparse.SUPPRESS)
 
 
 def default_title(args: argparse.Namespace, unit: str) -> str:
+    if args.network_config is not None:
+        parts = [args.model, Path(args.network_config).resolve().parent.name, args.dataset, args.img_size]
+        return "-".join(str(part) for part in parts if part is not None)
     config = Path(args.cfg).stem if args.cfg else "scratch"
     return f"{config}_{args.flops:g}{unit}" if args.flops is not None else f"{config}_{args.architecture.stem}"
 
@@ -138,6 +204,9 @@ Choice = tuple[Blueprint, float | None, str]
 
 def new_choice(config: Config, args: argparse.Namespace) -> Choice:
     """The architecture in a file, else that of the config's generator."""
+    if config.supernet == "none":
+        network = PlainBlueprint.load(config.network_config, config.network_size or config.input_size)
+        return network.with_classes(config.classes), None, config.network_config
     if config.supernet == "elastic":
         file = args.architecture
         if file is None:
@@ -202,6 +271,8 @@ def train(
     seed = stream(config.seed, "scratch batches").initial_seed()
     batches = loader(dataset.train, config.batch_size, normalise, augment, seed, config.num_workers)
     test = loader(dataset.test, config.batch_size, normalise, workers=config.num_workers)
+    if config.network_size:
+        batches, test = (Resized(part, config.network_size, "bicubic") for part in (batches, test))
     recipe = build_recipe(network.parameters(), len(batches), config, place, "scratch", run.checkpoint("last"))
     if config.mixup:
         recipe = replace(recipe, mix=mixup(config.mixup, config.classes))

@@ -36,9 +36,10 @@ from model.teacher import DistillationLoss, Teacher, load_teacher
 from utils import checkpoint, distributed
 from utils.command import Parser, command
 from utils.config import load_config
-from utils.data import DATASET_STATISTICS, Dataset, load_dataset
+from utils.data import Dataset, load_dataset
 from utils.engine import Placement, Recipe, Score
 from utils.errors import UserError
+from utils.image_sets import IMAGE_SETS
 from utils.imagenet_flags import add_imagenet_flags, flags_that_matter
 from utils.loader import FileLoader, Normalisation, evaluation_transform
 from utils.optim import TimmSchedule
@@ -46,7 +47,7 @@ from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table
 
-MEAN, STD = DATASET_STATISTICS["imagenet"]
+MEAN, STD = IMAGE_SETS["imagenet"].mean, IMAGE_SETS["imagenet"].std
 DRY_STEPS = 3
 
 
@@ -136,7 +137,7 @@ def stored(run: RunFolder) -> tuple[Blueprint, str] | None:
 def chosen(args: argparse.Namespace) -> tuple[Blueprint, str]:
     """The architecture of a file, of a `net.config`, or that a generator gives for a target."""
     if args.model_config:
-        blueprint = PlainBlueprint.load(args.model_config, args.img_size or 224)
+        blueprint = PlainBlueprint.load(args.model_config, args.img_size)
         return (blueprint.with_classes(args.num_classes) if args.reset_classifier else blueprint), args.model_config
     if args.model != "get_model":
         raise UserError(f"--model {args.model}: --model-config must name its net.config; or use --model get_model")

@@ -3,9 +3,10 @@
     python3 validate.py --checkpoint logs/NAME/checkpoints/last.pth
     python3 validate.py IMAGENET_DIR --checkpoint WEIGHTS.pth --config_path config_file/imagenet_config.yml \\
         --target_flops 365 --se True --activation hswish
+    python3 validate.py --dataset cifar10 --data DIR --model net.config --pretrained WEIGHTS --img-size 224
 
 A checkpoint of `train_cifar.py` knows its architecture, options and data set. For other weights the config and the
-target (or a file) say which architecture they belong to.
+target (or a file, or a `net.config` of NSGANetV2) say which architecture they belong to.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from utils.config import load_config
 from utils.data import SMALL, load_test_images
 from utils.engine import Placement, evaluate
 from utils.errors import UserError
-from utils.loader import Normalisation, loader
+from utils.image_sets import IMAGE_SETS
+from utils.loader import Normalisation, Resized, loader
 from utils.runtime import pick_device
 from utils.table import format_table
 
@@ -41,10 +43,12 @@ def main(argv: list[str] | None = None) -> None:
     place = Placement(pick_device(args.cuda))
     normalise = Normalisation(tuple(data["mean"]), tuple(data["std"]))
     batches = loader(images, args.batch_size, normalise, workers=args.workers)
+    if data.get("resized"):
+        batches = Resized(batches, data["resized"], "bicubic")
     score = evaluate(network.to(place.device).eval(), batches, place, together=True)
     result = {
         **score.to_dict(),
-        **blueprints.costs_of(blueprint, network, size),
+        **blueprints.costs_of(blueprint, network, data.get("resized") or size),
         "checkpoint": str(args.checkpoint),
         "chosen_by": payload.get("chosen_by"),
     }
@@ -62,7 +66,8 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("data", nargs="?", help="folder of the data set; default: what the checkpoint or config says")
-    parser.add_argument("--checkpoint", required=True, type=Path)
+    parser.add_argument("--data", dest="data_dir", metavar="DIR", help="the same, as NSGANetV2 spells it")
+    parser.add_argument("--checkpoint", "--pretrained", required=True, type=Path)
     parser.add_argument(
         "--config_path", "--cfg", metavar="CFG", help="config file of weights that know no architecture"
     )
@@ -72,6 +77,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--architecture", type=Path, metavar="FILE", help="architecture.json, or a list, instead of a target"
     )
+    parser.add_argument("-m", "--model", metavar="NET.CONFIG", help="the published description of a network")
+    parser.add_argument("--dataset", choices=tuple(IMAGE_SETS), help="with --model: the data set's name")
+    parser.add_argument("--img-size", type=positive, help="with --model: pixels at which the network sees the images")
     parser.add_argument("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
     parser.add_argument("--activation", help="relu6 or hswish")
     parser.add_argument("-b", "--batch-size", type=positive, default=256)
@@ -82,12 +90,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--strict-data", action="store_true", help="stop at an image that cannot be read")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.data = args.data or args.data_dir
+    return args
 
 
 def describe(args: argparse.Namespace, payload: dict) -> dict:
     """Space, architecture, options and data of a checkpoint: its own, unless the command line says otherwise."""
-    if payload.get("kind") in blueprints.KINDS:
+    if args.model:
+        described = describe_published(args, payload)
+    elif payload.get("kind") in blueprints.KINDS:
         described = own_description(args.checkpoint, payload)
     else:
         described = describe_by_config(args)
@@ -120,12 +132,27 @@ def own_description(file: Path, payload: dict) -> dict:
                 "image_size": int(payload["data"].get("image_size", blueprint.image_size)),
                 "classes": int(payload["data"].get("classes", blueprint.classes)),
                 "in_memory": int(payload["data"].get("in_memory", SMALL)),
+                "resized": int(payload["data"].get("resized") or 0),
             },
         }
     except UserError as error:
         raise UserError(f"{file}: it does not describe its network ({error})") from None
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{file}: it does not describe its network ({type(error).__name__}: {error})") from None
+
+
+def describe_published(args: argparse.Namespace, payload: dict) -> dict:
+    """A `net.config` with weights of its own, on a data set by name, as NSGANetV2's command line says it."""
+    if args.dataset is None or args.data is None:
+        raise UserError("--model: --dataset and --data must say what its network is validated on")
+    known, weights = IMAGE_SETS[args.dataset], checkpoint.weights(payload, args.checkpoint)
+    blueprint = blueprints.PlainBlueprint.load(args.model, args.img_size)
+    size = blueprint.image_size
+    classifier = weights.get(blueprints.CLASSIFIER[0])
+    blueprint = blueprint.with_classes(len(classifier)) if classifier is not None else blueprint
+    data = {"dataset": args.dataset, "dataset_dir": args.data, "mean": known.mean, "std": known.std}
+    data |= {"image_size": known.side or size, "resized": size if known.side else 0, "in_memory": 0}
+    return {"blueprint": blueprint, "options": {}, "data": data}
 
 
 def describe_by_config(args: argparse.Namespace) -> dict:

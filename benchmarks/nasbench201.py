@@ -1,11 +1,12 @@
 """NAS-Bench-201: does the search find what is there to find?
 
-    python3 -m benchmarks.nasbench201 rank RUN [--count 500]
+    python3 -m benchmarks.nasbench201 rank RUN [--count 500] [--ranking NAME] [--set KEY=VALUE]
     python3 -m benchmarks.nasbench201 report RUN [RUN ...] --table FILE [--searches DIR ...] [--json FILE]
 
 `rank` scores random cells with the supernet of a run of search.py, on its held-out images, into RUN/ranking.jsonl;
-the same command goes on where it stopped. `report` looks up what the cells, the answers of the generators and those of
-msunas.py searches on the same supernets are really worth. Only this report knows of the table.
+the same command goes on where it stopped. `report` looks up what the cells, the answers of the generators, those of
+msunas.py searches on the same supernets and the best of the ranked cells are really worth. Only this report knows of
+the table.
 """
 
 import json
@@ -22,7 +23,7 @@ from torch import Tensor
 from model.build import build_supernet, load_supernet
 from model.cell_space import CellSpace, from_string, to_string
 from model.cell_table import CellTable
-from model.generation import find_generator, run_config
+from model.generation import GENERATOR_FILE, find_generator, run_config
 from model.generator_training import evaluated_targets
 from model.lookup_table import LookUpTable
 from model.search_folder import last_archive
@@ -38,6 +39,7 @@ from utils.table import format_table
 
 BINS = 5  # of cost, of as many cells each
 TOGETHER = 8  # cells that are scored before any is written
+MOST = 4096  # random cells, of which the first ones are ranked
 DRAWS = 10  # random cells, of which the best counts
 
 
@@ -47,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("rank", "report"))
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder of search.py")
     parser.add_argument("--count", type=positive, default=500, help="random cells to rank (default 500)")
+    parser.add_argument(
+        "--ranking", default="ranking.jsonl", metavar="NAME", help="file of the scores in RUN (default ranking.jsonl)"
+    )
     parser.add_argument("--table", metavar="FILE", help="true accuracies (docs/nasbench201.md)")
     parser.add_argument(
         "--searches", nargs="*", type=Path, default=[], metavar="DIR", help="msunas.py, one for each RUN"
@@ -56,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.what == "rank":
         for run in args.runs:
-            rank(run, run_config(run, args.set), args.count)
+            rank(run, run_config(run, args.set), args.count, args.ranking)
     elif args.table is None:
         raise UserError("--table: report needs the true accuracies; docs/nasbench201.md says how to make the file")
     elif args.searches and len(args.searches) != len(args.runs):
@@ -68,12 +73,12 @@ def main(argv: list[str] | None = None) -> None:
 # -- ranking ---------------------------------------------------------------------------------------------------------
 
 
-def rank(run: Path, config: Config, count: int) -> None:
-    """Score `count` random cells, the same for all runs; only those that RUN/ranking.jsonl does not have yet.
+def rank(run: Path, config: Config, count: int, name: str = "ranking.jsonl") -> None:
+    """Score `count` random cells, the same for all runs; only those that RUN/`name` does not have yet.
 
     On all images that did not train the supernet; several processes share the cells.
     """
-    file, known = run / "ranking.jsonl", read_ranking(run)
+    file, known = run / name, read_ranking(run / name)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     supernet = build_supernet(config).to(place.device)
     load_supernet(supernet, run / "checkpoints" / "supernet_best.pth")
@@ -81,7 +86,7 @@ def rank(run: Path, config: Config, count: int) -> None:
     images = split_for_search(dataset, config.train_portion, config.seed, run / "split.json")
     images = replace(images, validate=images.held_out)
     validation = PathValidation(supernet.eval(), images, config, place)
-    cells = {to_string(CellSpace().decode(path)): path for path in CellSpace().sample(2 * count, stream(0, "ranking"))}
+    cells = {to_string(CellSpace().decode(path)): path for path in CellSpace().sample(MOST, stream(0, "ranking"))}
     left = [(cell, path) for cell, path in list(cells.items())[:count] if cell not in known]
     with Progress(f"{run.name}: cells", len(left)) as progress, file.open("a") as out:
         for start in range(0, len(left), TOGETHER):
@@ -94,9 +99,9 @@ def rank(run: Path, config: Config, count: int) -> None:
     print(f"{file}: {count} cells")
 
 
-def read_ranking(run: Path) -> dict[str, float]:
+def read_ranking(file: Path) -> dict[str, float]:
     """Validation top-1 in % by cell; a line that was cut off is dropped."""
-    file, found = run / "ranking.jsonl", {}
+    found = {}
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     whole = [line for line in lines if line.endswith("\n")]
     if whole != lines:
@@ -107,18 +112,22 @@ def read_ranking(run: Path) -> dict[str, float]:
     return found
 
 
-def taus(run: Path, table: CellTable) -> dict[str, float]:
-    """Kendall tau between supernet and truth: over all ranked cells, and the mean inside bins of cost."""
-    ranking = read_ranking(run)
+def ranked(file: Path) -> tuple[Tensor, NDArray]:
+    """The cells `[N, L, E, K]` of a ranking and what the supernet says of each; UserError when there is none."""
+    ranking = read_ranking(file)
     if not ranking:
-        raise UserError(f"{run}: it has no ranking.jsonl; python3 -m benchmarks.nasbench201 rank {run} writes it")
-    paths = torch.stack([table.space.encode(from_string(cell)) for cell in ranking])
-    said, true = np.array(list(ranking.values())), table.accuracy(paths).numpy()
-    costs = LookUpTable(table.space)(paths).numpy()
+        raise UserError(f"{file}: it is not there; python3 -m benchmarks.nasbench201 rank {file.parent} writes it")
+    return torch.stack([CellSpace().encode(from_string(cell)) for cell in ranking]), np.array(list(ranking.values()))
+
+
+def taus(run: Path, table: CellTable, name: str = "ranking.jsonl") -> dict[str, float]:
+    """Kendall tau between supernet and truth: over all ranked cells, and the mean inside bins of cost."""
+    paths, said = ranked(run / name)
+    true, costs = table.accuracy(paths).numpy(), LookUpTable(table.space)(paths).numpy()
     bins = np.array_split(np.argsort(costs, kind="stable"), BINS)
     inside = [kendalltau(said[part], true[part]).statistic for part in bins]
     of_cost = kendalltau(costs, true).statistic
-    return {"cells": len(ranking), "tau": _tau(said, true), "inside bins": float(np.mean(inside)), "cost": of_cost}
+    return {"cells": len(paths), "tau": _tau(said, true), "inside bins": float(np.mean(inside)), "cost": of_cost}
 
 
 def _tau(a: NDArray, b: NDArray) -> float:
@@ -145,11 +154,22 @@ def generated(run: Path, config: Config, targets: Tensor) -> Tensor:
 
 def evolved(folder: Path, targets: Tensor) -> Tensor:
     """Of a search's archive, for each target the cell of the best validation accuracy that costs no more."""
-    space, records = CellSpace(), last_archive(folder)
-    paths = torch.stack([space.encode(from_string(record["cell"])) for record, _, _ in records])
-    errors, costs = torch.tensor([error for _, error, _ in records]), LookUpTable(space)(paths)
-    chosen = [errors.masked_fill(costs > target + 1e-3, float("inf")).argmin() for target in targets.tolist()]
+    records = last_archive(folder)
+    paths = torch.stack([CellSpace().encode(from_string(record["cell"])) for record, _, _ in records])
+    return best_within(paths, [-error for _, error, _ in records], targets)
+
+
+def best_within(paths: Tensor, said: list[float], targets: Tensor) -> Tensor:
+    """For each of `targets [N]` that of `paths [M, L, E, K]` which costs no more and of which the most is `said`."""
+    costs, said = LookUpTable(CellSpace())(paths), torch.as_tensor(said)
+    chosen = [said.masked_fill(costs > target + 1e-3, float("-inf")).argmax() for target in targets.tolist()]
     return paths[torch.stack(chosen)]
+
+
+def worth(paths: Tensor, targets: Tensor, table: CellTable) -> list[float]:
+    """True accuracies of answers `[N, L, E, K]`; one that costs more than its target is worth nothing (NaN)."""
+    too_dear = LookUpTable(table.space)(paths) > targets + 1e-3
+    return table.accuracy(paths).masked_fill(too_dear, float("nan")).tolist()
 
 
 def report(args: Namespace) -> None:
@@ -158,11 +178,13 @@ def report(args: Namespace) -> None:
     for index, run in enumerate(args.runs):
         config = run_config(run, args.set)
         targets = evaluated_targets(config)
-        line = {"run": run.name, "seed": config.seed, **taus(run, table), "targets": targets.tolist()}
-        line["generator"] = table.accuracy(generated(run, config, targets)).tolist()
+        line = {"run": run.name, "seed": config.seed, **taus(run, table, args.ranking), "targets": targets.tolist()}
+        found = {"ranked": best_within(*ranked(run / args.ranking), targets)}
+        if (run / "checkpoints" / f"{GENERATOR_FILE}.pth").exists():
+            found["generator"] = generated(run, config, targets)
         if args.searches:
-            line["msunas"] = table.accuracy(evolved(args.searches[index], targets)).tolist()
-        lines.append(line)
+            found["msunas"] = evolved(args.searches[index], targets)
+        lines.append({**line, **{name: worth(paths, targets, table) for name, paths in found.items()}})
     if args.json:
         with args.json.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -180,7 +202,8 @@ def print_taus(lines: list[dict]) -> None:
 
 def print_answers(lines: list[dict], table: CellTable) -> None:
     """True accuracies by target, means over the runs; and of each method the mean regret to the optimum."""
-    targets, methods = lines[0]["targets"], [name for name in ("generator", "msunas") if name in lines[0]]
+    targets = lines[0]["targets"]
+    methods = [name for name in ("generator", "msunas", "ranked") if name in lines[0]]
     found = {name: np.mean([line[name] for line in lines], axis=0) for name in methods}
     allowed = [table.accuracies[table.within(target)] for target in targets]
     found["random"] = np.array([float(part.mean()) for part in allowed])

@@ -159,14 +159,14 @@ class PlainBlueprint:
     names = ("dropout", "drop_path")
 
     @classmethod
-    def load(cls, file: Path, image_size: int) -> "PlainBlueprint":
-        """From a `net.config` file; UserError when it is none."""
+    def load(cls, file: str | Path, image_size: int | None = None) -> "PlainBlueprint":
+        """From a `net.config` file, which may say its `img_size`; else 224 is usual. UserError when it is none."""
         try:
             config = json.loads(Path(file).read_text())
             MobileNetV3.from_config(config)
+            return cls(config, image_size or int(config.get("img_size", USUAL_SIZE)))
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{file}: no network description ({error})") from None
-        return cls(config, image_size)
 
     @property
     def classes(self) -> int:
@@ -187,7 +187,13 @@ class PlainBlueprint:
         return MobileNetV3.from_config(self.config, **options, rng=rng)
 
     def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
-        raise UserError(f"{supernet}: a net.config does not say which part of a supernet it is")
+        """With the weights of its own in a file; a classifier for another number of classes stays at random."""
+        network, state = self.network(options, rng), checkpoint.weights(checkpoint.load(supernet), supernet)
+        own = network.state_dict()
+        if any(key in state and state[key].shape != own[key].shape for key in CLASSIFIER):
+            state = {**state, **{key: own[key] for key in CLASSIFIER}}
+        checkpoint.load_into(network, state, supernet)
+        return network
 
     def describe(self) -> dict:
         return {"kind": self.kind, "config": self.config, "image_size": self.image_size}
@@ -197,6 +203,8 @@ class PlainBlueprint:
         checkpoint.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
+USUAL_SIZE = 224
+CLASSIFIER = ("classifier.linear.weight", "classifier.linear.bias")
 PLAIN_FORMAT = "network-config/1"
 KINDS = (
     UnifiedBlueprint.kind,

@@ -28,8 +28,8 @@ from utils.runtime import stream
 
 def build_space(config: Config) -> UnifiedSpace | CellSpace:
     """The search space of a config with targets; UserError when the space cannot reach them."""
-    if config.supernet == "elastic":
-        raise UserError("supernet: elastic: this needs a config of a supernet with a generator")
+    if config.supernet in ("elastic", "none"):
+        raise UserError(f"supernet: {config.supernet}: this needs a config of a supernet with a generator")
     if config.supernet == "nasbench201":
         space = CellSpace(config.cell.channels, config.cell.cells, config.cell.image_size, config.classes)
     else:
@@ -90,6 +90,8 @@ Supernet = UnifiedSupernet | CellSupernet | ElasticSupernet
 def build_supernet(config: Config) -> Supernet:
     """The supernet of a config, with its first weights."""
     rng = stream(config.seed, "supernet")
+    if config.supernet == "none":
+        raise UserError("supernet: none: this needs a config of a supernet")
     if config.supernet == "elastic":
         return ElasticSupernet(build_elastic_space(config), rng)
     space = build_space(config)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from utils.data import SearchImages
 from utils.engine import Placement, Recipe, Score, Tally, evaluate, reset_norms, train_epoch
 from utils.images import ImageData, Images, decoded
-from utils.loader import Augmentation, Loader, Normalisation, loader, resize
+from utils.loader import Augmentation, Normalisation, Resized, loader
 from utils.optim import Schedule
 from utils.runtime import Progress, stream
 
@@ -67,20 +67,6 @@ class FineTuning:
     classes: int = 0
     augment: Augmentation = field(default_factory=Augmentation)
     workers: int = 0
-
-
-class Resized:
-    """Batches, resized to `size` pixels."""
-
-    def __init__(self, batches: Loader, size: int):
-        self.batches, self.size = batches, size
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.batches.epoch(epoch, first, every):
-            yield resize(images, self.size), labels
 
 
 class CandidateEvaluation:

@@ -447,28 +447,6 @@ def test_bad_input_ends_in_one_line(setting, tmp_path, capsys, options, line):
     assert not (tmp_path / "found").exists()
 
 
-PUBLISHED = [
-    "--dataset imagenet --data DIR --save search-xxx --sec_obj flops --n_gpus 8 --supernet_path W --vld_size 10000 "
-    "--n_epochs 0",
-    "--sec_obj flops --n_gpus 8 --gpu 1 --n_workers 4 --n_epochs 0 --data DIR --predictor rbf --supernet_path "
-    "data/ofa_mbv3_d234_e346_k357_w1.0 --save search-imagenet-flops-w1.0 --iterations 30 --vld_size 10000",
-    "--sec_obj flops --dataset cifar10 --n_classes 10 --predictor as --n_epochs 5 --vld_size 5000",
-    "--n_doe 350 --iterations 0 --trn_batch_size 96 --vld_batch_size 250 --test --resume auto",
-]
-
-
-@pytest.mark.parametrize("line", PUBLISHED)
-def test_published_command_lines_are_understood(line):
-    args = msunas.parse_arguments(line.split())
-    assert args.n_iter == 8
-
-
-def test_the_published_post_search_line_is_understood():
-    line = "-n 3 --save search-imagenet/final --expr search-imagenet/iter_30.stats --prefer top1#80+flops#150"
-    args = post_search.parse_arguments([*line.split(), "--supernet_path", "W"])
-    assert (args.n, args.prefer) == (3, "top1#80+flops#150")
-
-
 def test_the_elastic_configs_load():
     for name in ("digits_elastic_config", "cifar10_elastic_config"):
         assert load_config(f"config_file/{name}.yml").supernet == "elastic"

@@ -85,7 +85,8 @@ class Config:
     dataset: str
     classes: int
     input_size: int
-    supernet: str = "unified"  # or "elastic" or "nasbench201": then the key below is the search space, else l_cfgs
+    supernet: str = "unified"  # or "elastic" or "nasbench201": then the key below is the search space, else l_cfgs;
+    # or "none": a network that only its network_config describes
     elastic: ElasticKeys | None = None
     cell: CellKeys | None = None
     l_cfgs: tuple[LayerRow, ...] = ()  # search space
@@ -127,7 +128,9 @@ class Config:
     se: bool = False  # this and the following: of the network trained from scratch; squeeze-excite in every block
     activation: str = "relu6"
     drop_path: float = 0.0  # rate of stochastic depth in the last block, less in those before
-    inherit: str | None = None  # a supernet checkpoint whose weights it begins with
+    inherit: str | None = None  # a supernet checkpoint whose weights it begins with; with network_config its own
+    network_config: str | None = None  # a published net.config
+    network_size: int | None = None  # pixels to which it gets its images resized; None: input_size, not resized
     cutout: int = 0  # side in pixels
     autoaugment: bool = False
     mixup: float = 0.0  # alpha of the Beta distribution; 0: none
@@ -224,6 +227,7 @@ class Config:
 _SPACE_KEYS = {
     "unified": ("l_cfgs", "low_flops", "high_flops"),
     "elastic": ("elastic",),
+    "none": ("network_config",),
     "nasbench201": ("cell", "low_flops", "high_flops"),
 }
 _SPELLINGS = {"path_to_fianl_generator": "path_to_final_generator"}
@@ -389,7 +393,7 @@ _POSITIVE = "tau tau_decay loss_penalty hardware_loss_limit target_step cost_uni
 _ONE_OF = {
     "generator": ("singan",),
     "cost": ("flops", "latency"),
-    "supernet": ("unified", "elastic", "nasbench201"),
+    "supernet": ("unified", "elastic", "nasbench201", "none"),
     "path_sampling": ("fair", "uniform"),
     "lr_scheduler": ("cosine", "step"),
     "activation": ("relu6", "hswish"),
@@ -425,9 +429,11 @@ def _check_values(config: Config, where: str) -> None:
         refuse("alignment", "0 to 1")
     if config.cost == "latency" and config.latency_table is None:
         refuse("latency_table", "a file that tools.profile_latency wrote, as cost is latency")
+    if config.network_size is not None and config.network_size < 1:
+        refuse("network_size", "at least 1")
     if config.stem_stride not in (None, 1, 2):
         refuse("stem_stride", "1 or 2")
-    if config.supernet != "elastic":
+    if config.supernet in ("unified", "nasbench201"):
         _check_targets(config, refuse)
     if config.supernet == "unified":
         _check_layers(config, refuse)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,20 +16,14 @@ from utils import distributed
 from utils.checkpoint import write_text
 from utils.errors import UserError
 from utils.folder2lmdb import lmdb_file, lmdb_images
+from utils.image_sets import IMAGE_SETS, read_part
 from utils.images import EncodedImages, ImageData, Images, fitted, image_folder
 from utils.runtime import stream
 
 PACKED = "imagenet_lmdb"
 ON_DISK = ("imagefolder", "imagenet", PACKED)
-DATASETS = ("digits", "cifar10", "cifar100", *ON_DISK)
-
-# Published means and standard deviations, in [0, 1].
-DATASET_STATISTICS = {
-    **dict.fromkeys(
-        ("cifar10", "cifar100"), ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
-    ),
-    **dict.fromkeys(("imagenet", PACKED), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
-}
+SETS = tuple(name for name in IMAGE_SETS if name not in ON_DISK)
+DATASETS = ("digits", *SETS, *ON_DISK)
 
 # Up to this side in pixels, images are decoded once and kept in memory.
 SMALL = 64
@@ -43,6 +36,11 @@ class Dataset:
     train: Images
     test: Images
     held_out: Images | None = None
+
+    def seen(self, view: str) -> "Dataset":
+        """With large images brought to size in another way (`utils.images.VIEWS`)."""
+        parts = (self.train, self.test, self.held_out)
+        return Dataset(*(replace(part, view=view) if isinstance(part, EncodedImages) else part for part in parts))
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -66,8 +64,9 @@ def load_dataset(
         raise UserError(f"dataset: {name!r} cannot be read; allowed are {', '.join(DATASETS)}")
     if name == "digits":
         dataset = _digits(size)
-    elif name in ("cifar10", "cifar100"):
-        dataset = _cifar(name, directory, size, download)
+    elif name in SETS:
+        train, test = (read_part(name, directory, part, size, download, strict, in_memory) for part in (True, False))
+        dataset = Dataset(train, test)
     else:
         dataset = _Parts(Path(directory), name == PACKED, size, strict, in_memory).dataset()
     found = int(dataset.train.labels.max()) + 1
@@ -92,6 +91,8 @@ def load_test_images(
         if len(names) != classes:
             raise UserError(f"classes: {directory} has {len(names)} class folders, the network {classes} classes")
         return images
+    if name in SETS:
+        return read_part(name, directory, False, size, True, strict, in_memory)
     return load_dataset(name, directory, size, classes, strict=strict).test
 
 
@@ -105,31 +106,6 @@ def _digits(size: int) -> Dataset:
     data = ImageData(images.to(torch.uint8).repeat(1, 3, 1, 1), torch.from_numpy(digits.target).long())
     train, test = stratified_split(data.labels, 0.8, stream(0, "digits test images"))
     return Dataset(data.subset(train), data.subset(test))
-
-
-def _cifar(name: str, directory: str, size: int, download: bool) -> Dataset:
-    """CIFAR-10 or CIFAR-100 by torchvision; `download` it when it is missing."""
-    kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
-    try:
-        with distributed.first_alone():  # of several processes one downloads
-            parts = [kind(directory, train=train, download=download) for train in (True, False)]
-    except Exception as error:  # urllib, ssl, tarfile and torchvision raise many kinds here
-        raise UserError(
-            f"dataset_dir: {directory}: {name} is not there{' and cannot be downloaded' * download} "
-            f"({' '.join(str(error).split())}); unpack its python archive into {directory}"
-        ) from None
-    train, test = (
-        ImageData(_resize(torch.from_numpy(part.data).permute(0, 3, 1, 2), size), torch.tensor(part.targets))
-        for part in parts
-    )
-    return Dataset(train, test)
-
-
-def _resize(images: Tensor, size: int) -> Tensor:
-    if images.shape[-1] == size:
-        return images.contiguous()
-    images = F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
-    return images.round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)

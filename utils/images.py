@@ -1,5 +1,6 @@
 """Images before they become batches: decoded once, or read from disk when they are wanted."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -60,7 +61,8 @@ class FileSource:
 class EncodedImages:
     """N images on disk: their numbers `index [N]` in `source`, and `labels` int64 `[N]`.
 
-    They are loaded at `size` pixels. One that cannot be read is skipped and named, or with `strict` a UserError.
+    They are evaluated at `size` pixels by the `view` of that name (`VIEWS`). One that cannot be read is skipped and
+    named, or with `strict` a UserError.
     """
 
     source: ImageSource
@@ -68,6 +70,7 @@ class EncodedImages:
     labels: Tensor
     size: int
     strict: bool = False
+    view: str = "bicubic"
 
     def subset(self, index: Tensor) -> "EncodedImages":
         return replace(self, index=self.index[index], labels=self.labels[index])
@@ -113,8 +116,10 @@ def fitted(images: EncodedImages) -> ImageData:
 
 
 def decoded(images: Images) -> ImageData:
-    """Images decoded once, as evaluation sees them: resized to size / 0.875, then the centre of `size` pixels."""
-    return images if isinstance(images, ImageData) else _decode(images, v2.Compose(evaluation_steps(images.size)))
+    """Images decoded once, as evaluation sees them."""
+    if isinstance(images, ImageData):
+        return images
+    return _decode(images, v2.Compose(evaluation_steps(images.size, images.view)))
 
 
 def _decode(images: EncodedImages, form: Callable[[Image.Image], Image.Image]) -> ImageData:
@@ -135,6 +140,16 @@ def _decode(images: EncodedImages, form: Callable[[Image.Image], Image.Image]) -
     return data.subset(good.nonzero().flatten())
 
 
-def evaluation_steps(size: int) -> list[v2.Transform]:
-    """The published resize to size / 0.875, bicubic, then the centre."""
+VIEWS = ("bicubic", "bilinear", "squash")
+
+
+def evaluation_steps(size: int, view: str = "bicubic") -> list[v2.Transform]:
+    """How published evaluations see an image at `size` pixels: the centre of it at size / 0.875, or all, squashed.
+
+    Bicubic: SGNAS and the training on ImageNet. Bilinear: the searches of NSGANetV2; squashed: there, for textures.
+    """
+    if view == "squash":
+        return [v2.Resize((size, size), v2.InterpolationMode.BICUBIC)]
+    if view == "bilinear":
+        return [v2.Resize(math.ceil(size / 0.875), v2.InterpolationMode.BILINEAR), v2.CenterCrop(size)]
     return [v2.Resize(round(size / 0.875), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)]

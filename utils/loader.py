@@ -36,7 +36,9 @@ class Augmentation:
     """Random crop (small images: after zero padding; others: resized, of a share of the area) and horizontal flip.
 
     Then, where asked for, AutoAugment (Cubuk et al., CVPR 2019: the CIFAR-10 policy for small images, else that for
-    ImageNet), and a square of `cutout` pixels (DeVries and Taylor, 2017) that is the mean colour.
+    ImageNet), and a square of `cutout` pixels (DeVries and Taylor, 2017) that is the mean colour. Of large images
+    only, as NSGANetV2 tunes on some sets: first a random rotation and scaling (`affine`), then changes of colour, or
+    timm's RandAugment. `balanced`: as many images of each class, drawn with replacement.
     """
 
     crop_padding: int = 4
@@ -44,6 +46,10 @@ class Augmentation:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     autoaugment: bool = False
     cutout: int = 0
+    affine: bool = False
+    colour_jitter: bool = False
+    rand_augment: str | None = None
+    balanced: bool = False
 
 
 class MemoryLoader:
@@ -62,6 +68,7 @@ class MemoryLoader:
     ):
         self.data, self.batch_size, self.normalise = data, batch_size, normalise
         self.augment, self.seed, self.training = augment, seed, augment is not None
+        self.balanced = augment is not None and augment.balanced
 
     def __len__(self) -> int:
         return _batches(len(self.data.labels), self.batch_size, self.training)
@@ -86,11 +93,11 @@ class MemoryLoader:
         return images, self.data.labels[index]
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Float images `[B, 3, H, W]` at `size` pixels, bilinear, in the same memory format."""
+def resize(images: Tensor, size: int, mode: str = "bilinear") -> Tensor:
+    """Float images `[B, 3, H, W]` at `size` pixels, in the same memory format."""
     if images.shape[-1] == size:
         return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=size < images.shape[-1])
+    return F.interpolate(images, size=(size, size), mode=mode, antialias=size < images.shape[-1])
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
@@ -139,15 +146,27 @@ Transform = Callable[[Image.Image], Tensor]
 
 def training_transform(size: int, normalise: Normalisation, augment: Augmentation) -> Transform:
     """A large image for training, all but `cutout`; it draws from the global random streams."""
-    steps = [v2.RandomResizedCrop(size, scale=augment.crop_scale)]
+    steps = [v2.RandomAffine(45, (0.4, 0.4), (0.75, 1.5))] * augment.affine
+    steps += [v2.RandomResizedCrop(size, scale=augment.crop_scale)]
     steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip
     steps += [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)] * augment.autoaugment
+    steps += [v2.ColorJitter(brightness=32 / 255, saturation=0.5)] * augment.colour_jitter
+    if augment.rand_augment:
+        steps.append(_rand_augment(augment.rand_augment, size, normalise))
     return v2.Compose([*steps, *_as_numbers(normalise)])
 
 
-def evaluation_transform(size: int, normalise: Normalisation) -> Transform:
+def _rand_augment(policy: str, size: int, normalise: Normalisation) -> Callable[[Image.Image], Image.Image]:
+    """timm's, with what it fills gaps by, and how far it may move an image, as timm's own loaders choose them."""
+    from timm.data import rand_augment_transform
+
+    colour = tuple(min(255, round(255 * mean)) for mean in normalise.mean)
+    return rand_augment_transform(policy, {"translate_const": int(size * 0.45), "img_mean": colour})
+
+
+def evaluation_transform(size: int, normalise: Normalisation, view: str = "bicubic") -> Transform:
     """A large image as it is evaluated."""
-    return v2.Compose([*evaluation_steps(size), *_as_numbers(normalise)])
+    return v2.Compose([*evaluation_steps(size, view), *_as_numbers(normalise)])
 
 
 def _as_numbers(normalise: Normalisation) -> list[v2.Transform]:
@@ -170,9 +189,10 @@ class FileLoader:
         seed: int = 0,
         workers: int = 0,
         cutout: int = 0,
+        balanced: bool = False,
     ):
         self.data, self.batch_size, self.transform, self.training = files, batch_size, transform, training
-        self.seed, self.workers, self.cutout = seed, workers, cutout
+        self.seed, self.workers, self.cutout, self.balanced = seed, workers, cutout, balanced
 
     def __len__(self) -> int:
         return _batches(len(self.data.labels), self.batch_size, self.training)
@@ -246,9 +266,24 @@ def loader(
     if isinstance(images, ImageData):
         return MemoryLoader(images, batch_size, normalise, augment, seed)
     if augment is None:
-        return FileLoader(images, batch_size, evaluation_transform(images.size, normalise), False, seed, workers)
+        transform = evaluation_transform(images.size, normalise, images.view)
+        return FileLoader(images, batch_size, transform, False, seed, workers)
     transform = training_transform(images.size, normalise, augment)
-    return FileLoader(images, batch_size, transform, True, seed, workers, augment.cutout)
+    return FileLoader(images, batch_size, transform, True, seed, workers, augment.cutout, augment.balanced)
+
+
+class Resized:
+    """The batches of a loader, resized to `size` pixels."""
+
+    def __init__(self, batches: Loader, size: int, mode: str = "bilinear"):
+        self.batches, self.size, self.mode = batches, size, mode
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.batches.epoch(epoch, first, every):
+            yield resize(images, self.size, self.mode), labels
 
 
 def _order(batches: Loader, epoch: int) -> Tensor:
@@ -256,7 +291,10 @@ def _order(batches: Loader, epoch: int) -> Tensor:
     count = len(batches.data.labels)
     if not batches.training:
         return torch.arange(count)
-    return torch.randperm(count, generator=stream(batches.seed, "batches", epoch))
+    rng, labels = stream(batches.seed, "batches", epoch), batches.data.labels
+    if batches.balanced:
+        return torch.multinomial(1 / labels.bincount()[labels].double(), count, replacement=True, generator=rng)
+    return torch.randperm(count, generator=rng)
 
 
 def _numbered(batches: Loader, epoch: int, first: int, every: int) -> list[tuple[int, Tensor]]:
