@@ -30,7 +30,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     k = weight.shape[-1]
     ours = _few_pairs(x, stride) or (stride == 1 and x.shape[3] >= max(LEAST_WIDTH, k // 2 + 1))
     if not (ours and k > FAST_WIDTH and weight.requires_grad and plain_cpu(x)):
-        return F.conv2d(x, weight, None, stride, k // 2, 1, len(weight))
+        return F.conv2d(x, weight, None, stride, k // 2, 1, weight.shape[0])
     return _DepthwiseConv.apply(x, weight, stride)
 
 
@@ -56,7 +56,7 @@ class _DepthwiseConv(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
-        return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, len(weight))
+        return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, weight.shape[0])
 
     @staticmethod
     @once_differentiable

@@ -1,6 +1,7 @@
 """Latency tables: sums over parts, expectations over mixtures, generators that answer in milliseconds."""
 
 import json
+import sys
 from itertools import product
 
 import numpy as np
@@ -180,7 +181,8 @@ def timed(tmp_path, monkeypatch) -> list[str]:
     """Options for a search in milliseconds: a table of invented ones for the tiny space, as its config names it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=tmp_path / "logs"))
-    profile_latency.main(["--cfg", "tiny.yml", "--out", "lut.yaml", "--runs", "1", "--networks", "3"])
+    few = ["--runs", "1", "--calibration", "2", "--networks", "3"]
+    profile_latency.main(["--cfg", "tiny.yml", "--out", "lut.yaml", *few])
     entries = yaml.safe_load((tmp_path / "lut.yaml").read_text())
     invented = {key: {"mean": 0.1 + 0.05 * key.count("7") + 0.02 * key.count("."), "var": 0.0} for key in entries}
     (tmp_path / "lut.yaml").write_text(yaml.safe_dump(invented))
@@ -259,3 +261,34 @@ def test_impossible_latencies_are_refused(timed, capsys, overrides, words):
 )
 def test_what_cannot_be_measured_is_refused(timed, capsys, argv, words):
     assert words in refused(capsys, profile_latency.main, "--out", "other.yaml", *argv)
+
+
+def test_onnxruntime_measures_too(timed, tmp_path):
+    pytest.importorskip("onnxruntime")
+    few = ["--runs", "1", "--calibration", "1", "--networks", "2", "--backend", "onnxruntime"]
+    profile_latency.main(["--cfg", "tiny.yml", "--out", "other.yaml", *few])
+    assert json.loads((tmp_path / "other.check.json").read_text())["backend"] == "onnxruntime"
+    assert UnifiedLatency("other.yaml", build_space(load_config("tiny.yml"))).base > 0
+
+
+def test_without_onnxruntime_one_line_says_how_to_get_it(timed, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    line = refused(capsys, profile_latency.main, "--cfg", "tiny.yml", "--out", "o.yaml", "--backend", "onnxruntime")
+    assert "is not installed; pip install onnx onnxruntime" in line
+
+
+def test_a_table_is_scaled_by_whole_networks(timed, tmp_path, monkeypatch):
+    """Invented times: a part takes a millisecond, and a network twice as long as its parts."""
+    space = build_space(load_config("tiny.yml"))
+
+    def invented(measure, part):
+        network = part.build()
+        parts = len(network.stages) + 4 if isinstance(network, SubNet) else 1
+        return (2.0 * parts if isinstance(network, SubNet) else 1.0), 0.0
+
+    monkeypatch.setattr(profile_latency.Measure, "__call__", invented)
+    profile_latency.main(["--cfg", "tiny.yml", "--out", "twice.yaml"])
+    record = json.loads((tmp_path / "twice.check.json").read_text())
+    assert record["scale"] == 2
+    assert record["mean absolute percentage error"] == pytest.approx(0, abs=1e-3)
+    assert UnifiedLatency("twice.yaml", space).base == pytest.approx(8)

@@ -242,7 +242,8 @@ def test_no_two_architectures_have_the_same_features(genome):
 
 
 def test_a_table_is_measured_and_searched_with(setting, tmp_path):
-    profile_latency.main(["--cfg", "small.yml", "--out", "lut.yaml", "--runs", "1", "--networks", "3"])
+    few = ["--runs", "1", "--calibration", "2", "--networks", "3"]
+    profile_latency.main(["--cfg", "small.yml", "--out", "lut.yaml", *few])
     table = ElasticLatency(tmp_path / "lut.yaml", SPACE)
     msunas.main([*setting, "--iterations", "1", "--save", "found", "--sec_obj", "cpu", "--lut", "lut.yaml", "--test"])
     stats = json.loads((tmp_path / "found/iter_1.stats").read_text())

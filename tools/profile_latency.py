@@ -1,12 +1,14 @@
 """Measure the parts of a space's networks on this machine, write them as a latency table, and see what it is worth.
 
     python3 -m tools.profile_latency --out lut.yaml [--cfg CFG | --width 1.0] [--device cpu|cuda]
-        [--backend torch|onnxruntime] [--runs 10]
+        [--backend torch|onnxruntime] [--runs 10] [--calibration 10] [--networks 20]
 
 The table has the published format, `KEY: {mean: milliseconds, var: ...}`. It goes to `msunas.py --sec_obj cpu --lut`,
 and to `search.py` as `latency_table`, with `cost: latency`. Each part runs alone, in evaluation mode; `mean` is the
-median of its runs, which a busy machine disturbs less, and a network's latency is the sum over its parts. Then whole
-networks, chosen at random, run for comparison; what came of it is printed, and written beside the table.
+median of its runs, which a busy machine disturbs less, and a network's latency is the sum over its parts. A part alone
+finds its weights in the cache and pays for a call of its own: all entries are scaled by what --calibration random
+networks took, compared with the sums of their parts (0: not at all). Then --networks other ones run for comparison;
+what came of it is printed, and written beside the table.
 """
 
 import argparse
@@ -14,12 +16,15 @@ import io
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -32,21 +37,13 @@ from model.mobilenetv3 import MobileNetV3
 from model.space import UnifiedSpace
 from model.subnet import SubNet
 from utils.checkpoint import write_text
-from utils.command import Parser, add_config_options, command, positive, positive_number
+from utils.command import Parser, add_config_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
 from utils.errors import UserError
 from utils.runtime import describe_environment, stream
 from utils.table import format_table
 
 WARM_UP = 3  # runs that do not count
-
-
-@dataclass(frozen=True)
-class Network:
-    """A whole network, what the table says of it (ms), and the shape of what enters it."""
-
-    part: Part
-    foretold: float
 
 
 @command
@@ -62,13 +59,22 @@ def main(argv: list[str] | None = None) -> None:
     environment = describe_environment(device)
     about = {**{key: environment[key] for key in ("device", "threads", "torch")}, "backend": args.backend}
     about |= {"batch size": args.batch_size, "runs": args.runs}
-    header = ", ".join(f"{key} {value}" for key, value in about.items())
-    lines = [f"'{key}': {{mean: {mean:.4f}, var: {variance:.6f}}}" for key, (mean, variance) in entries.items()]
-    write_text(args.out, "\n".join([f"# {header}; milliseconds, medians", *lines]) + "\n")
+    write_table(args.out, entries, about)
+    if args.calibration:
+        foretold, measured = compare(args.out, space, options, measure, args.calibration, args.seed + 1)
+        about["scale"] = round(float(np.median(measured / foretold)), 4)
+        scaled = {key: (mean * about["scale"], var * about["scale"] ** 2) for key, (mean, var) in entries.items()}
+        write_table(args.out, scaled, about)
     spreads = [variance**0.5 / mean for mean, variance in entries.values() if mean]
     print(f"{len(entries)} parts in {args.out}; median of their standard deviations {np.median(spreads):.1%}")
     if args.networks:
-        check(args, space, options, measure, about)
+        report(args.out, about, *compare(args.out, space, options, measure, args.networks, args.seed))
+
+
+def write_table(file: Path, entries: dict[str, tuple[float, float]], about: dict) -> None:
+    header = ", ".join(f"{key} {value}" for key, value in about.items())
+    lines = [f"'{key}': {{mean: {mean:.5f}, var: {variance:.6f}}}" for key, (mean, variance) in entries.items()]
+    write_text(file, "\n".join([f"# {header}; milliseconds, medians", *lines]) + "\n")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -81,7 +87,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", default="torch", choices=tuple(BACKENDS), help="what runs the layers")
     parser.add_argument("--batch-size", type=positive, default=1, help="images at a time (default 1)")
     parser.add_argument("--runs", type=positive, default=10, help="of each part (default 10)")
-    parser.add_argument("--networks", type=int, default=20, help="to compare with the table (default 20; 0: none)")
+    parser.add_argument("--calibration", type=not_negative, default=10, help="networks to scale it by (default 10)")
+    parser.add_argument("--networks", type=not_negative, default=20, help="to compare with the table (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of networks")
     add_config_options(parser)
     return parser.parse_args(argv)
@@ -154,7 +161,9 @@ def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
     if provider not in onnxruntime.get_available_providers():
         raise UserError(f"--device {images.device}: this onnxruntime has no {provider}; pip install onnxruntime-gpu")
     file = io.BytesIO()
-    torch.onnx.export(network, (images,), file, dynamo=False, input_names=["images"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of every choice by shape; shapes do not change here
+        torch.onnx.export(network, (images,), file, dynamo=False, input_names=["images"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=[provider])
@@ -168,40 +177,43 @@ BACKENDS = {"torch": by_torch, "onnxruntime": by_onnxruntime}
 # -- what the table is worth -----------------------------------------------------------------------------------------
 
 
-def check(
-    args: argparse.Namespace, space: ElasticSpace | UnifiedSpace, options: dict, measure: Measure, about: dict
-) -> None:
-    """Random networks: foretold against measured, as a table, and as JSON beside the latency table."""
+def compare(
+    table: Path, space: ElasticSpace | UnifiedSpace, options: dict, measure: Measure, count: int, seed: int
+) -> tuple[NDArray, NDArray]:
+    """Milliseconds of `count` random networks `[N]`: by the table, and measured."""
     draw = elastic_networks if isinstance(space, ElasticSpace) else unified_networks
-    networks = draw(args, space, **options)
-    measured = [measure(network.part)[0] for network in tqdm(networks, "networks", leave=False, disable=None)]
-    foretold = [network.foretold for network in networks]
-    misses = 100 * (np.array(foretold) / np.array(measured) - 1)
-    error = np.abs(misses).mean()
-    tau = float(kendalltau(foretold, measured).statistic) if len(networks) > 1 else None
-    record = {**about, "networks": len(networks), "mean absolute percentage error": round(error, 2)}
-    record |= {"kendall tau": tau, "table_ms": foretold, "measured_ms": measured}
-    file = args.out.with_suffix(".check.json")
+    parts, foretold = draw(table, space, count, seed, **options)
+    measured = [measure(part)[0] for part in tqdm(parts, "networks", leave=False, disable=None)]
+    return foretold, np.array(measured)
+
+
+def elastic_networks(table: Path, space: ElasticSpace, count: int, seed: int) -> tuple[list[Part], NDArray]:
+    genes = space.sample(count, np.random.default_rng(seed))
+    architectures = [space.decode(row) for row in genes]
+    parts = [Part(partial(MobileNetV3.of, space, a), (3, a.r, a.r)) for a in architectures]
+    return parts, ElasticLatency(table, space)(genes)
+
+
+def unified_networks(table: Path, space: UnifiedSpace, count: int, seed: int, **options) -> tuple[list[Part], NDArray]:
+    paths = space.sample(count, stream(seed, "networks"))
+    shape = (3, space.image_size, space.image_size)
+    parts = [Part(partial(SubNet, space, space.decode(path), **options), shape) for path in paths]
+    return parts, UnifiedLatency(table, space, **options)(paths).double().numpy()
+
+
+def report(table: Path, about: dict, foretold: NDArray, measured: NDArray) -> None:
+    """Foretold against measured, as a table, and as JSON beside the latency table."""
+    misses = 100 * (foretold / measured - 1)
+    error = float(np.abs(misses).mean())
+    tau = float(kendalltau(foretold, measured).statistic) if len(measured) > 1 else None
+    record = {**about, "networks": len(measured), "mean absolute percentage error": round(error, 2), "kendall tau": tau}
+    record |= {"table_ms": foretold.tolist(), "measured_ms": measured.tolist()}
+    file = table.with_suffix(".check.json")
     write_text(file, json.dumps(record, indent=1) + "\n")
     rows = [[f"{measured[i]:.3f}", f"{foretold[i]:.3f}", f"{misses[i]:+.1f}"] for i in np.argsort(measured)]
     print(format_table(["measured ms", "by table ms", "error %"], rows))
     agreement = f", Kendall tau {tau:.3f}" if tau is not None else ""
     print(f"mean absolute percentage error {error:.1f} %{agreement}; {file}")
-
-
-def elastic_networks(args: argparse.Namespace, space: ElasticSpace) -> list[Network]:
-    genes = space.sample(args.networks, np.random.default_rng(args.seed))
-    architectures = [space.decode(row) for row in genes]
-    parts = [Part(lambda a=a: MobileNetV3.of(space, a), (3, a.r, a.r)) for a in architectures]
-    return [Network(*pair) for pair in zip(parts, ElasticLatency(args.out, space)(genes).tolist(), strict=True)]
-
-
-def unified_networks(args: argparse.Namespace, space: UnifiedSpace, **options) -> list[Network]:
-    paths = space.sample(args.networks, stream(args.seed, "networks"))
-    shape = (3, space.image_size, space.image_size)
-    parts = [Part(lambda a=space.decode(path): SubNet(space, a, **options), shape) for path in paths]
-    foretold = UnifiedLatency(args.out, space, **options)(paths)
-    return [Network(*pair) for pair in zip(parts, foretold.tolist(), strict=True)]
 
 
 if __name__ == "__main__":
