@@ -200,6 +200,8 @@ def test_a_generator_is_trained_for_milliseconds_and_used(timed, tmp_path, capsy
     generate.main(["--run", "logs/tiny", "--targets", "0.9,1.1", "--at-most", "--out", "found.json"])
     assert "cost ms" in capsys.readouterr().out
     assert all(row["latency_ms"] <= row["target"] for row in json.loads((tmp_path / "found.json").read_text()))
+    profile_latency.main(["--cfg", "tiny.yml", "--lut", "lut.yaml", "--architectures", "found.json", "--runs", "1"])
+    assert len(json.loads((tmp_path / "found.latency.json").read_text())["measured_ms"]) == 2
     train_cifar.main([*timed, "epochs=1", "--flops", "0.9", "--architecture", "found.json"])
     assert json.loads((tmp_path / "logs/tiny_0.9ms/result.json").read_text())["target"] == 0.9
 
@@ -281,12 +283,11 @@ def test_a_table_is_scaled_by_whole_networks(timed, tmp_path, monkeypatch):
     """Invented times: a part takes a millisecond, and a network twice as long as its parts."""
     space = build_space(load_config("tiny.yml"))
 
-    def invented(measure, part):
-        network = part.build()
-        parts = len(network.stages) + 4 if isinstance(network, SubNet) else 1
-        return (2.0 * parts if isinstance(network, SubNet) else 1.0), 0.0
+    def networks(measure, parts):
+        return np.array([2.0 * (len(part.build().stages) + 4) for part in parts])
 
-    monkeypatch.setattr(profile_latency.Measure, "__call__", invented)
+    monkeypatch.setattr(profile_latency.Measure, "__call__", lambda measure, part: (1.0, 0.0))
+    monkeypatch.setattr(profile_latency.Measure, "networks", networks)
     profile_latency.main(["--cfg", "tiny.yml", "--out", "twice.yaml"])
     record = json.loads((tmp_path / "twice.check.json").read_text())
     assert record["scale"] == 2

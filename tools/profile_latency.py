@@ -2,13 +2,15 @@
 
     python3 -m tools.profile_latency --out lut.yaml [--cfg CFG | --width 1.0] [--device cpu|cuda]
         [--backend torch|onnxruntime] [--runs 10] [--calibration 10] [--networks 20]
+    python3 -m tools.profile_latency --lut lut.yaml --cfg CFG --architectures found.json
 
 The table has the published format, `KEY: {mean: milliseconds, var: ...}`. It goes to `msunas.py --sec_obj cpu --lut`,
 and to `search.py` as `latency_table`, with `cost: latency`. Each part runs alone, in evaluation mode; `mean` is the
 median of its runs, which a busy machine disturbs less, and a network's latency is the sum over its parts. A part alone
 finds its weights in the cache and pays for a call of its own: all entries are scaled by what --calibration random
 networks took, compared with the sums of their parts (0: not at all). Then --networks other ones run for comparison;
-what came of it is printed, and written beside the table.
+what came of it is printed, and written beside the table. The second line compares the networks of a list that
+`tools.generate` wrote, or search.py (architectures.json), with a table that is there.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from tqdm import tqdm
 
 from model.build import build_elastic_space, build_unified_space
 from model.elastic_space import ElasticSpace
+from model.generation import read_generated
 from model.latency import ElasticLatency, UnifiedLatency
 from model.latency_parts import Part, parts_of
 from model.mobilenetv3 import MobileNetV3
@@ -53,33 +56,22 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(args.cfg, args.set) if args.cfg else None
     space, options = open_space(args, config)
     measure = Measure(BACKENDS[args.backend], device, args.batch_size, args.runs)
-    entries = {}
-    for key, part in tqdm(parts_of(space, **options).items(), "parts", leave=False, disable=None):
-        entries[key] = measure(part)
-    environment = describe_environment(device)
-    about = {**{key: environment[key] for key in ("device", "threads", "torch")}, "backend": args.backend}
-    about |= {"batch size": args.batch_size, "runs": args.runs}
-    write_table(args.out, entries, about)
-    if args.calibration:
-        foretold, measured = compare(args.out, space, options, measure, args.calibration, args.seed + 1)
-        about["scale"] = round(float(np.median(measured / foretold)), 4)
-        scaled = {key: (mean * about["scale"], var * about["scale"] ** 2) for key, (mean, var) in entries.items()}
-        write_table(args.out, scaled, about)
-    spreads = [variance**0.5 / mean for mean, variance in entries.values() if mean]
-    print(f"{len(entries)} parts in {args.out}; median of their standard deviations {np.median(spreads):.1%}")
-    if args.networks:
-        report(args.out, about, *compare(args.out, space, options, measure, args.networks, args.seed))
-
-
-def write_table(file: Path, entries: dict[str, tuple[float, float]], about: dict) -> None:
-    header = ", ".join(f"{key} {value}" for key, value in about.items())
-    lines = [f"'{key}': {{mean: {mean:.5f}, var: {variance:.6f}}}" for key, (mean, variance) in entries.items()]
-    write_text(file, "\n".join([f"# {header}; milliseconds, medians", *lines]) + "\n")
+    about = {key: value for key, value in describe_environment(device).items() if key in ("device", "threads", "torch")}
+    about |= {"backend": args.backend, "batch size": args.batch_size, "runs": args.runs}
+    table = args.lut or profile(args, space, options, measure, about)
+    if args.architectures:
+        compared = listed_networks(table, space, args.architectures, **options)
+        report(args.architectures.with_suffix(".latency.json"), about, *compared, measure)
+    elif args.networks:
+        compared = random_networks(table, space, args.networks, args.seed, **options)
+        report(table.with_suffix(".check.json"), about, *compared, measure)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--out", required=True, type=Path, help="the table (YAML)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="the table (YAML)")
+    what.add_argument("--lut", type=Path, metavar="FILE", help="compare networks with this table; measure no other")
     parser.add_argument("--cfg", help="config of the space; default: the published elastic space")
     parser.add_argument("--space", choices=("elastic", "unified"), help="kind of space (default: as --cfg says)")
     parser.add_argument("--width", type=positive_number, default=1.0, help="of the published space (default 1.0)")
@@ -89,7 +81,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs", type=positive, default=10, help="of each part (default 10)")
     parser.add_argument("--calibration", type=not_negative, default=10, help="networks to scale it by (default 10)")
     parser.add_argument("--networks", type=not_negative, default=20, help="to compare with the table (default 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of networks")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the choice of networks")
+    parser.add_argument("--architectures", type=Path, metavar="FILE", help="of tools.generate: compare these instead")
     add_config_options(parser)
     return parser.parse_args(argv)
 
@@ -122,28 +115,45 @@ def open_space(args: argparse.Namespace, config: Config | None) -> tuple[Elastic
 
 @dataclass(frozen=True)
 class Measure:
-    """`measure(part) -> (median, variance)` of milliseconds; `prepare` makes a module and its input ready to run."""
+    """`measure(part) -> (median, variance)` of milliseconds; `prepare` makes a run of a module and its input."""
 
     prepare: Callable[[nn.Module, Tensor], Callable[[], object]]
     device: torch.device
     batch_size: int
     runs: int
 
-    @torch.inference_mode()
     def __call__(self, part: Part) -> tuple[float, float]:
+        run = self.ready(part)
+        times = [self.once(run) for _ in range(WARM_UP + self.runs)][WARM_UP:]
+        return statistics.median(times), statistics.pvariance(times)
+
+    def networks(self, networks: list[Part]) -> NDArray:
+        """Medians `[N]` of whole networks, which take turns, so that what disturbs the machine disturbs them all."""
+        ready = [self.ready(network) for network in networks]
+        times = np.empty((self.runs, len(ready)))
+        for turn in tqdm(range(self.runs), "networks", leave=False, disable=None):
+            for index, run in enumerate(ready):
+                self.once(run)  # brings its weights back to the cache
+                times[turn, index] = self.once(run)
+        return np.median(times, axis=0)
+
+    @torch.inference_mode()
+    def ready(self, part: Part) -> Callable[[], object]:
+        """The part with its input, ready to run."""
         shape = (self.batch_size, *part.shape)
         images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         network = part.build().eval().to(self.device)
         if len(part.shape) == 3:
             network, images = (x.to(memory_format=torch.channels_last) for x in (network, images))
-        run, times = self.prepare(network, images), []
-        for _ in range(WARM_UP + self.runs):
-            began = time.perf_counter()
-            run()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            times.append(1000 * (time.perf_counter() - began))
-        return statistics.median(times[WARM_UP:]), statistics.pvariance(times[WARM_UP:])
+        return self.prepare(network, images)
+
+    @torch.inference_mode()
+    def once(self, run: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return 1000 * (time.perf_counter() - began)
 
 
 def by_torch(network: nn.Module, images: Tensor) -> Callable[[], object]:
@@ -174,44 +184,70 @@ def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
 BACKENDS = {"torch": by_torch, "onnxruntime": by_onnxruntime}
 
 
+def profile(
+    args: argparse.Namespace, space: ElasticSpace | UnifiedSpace, options: dict, measure: Measure, about: dict
+) -> Path:
+    """Write the table of a space; its scale becomes part of what is said `about` it."""
+    parts = tqdm(parts_of(space, **options).items(), "parts", leave=False, disable=None)
+    entries = {key: measure(part) for key, part in parts}
+    write_table(args.out, entries, about)
+    if args.calibration:
+        networks, foretold = random_networks(args.out, space, args.calibration, args.seed + 1, **options)
+        about["scale"] = scale = round(float(np.median(measure.networks(networks) / foretold)), 4)
+        write_table(args.out, {key: (mean * scale, var * scale**2) for key, (mean, var) in entries.items()}, about)
+    spreads = [variance**0.5 / mean for mean, variance in entries.values() if mean]
+    print(f"{len(entries)} parts in {args.out}; median of their standard deviations {np.median(spreads):.1%}")
+    return args.out
+
+
+def write_table(file: Path, entries: dict[str, tuple[float, float]], about: dict) -> None:
+    header = ", ".join(f"{key} {value}" for key, value in about.items())
+    lines = [f"'{key}': {{mean: {mean:.5f}, var: {variance:.6f}}}" for key, (mean, variance) in entries.items()]
+    write_text(file, "\n".join([f"# {header}; milliseconds, medians", *lines]) + "\n")
+
+
 # -- what the table is worth -----------------------------------------------------------------------------------------
 
 
-def compare(
-    table: Path, space: ElasticSpace | UnifiedSpace, options: dict, measure: Measure, count: int, seed: int
-) -> tuple[NDArray, NDArray]:
-    """Milliseconds of `count` random networks `[N]`: by the table, and measured."""
-    draw = elastic_networks if isinstance(space, ElasticSpace) else unified_networks
-    parts, foretold = draw(table, space, count, seed, **options)
-    measured = [measure(part)[0] for part in tqdm(parts, "networks", leave=False, disable=None)]
-    return foretold, np.array(measured)
-
-
-def elastic_networks(table: Path, space: ElasticSpace, count: int, seed: int) -> tuple[list[Part], NDArray]:
+def random_networks(
+    table: Path, space: ElasticSpace | UnifiedSpace, count: int, seed: int, **options
+) -> tuple[list[Part], NDArray]:
+    """`count` whole networks, and what the table says of them (ms)."""
+    if isinstance(space, UnifiedSpace):
+        return unified_networks(table, space, space.sample(count, stream(seed, "networks")), **options)
     genes = space.sample(count, np.random.default_rng(seed))
     architectures = [space.decode(row) for row in genes]
     parts = [Part(partial(MobileNetV3.of, space, a), (3, a.r, a.r)) for a in architectures]
     return parts, ElasticLatency(table, space)(genes)
 
 
-def unified_networks(table: Path, space: UnifiedSpace, count: int, seed: int, **options) -> tuple[list[Part], NDArray]:
-    paths = space.sample(count, stream(seed, "networks"))
+def listed_networks(
+    table: Path, space: ElasticSpace | UnifiedSpace, file: Path, **options
+) -> tuple[list[Part], NDArray]:
+    """As `random_networks`, those of a list of generated architectures."""
+    if not isinstance(space, UnifiedSpace):
+        raise UserError(f"--architectures {file}: lists of generated architectures are of unified spaces")
+    paths = torch.stack([space.encode(found.architecture) for found in read_generated(file)])
+    return unified_networks(table, space, paths, **options)
+
+
+def unified_networks(table: Path, space: UnifiedSpace, paths: Tensor, **options) -> tuple[list[Part], NDArray]:
     shape = (3, space.image_size, space.image_size)
     parts = [Part(partial(SubNet, space, space.decode(path), **options), shape) for path in paths]
     return parts, UnifiedLatency(table, space, **options)(paths).double().numpy()
 
 
-def report(table: Path, about: dict, foretold: NDArray, measured: NDArray) -> None:
-    """Foretold against measured, as a table, and as JSON beside the latency table."""
-    misses = 100 * (foretold / measured - 1)
+def report(file: Path, about: dict, networks: list[Part], foretold: NDArray, measure: Measure) -> None:
+    """Foretold against measured: printed as a table, and written to `file` as JSON."""
+    times = measure.networks(networks)
+    misses = 100 * (foretold / times - 1)
     error = float(np.abs(misses).mean())
-    tau = float(kendalltau(foretold, measured).statistic) if len(measured) > 1 else None
-    record = {**about, "networks": len(measured), "mean absolute percentage error": round(error, 2), "kendall tau": tau}
-    record |= {"table_ms": foretold.tolist(), "measured_ms": measured.tolist()}
-    file = table.with_suffix(".check.json")
+    tau = float(kendalltau(foretold, times).statistic) if len(times) > 1 else None
+    record = {**about, "networks": len(times), "mean absolute percentage error": round(error, 2), "kendall tau": tau}
+    record |= {"table_ms": foretold.tolist(), "measured_ms": times.tolist()}
     write_text(file, json.dumps(record, indent=1) + "\n")
-    rows = [[f"{measured[i]:.3f}", f"{foretold[i]:.3f}", f"{misses[i]:+.1f}"] for i in np.argsort(measured)]
-    print(format_table(["measured ms", "by table ms", "error %"], rows))
+    rows = [[f"{foretold[i]:.3f}", f"{times[i]:.3f}", f"{misses[i]:+.1f}"] for i in np.argsort(foretold)]
+    print(format_table(["by table ms", "measured ms", "error %"], rows))
     agreement = f", Kendall tau {tau:.3f}" if tau is not None else ""
     print(f"mean absolute percentage error {error:.1f} %{agreement}; {file}")
 
