@@ -21,7 +21,7 @@ import numpy as np
 from model.candidates import CandidateEvaluation, CandidateImages, FineTuning
 from model.evolution import SELECTIONS, Objective, Record, Search
 from model.genome import ElasticGenome, Genome, UnifiedGenome, open_genome
-from model.latency import ElasticLatency, UnifiedLatency
+from model.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.search_folder import SearchFolder
 from utils.command import Parser, add_supernet_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
@@ -29,7 +29,7 @@ from utils.data import PACKED, load_dataset, split_for_search
 from utils.distributed import divided, of_first, rank
 from utils.engine import Placement
 from utils.errors import UserError
-from utils.image_sets import IMAGE_SETS
+from utils.image_sets import known_set
 from utils.images import decoded
 from utils.loader import Augmentation, Normalisation
 from utils.pareto import non_dominated
@@ -98,7 +98,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpu", type=positive, default=1, help="accepted; each process has a GPU")
     parser.add_argument("--data", metavar="DIR", help="where the data set is (default: as --cfg says)")
     parser.add_argument("--dataset", help="its name (default: as --cfg says)")
-    parser.add_argument("--n_workers", type=not_negative, default=4, help="accepted; images are decoded once")
+    parser.add_argument("--n_workers", type=not_negative, default=4, help="processes that read large images")
     parser.add_argument("--vld_size", type=positive, help="training images that are held out to validate candidates")
     parser.add_argument("--trn_batch_size", type=positive, default=128, help="of fine-tuning (default 128)")
     parser.add_argument("--vld_batch_size", type=positive, default=200, help="of validation (default 200)")
@@ -139,8 +139,8 @@ def open_objective(args: argparse.Namespace, genome: Genome, config: Config | No
         needed = "--lut must name a latency table; python3 -m tools.profile_latency makes one"
         raise UserError(f"--sec_obj {args.sec_obj}: {needed}")
     if isinstance(genome, ElasticGenome):
-        return Objective(args.sec_obj, genome, ElasticLatency(args.lut or CPU_TABLE, genome.space))
-    table = UnifiedLatency(args.lut, genome.space, config.se, config.activation)
+        return Objective(args.sec_obj, genome, ElasticLatency(Latencies.read(args.lut or CPU_TABLE), genome.space))
+    table = UnifiedLatency(Latencies.read(args.lut), genome.space, config.se, config.activation)
     return Objective(args.sec_obj, genome, lambda genes: table(genome.paths(genes)).double().numpy())
 
 
@@ -150,14 +150,15 @@ def open_evaluation(
     """Images decoded once, at the greatest resolution where they are large."""
     name = args.dataset or (config.dataset if config else "imagenet")
     directory = args.data or (config.dataset_dir if config else "./data/imagenet")
-    classes = args.n_classes or genome.space.classes
-    known = IMAGE_SETS.get("imagenet" if name == PACKED else name)
+    known = known_set(name)
+    own = known.classes if known and config is None and args.n_epochs else genome.space.classes
+    classes = args.n_classes or own  # fine-tuned candidates get a classifier of their own
     if known is None and config is None:
         raise UserError(f"--dataset {name}: --cfg must give its mean and std")
     size = config.input_size if config else known.side or max(genome.space.resolutions)
     dataset = load_dataset(name, directory, size, classes, strict=config.strict_data if config else False)
-    dataset = dataset.seen(known.view) if known else dataset
-    default = IMAGENET_HELD_OUT if known is IMAGE_SETS["imagenet"] else len(dataset.train.labels) // 10
+    dataset = dataset.seen(known.view) if config is None else dataset
+    default = IMAGENET_HELD_OUT if name in ("imagenet", PACKED) else len(dataset.train.labels) // 10
     if config is None:
         most, images = len(dataset.train.labels) - 1, partial(CandidateImages.split, dataset.train)
     else:  # not the images that the supernet was trained on
@@ -171,7 +172,7 @@ def open_evaluation(
         print("warning: --test: the search is guided by the test images, whose accuracy then says nothing", flush=True)
         images = replace(images, validate=decoded(dataset.test))
     if config is None:
-        augment = Augmentation(size // 8, **{"crop_scale": (0.08, 1.0), **known.augment})
+        augment = Augmentation(known.padding, **{"crop_scale": (0.08, 1.0), **known.augment})
         normalise = Normalisation(known.mean, known.std)
     else:
         augment = Augmentation(config.crop_padding, config.horizontal_flip)

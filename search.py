@@ -20,7 +20,7 @@ from model.build import (
 from model.cell_table import CellTable
 from model.elastic import ElasticSupernet
 from model.forecast import forecast
-from model.generation import GENERATOR_FILE, Generated, ReadyGenerator, find_generator, miss_table
+from model.generation import GENERATOR_FILE, LATENCY_FILE, Generated, ReadyGenerator, find_generator, miss_table
 from model.generator import PriorPool
 from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
 from model.lookup_table import CostTable
@@ -57,8 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     generates = config.supernet != "elastic"  # an elastic supernet is for msunas.py
     table = build_cost_table(config, supernet.space) if generates else None
     pool = open_prior_pool(config, table, run) if generates else None
+    check_latencies(config, run)
     run.begin(config, place.device)
     if generates:
+        keep_latencies(config, run)
         save_prior_pool(pool, config, run)
     images = split_for_search(dataset, config.train_portion, config.seed, run.file("split.json"))
     if config.warmup_epochs:
@@ -110,6 +112,19 @@ def open_prior_pool(config: Config, table: CostTable, run: RunFolder) -> PriorPo
     """The pool of the run that is continued or begun from, else the config's."""
     folder = run.path if run.continues else run.origin
     return prior_pool(config, table, folder / "prior_pool.json" if folder else None)
+
+
+def check_latencies(config: Config, run: RunFolder) -> None:
+    """A run that goes on must still have the latency table that it began with."""
+    kept = run.file(LATENCY_FILE)
+    asked = Path(config.latency_table) if config.cost == "latency" else kept
+    if run.continues and kept.exists() and kept.read_bytes() != asked.read_bytes():
+        raise UserError(f"latency_table: {asked}: it has changed since this run began, whose own is {kept}")
+
+
+def keep_latencies(config: Config, run: RunFolder) -> None:
+    if config.cost == "latency":
+        run.write_text(LATENCY_FILE, Path(config.latency_table).read_text())
 
 
 def save_prior_pool(pool: PriorPool, config: Config, run: RunFolder) -> None:

@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from model.blueprint import (
-    USUAL_SIZE,
     Blueprint,
     ElasticBlueprint,
     PlainBlueprint,
@@ -49,7 +48,7 @@ from utils.config import Config, load_config
 from utils.data import Dataset, load_dataset
 from utils.engine import Placement, Score
 from utils.errors import UserError
-from utils.image_sets import IMAGE_SETS
+from utils.image_sets import USUAL_SIZE, known_set
 from utils.loader import Augmentation, Normalisation, Resized, loader
 from utils.optim import moving_average
 from utils.run_folder import RunFolder
@@ -73,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     run = RunFolder.open("train_cifar", config, args.title or default_title(args, config.unit), args.resume)
     run.minutes = args.checkpoint_minutes
-    blueprint, target, source = stored_choice(run, args) or new_choice(config, args)
+    blueprint, target, source = stored_choice(run, args, config) or new_choice(config, args)
     print(f"architecture from {source}")
     if config.compile and place.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("compile: on a CPU it needs a C++ compiler, and none is there")
@@ -84,7 +83,8 @@ def main(argv: list[str] | None = None) -> None:
 
     run.begin(config, place.device)
     costs = costs_of(blueprint, network, blueprint.image_size)
-    run.write_once("architecture.json", lambda file: blueprint.save(file, costs, {"source": source, "target": target}))
+    provenance = {"source": source, "target": target, "unit": config.unit}
+    run.write_once("architecture.json", lambda file: blueprint.save(file, costs, provenance))
     described = {
         **blueprint.describe(),
         "options": network_options(blueprint, config),
@@ -94,13 +94,14 @@ def main(argv: list[str] | None = None) -> None:
             "mean": list(config.mean),
             "std": list(config.std),
             "image_size": size,
-            "resized": config.network_size,
+            "network_size": config.network_size,
         },
     }
     began = time.monotonic()
     scores = train(network.to(place.device), dataset, config, run, place, described)
     result = {
         "target": target,
+        "unit": config.unit,
         **costs,
         **scores["last"].to_dict(),
         "ema": scores["ema"].to_dict() if "ema" in scores else None,
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         "checkpoint": str(run.checkpoint("last")),
     }
     run.write_text("result.json", json.dumps(result, indent=1) + "\n")
-    report(result, time.monotonic() - began, run)
+    report(result, config.unit, time.monotonic() - began, run)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -125,8 +126,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_training_options(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
-    if args.flops is None and args.architecture is None and args.network_config is None:
+    if args.network_config is None and args.flops is None and args.architecture is None:
         parser.error("one of --flops, --architecture and --model-config is needed")
+    if args.network_config is not None and (args.flops is not None or args.architecture is not None):
+        parser.error("--model-config goes without --flops and --architecture")
+    if args.network_config is None and args.img_size is not None:
+        parser.error("--img-size goes with --model-config")
+    if args.cutout is not None and args.cutout_length is not None:
+        args.cutout = args.cutout_length
     if args.evaluate:
         raise UserError("--evaluate: validate.py --model NET.CONFIG --pretrained WEIGHTS does that")
     return args
@@ -134,22 +141,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def open_config(args: argparse.Namespace) -> Config:
     """The config of the command line; with --model-config and no --cfg that of the published recipe."""
-    flags = {key: vars(args)[key] for key in CONFIG_KEYS if vars(args)[key] is not None} | keys_of_set(args)
-    overrides = args.set + [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items()]
-    if args.cfg is None and args.network_config is None:
-        return newest_config(Path("./logs"), overrides)
-    return load_config(args.cfg or NSGANETV2, overrides)
+    flags = as_overrides({key: vars(args)[key] for key in CONFIG_KEYS if vars(args)[key] is not None})
+    if args.network_config is not None:
+        return load_config(args.cfg or NSGANETV2, [*as_overrides(published_keys(args)), *args.set, *flags])
+    return load_config(args.cfg, args.set + flags) if args.cfg else newest_config(Path("./logs"), args.set + flags)
 
 
-def keys_of_set(args: argparse.Namespace) -> dict:
-    """What --dataset and --img-size say of the images: small ones are read as they are, and resized for the network."""
-    known, size = IMAGE_SETS.get(args.dataset), args.img_size
-    about = {"classes": known.classes, "mean": known.mean, "std": known.std} if known else {}
-    if args.dataset is None or (known and known.side):
-        side = {"input_size": known.side} if known else {}
-        return {**about, **side, **({"network_size": size} if size else {})}
-    size = size or (USUAL_SIZE if known else None)
-    return {**about, **({"input_size": size, "network_size": None} if size else {})}
+def as_overrides(values: dict) -> list[str]:
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+
+
+def published_keys(args: argparse.Namespace) -> dict:
+    """What --model-config, --dataset and --img-size say together: small images are read as they are, and resized."""
+    keys = {"supernet": "none", **({"network_size": args.img_size} if args.img_size else {})}
+    if args.dataset is None:
+        return keys
+    known = known_set(args.dataset)
+    keys["dataset_dir"] = f"./data/{args.dataset}/"
+    about = known or known_set("imagenet")  # photographs, for all that is known
+    keys["input_size"], keys["network_size"] = about.sizes(args.img_size or USUAL_SIZE)
+    keys |= {"mean": about.mean, "std": about.std, "crop_padding": about.padding}
+    return {**keys, "classes": known.classes} if known else keys
 
 
 def add_training_options(parser: Parser) -> None:
@@ -161,7 +173,7 @@ def add_training_options(parser: Parser) -> None:
     option("--drop", dest="dropout", type=float, metavar="P", help="dropout before the classifier (key dropout)")
     option("--drop-path", type=float, metavar="P", help="stochastic depth: its rate in the last block")
     option("--cutout", type=int, nargs="?", const=16, metavar="SIDE", help="squares of the mean colour; side 16")
-    option("--autoaugment", **flag, help="the policy for CIFAR-10, or above 64 pixels that for ImageNet")
+    option("--autoaugment", **flag, help="the policy for CIFAR-10; for images on disk that for ImageNet")
     option("--mixup", type=float, nargs="?", const=0.2, metavar="ALPHA", help="mixed pairs of images; alpha 0.2")
     option("--ema", type=float, nargs="?", const=0.999, metavar="DECAY", help="averaged weights; decay 0.999")
     option("--clip-grad", "--grad_clip", type=float, metavar="NORM", help="largest norm of the gradients of a step")
@@ -186,7 +198,8 @@ def add_training_options(parser: Parser) -> None:
     option("--model", metavar="NAME", help="names the run folder")
     for name in ("--save", "--evaluate"):
         option(name, action="store_true", help=argparse.SUPPRESS)
-    for name in ("--n_gpus", "--topk", "--cutout_length"):
+    option("--cutout_length", type=positive, metavar="SIDE", help="with --cutout: its side")
+    for name in ("--n_gpus", "--topk"):
         option(name, type=int, help=argparse.SUPPRESS)
 
 
@@ -205,8 +218,7 @@ Choice = tuple[Blueprint, float | None, str]
 def new_choice(config: Config, args: argparse.Namespace) -> Choice:
     """The architecture in a file, else that of the config's generator."""
     if config.supernet == "none":
-        network = PlainBlueprint.load(config.network_config, config.network_size or config.input_size)
-        return network.with_classes(config.classes), None, config.network_config
+        return described_network(config), None, config.network_config
     if config.supernet == "elastic":
         file = args.architecture
         if file is None:
@@ -224,15 +236,24 @@ def new_choice(config: Config, args: argparse.Namespace) -> Choice:
     return blueprint_of(space, chosen.architecture), chosen.target, chosen.source
 
 
-def stored_choice(run: RunFolder, args: argparse.Namespace) -> Choice | None:
+def described_network(config: Config) -> PlainBlueprint:
+    """That of the config's `network_config`, for its classes."""
+    network = PlainBlueprint.load(config.network_config, config.network_size or config.input_size)
+    return network.with_classes(config.classes)
+
+
+def stored_choice(run: RunFolder, args: argparse.Namespace, config: Config) -> Choice | None:
     """The architecture that a continued run was begun with: a newer generator must not change it half-way."""
     file = run.file("architecture.json")
     if not (run.continues and file.exists()):
         return None
     blueprint, record = load_blueprint(file)
     target = record.get("provenance", {}).get("target")
-    if args.architecture is not None:
-        if named_architecture(blueprint, args) != blueprint.architecture:
+    if config.supernet == "none":
+        if described_network(config) != blueprint:
+            raise UserError(f"--title {run.path.name}: {config.network_config} was another network when this run began")
+    elif args.architecture is not None:
+        if named_architecture(blueprint, args, config.unit) != blueprint.architecture:
             raise UserError(f"--title {run.path.name}: this run trains another architecture; choose another title")
     elif target != args.flops:
         begun = f"for {target:g}" if target is not None else "from a file"
@@ -240,11 +261,11 @@ def stored_choice(run: RunFolder, args: argparse.Namespace) -> Choice | None:
     return blueprint, target, f"{file}, as this run was begun"
 
 
-def named_architecture(blueprint: Blueprint, args: argparse.Namespace) -> Architecture | ElasticArchitecture:
+def named_architecture(blueprint: Blueprint, args: argparse.Namespace, unit: str) -> Architecture | ElasticArchitecture:
     """What --architecture names, in the space of the blueprint."""
     if isinstance(blueprint, ElasticBlueprint):
         return load_blueprint(args.architecture)[0].architecture
-    return choose_from_file(blueprint.space, args.flops, args.architecture).architecture
+    return choose_from_file(blueprint.space, args.flops, args.architecture, unit).architecture
 
 
 def network_options(blueprint: Blueprint, config: Config) -> dict:
@@ -304,10 +325,10 @@ def train(
     return training.scores
 
 
-def report(result: dict, seconds: float, run: RunFolder) -> None:
+def report(result: dict, unit: str, seconds: float, run: RunFolder) -> None:
     target = f"{result['target']:g}" if result["target"] is not None else None
     costs = [f"{result[key]:.3f}" for key in ("macs_m", "macs_m_counted", "params_m")]
-    columns = ["weights", "target", "cost M", "counted M", "params M", "test top-1 %", "top-5 %"]
+    columns = ["weights", f"target {unit}", "cost M", "counted M", "params M", "test top-1 %", "top-5 %"]
     scored = {"last": result, "ema": result["ema"]}
     rows = [
         [name, target, *costs, f"{score['top1']:.2f}", f"{score['top5']:.2f}"]

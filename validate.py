@@ -11,6 +11,7 @@ target (or a file, or a `net.config` of NSGANetV2) say which architecture they b
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from model import blueprint as blueprints
@@ -22,7 +23,8 @@ from utils.config import load_config
 from utils.data import SMALL, load_test_images
 from utils.engine import Placement, evaluate
 from utils.errors import UserError
-from utils.image_sets import IMAGE_SETS
+from utils.image_sets import IMAGE_SETS, known_set
+from utils.images import EncodedImages
 from utils.loader import Normalisation, Resized, loader
 from utils.runtime import pick_device
 from utils.table import format_table
@@ -40,15 +42,17 @@ def main(argv: list[str] | None = None) -> None:
     classes = data.get("classes", blueprint.classes)
     source = (data["dataset"], data["dataset_dir"], size, classes, data.get("part"))
     images = load_test_images(*source, strict=args.strict_data, in_memory=data.get("in_memory", SMALL))
+    if isinstance(images, EncodedImages) and "view" in data:
+        images = replace(images, view=data["view"])
     place = Placement(pick_device(args.cuda))
     normalise = Normalisation(tuple(data["mean"]), tuple(data["std"]))
     batches = loader(images, args.batch_size, normalise, workers=args.workers)
-    if data.get("resized"):
-        batches = Resized(batches, data["resized"], "bicubic")
+    if data.get("network_size"):
+        batches = Resized(batches, data["network_size"], "bicubic")
     score = evaluate(network.to(place.device).eval(), batches, place, together=True)
     result = {
         **score.to_dict(),
-        **blueprints.costs_of(blueprint, network, data.get("resized") or size),
+        **blueprints.costs_of(blueprint, network, data.get("network_size") or size),
         "checkpoint": str(args.checkpoint),
         "chosen_by": payload.get("chosen_by"),
     }
@@ -72,7 +76,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--config_path", "--cfg", metavar="CFG", help="config file of weights that know no architecture"
     )
     parser.add_argument(
-        "--target_flops", type=positive_number, help="target (M) whose architecture the config's generator gives"
+        "--target_flops", type=positive_number, help="target whose architecture the config's generator gives"
     )
     parser.add_argument(
         "--architecture", type=Path, metavar="FILE", help="architecture.json, or a list, instead of a target"
@@ -92,6 +96,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
     args = parser.parse_args(argv)
     args.data = args.data or args.data_dir
+    for name in ("dataset", "img_size"):
+        if getattr(args, name) is not None and args.model is None:
+            parser.error(f"--{name.replace('_', '-')} goes with --model")
     return args
 
 
@@ -132,7 +139,7 @@ def own_description(file: Path, payload: dict) -> dict:
                 "image_size": int(payload["data"].get("image_size", blueprint.image_size)),
                 "classes": int(payload["data"].get("classes", blueprint.classes)),
                 "in_memory": int(payload["data"].get("in_memory", SMALL)),
-                "resized": int(payload["data"].get("resized") or 0),
+                "network_size": int(payload["data"].get("network_size") or 0),
             },
         }
     except UserError as error:
@@ -145,13 +152,13 @@ def describe_published(args: argparse.Namespace, payload: dict) -> dict:
     """A `net.config` with weights of its own, on a data set by name, as NSGANetV2's command line says it."""
     if args.dataset is None or args.data is None:
         raise UserError("--model: --dataset and --data must say what its network is validated on")
-    known, weights = IMAGE_SETS[args.dataset], checkpoint.weights(payload, args.checkpoint)
+    known, weights = known_set(args.dataset), checkpoint.weights(payload, args.checkpoint)
     blueprint = blueprints.PlainBlueprint.load(args.model, args.img_size)
-    size = blueprint.image_size
+    size, network_size = known.sizes(blueprint.image_size)
     classifier = weights.get(blueprints.CLASSIFIER[0])
     blueprint = blueprint.with_classes(len(classifier)) if classifier is not None else blueprint
     data = {"dataset": args.dataset, "dataset_dir": args.data, "mean": known.mean, "std": known.std}
-    data |= {"image_size": known.side or size, "resized": size if known.side else 0, "in_memory": 0}
+    data |= {"image_size": size, "network_size": network_size, "in_memory": 0, "view": known.view}
     return {"blueprint": blueprint, "options": {}, "data": data}
 
 

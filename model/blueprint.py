@@ -22,6 +22,7 @@ from model.subnet import SubNet, count_macs, count_parameters
 from model.supernet import UnifiedSupernet
 from utils import checkpoint
 from utils.errors import UserError
+from utils.image_sets import USUAL_SIZE
 
 
 class Blueprint(Protocol):
@@ -203,7 +204,6 @@ class PlainBlueprint:
         checkpoint.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-USUAL_SIZE = 224
 CLASSIFIER = ("classifier.linear.weight", "classifier.linear.bias")
 PLAIN_FORMAT = "network-config/1"
 KINDS = (

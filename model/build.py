@@ -11,7 +11,7 @@ from model.elastic import ElasticSupernet
 from model.elastic import from_published as once_for_all
 from model.elastic_space import ElasticSpace
 from model.generator import PriorPool
-from model.latency import UnifiedLatency
+from model.latency import Latencies, UnifiedLatency
 from model.lookup_table import CostTable, HardwareLoss, LookUpTable
 from model.nasbench201 import CellSupernet
 from model.space import LayerSpec, UnifiedSpace
@@ -49,7 +49,7 @@ def build_cost_table(config: Config, space: UnifiedSpace | CellSpace) -> CostTab
         return LookUpTable(space)
     if not isinstance(space, UnifiedSpace):
         raise UserError(f"cost: {config.cost}: generators are trained for it in unified spaces only")
-    return UnifiedLatency(config.latency_table, space, config.se, config.activation)
+    return UnifiedLatency(Latencies.read(config.latency_table), space, config.se, config.activation)
 
 
 def build_unified_space(config: Config) -> UnifiedSpace:
@@ -141,7 +141,9 @@ def prior_pool(config: Config, table: CostTable, run_file: Path | None) -> Prior
     for path in (run_file, config.path_to_prior_pool):
         if path and Path(path).exists():
             print(f"prior pool from {path}")
-            return PriorPool.load(path, table.space)
+            pool = PriorPool.load(path, table.space)
+            pool.check(table, str(path))
+            return pool
     rng = stream(config.seed, "prior pool")
     low, high, size = config.low_flops, config.high_flops, config.pool_size
     return PriorPool.build(table, low, high, size, rng, config.pool_chain, config.pool_tolerance)

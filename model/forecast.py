@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from model.supernet import UnifiedSupernet
 from utils.engine import Placement
+from utils.runtime import synchronise
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,6 @@ def seconds(step: Callable[[], None], place: Placement, times: int = 3) -> float
     for _ in range(times):
         began = time.perf_counter()
         step()
-        if place.device.type == "cuda":
-            torch.cuda.synchronize()
-        elif place.device.type == "mps":
-            torch.mps.synchronize()
+        synchronise(place.device)
         measured.append(time.perf_counter() - began)
     return min(measured)

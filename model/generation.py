@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,11 @@ class Generated:
     def cost(self) -> float:
         """In the unit of the target."""
         return self.macs_m if self.latency_ms is None else self.latency_ms
+
+    @property
+    def unit(self) -> str:
+        """Of the target."""
+        return "M" if self.latency_ms is None else "ms"
 
     def to_dict(self) -> dict:
         return {
@@ -110,7 +115,8 @@ class ReadyGenerator:
 
 def miss_table(found: list[Generated]) -> tuple[list[str], list[list]]:
     """Columns and rows that say how far each architecture is from its target."""
-    timed = any(g.latency_ms is not None for g in found)
+    unit = found[0].unit
+    timed = unit == "ms"
     rows = [
         [
             *(f"{g.target:g}", f"{g.cost:.3f}", f"{100 * (g.cost / g.target - 1):+.1f}"),
@@ -119,7 +125,6 @@ def miss_table(found: list[Generated]) -> tuple[list[str], list[list]]:
         ]
         for g in found
     ]
-    unit = "ms" if timed else "M"
     return [f"target {unit}", f"cost {unit}", "miss %", *["cost M"] * timed, "params M"], rows
 
 
@@ -129,14 +134,18 @@ def miss_table(found: list[Generated]) -> tuple[list[str], list[list]]:
 GENERATOR_FILE = "generator_best_avg"
 
 
-def load_generator(path: str | Path, low: float, high: float, hc_dim: int, unit: str = "M") -> ArchitectureGenerator:
-    """A generator, ours or the released one; UserError when its targets are not in `unit`.
+def load_generator(
+    path: str | Path, low: float, high: float, hc_dim: int, unit: str = "M", table: str = ""
+) -> ArchitectureGenerator:
+    """A generator, ours or the released one; UserError when it was trained for another unit or another table's digest.
 
     Its own range of targets counts when the checkpoint says it.
     """
     payload = checkpoint.load(path)
     if payload.get("unit", "M") != unit:
         raise UserError(f"{path}: its targets are in {payload.get('unit', 'M')}; those of the config are in {unit}")
+    if payload.get("table", "") != table:
+        raise UserError(f"{path}: it was trained for another latency table than the config's")
     low, high = payload.get("low", low), payload.get("high", high)
     generator = ArchitectureGenerator(low, high, hc_dim)
     checkpoint.load_into(generator, checkpoint.weights(payload, path), path)
@@ -151,7 +160,7 @@ def find_generator(config: Config, run: Path | None = None) -> ReadyGenerator:
         if not pool or not Path(pool).exists():
             raise UserError(f"path_to_prior_pool: {pool}: no such file; {config.generator_pretrained} needs its pool")
         return _ready(config, space, Path(config.generator_pretrained), Path(pool))
-    for folder in [run] if run is not None else _runs_of(space, config.cost, Path(config.log_dir)):
+    for folder in [run] if run is not None else _runs_of(space, build_cost_table(config, space), Path(config.log_dir)):
         file = folder / "checkpoints" / f"{GENERATOR_FILE}.pth"
         if file.exists():
             return _ready(config, space, file, folder / "prior_pool.json")
@@ -163,15 +172,20 @@ def find_generator(config: Config, run: Path | None = None) -> ReadyGenerator:
 
 def _ready(config: Config, space: UnifiedSpace, file: Path, pool: Path) -> ReadyGenerator:
     table = build_cost_table(config, space)
-    generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim, table.unit)
+    generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim, table.unit, table.digest)
     return ReadyGenerator(generator, PriorPool.load(pool, space), table, str(file), config.priors_per_target)
+
+
+# The copy of its latency table that a run keeps.
+LATENCY_FILE = "latency_table.yaml"
 
 
 def run_config(run: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The resolved config of a run folder."""
     if not (run / "config.yml").is_file():
         raise UserError(f"{run}: it is no run folder (it has no config.yml)")
-    return load_config(run / "config.yml", overrides)
+    config = load_config(run / "config.yml", overrides)
+    return replace(config, latency_table=str(run / LATENCY_FILE)) if (run / LATENCY_FILE).exists() else config
 
 
 def newest_config(log_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -188,12 +202,12 @@ def _runs_with_generator(log_dir: Path) -> list[Path]:
     return [file.parent.parent for file in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)]
 
 
-def _runs_of(space: UnifiedSpace, cost: str, log_dir: Path) -> list[Path]:
+def _runs_of(space: UnifiedSpace, table: CostTable, log_dir: Path) -> list[Path]:
     runs = []
     for folder in _runs_with_generator(log_dir):
         try:
             config = run_config(folder)
-            if config.cost == cost and build_space(config) == space:
+            if build_space(config) == space and build_cost_table(config, space).digest == table.digest:
                 runs.append(folder)
         except UserError as error:
             print(f"passed over {folder}: {error}", file=sys.stderr)
@@ -215,21 +229,25 @@ class Chosen:
 def choose(config: Config, space: UnifiedSpace, target: float | None, file: Path | None) -> Chosen:
     """The architecture in `file` (of a list, the one nearest the target), else the generator's for `target`."""
     if file is not None:
-        return choose_from_file(space, target, file)
+        return choose_from_file(space, target, file, config.unit)
     ready, targets = find_generator(config), torch.tensor([target], dtype=torch.float64)
     ready.check(targets)
     return Chosen(ready.generate(targets)[0].architecture, target, ready.source)
 
 
-def choose_from_file(space: UnifiedSpace, target: float | None, file: Path) -> Chosen:
-    """The architecture in `file`, which `save_architecture` or `tools.generate` wrote; UserError when it is none."""
+def choose_from_file(space: UnifiedSpace, target: float | None, file: Path, unit: str = "M") -> Chosen:
+    """The architecture in `file`, which `save_architecture` or `tools.generate` wrote; UserError when it is none.
+
+    A `target` in `unit` chooses from a list.
+    """
     if _is_list(file):
         found = read_generated(file)
+        if target is not None and found[0].unit != unit:
+            raise UserError(f"{file}: its targets are in {found[0].unit}; those of the config are in {unit}")
         if target is None and len(found) != 1:
             raise UserError(f"{file}: it holds {len(found)} architectures; a target must choose one")
         nearest = min(found, key=lambda g: abs(g.target - target) if target is not None else 0)
         if target is not None and abs(nearest.target / target - 1) > 0.01:
-            unit = "M" if nearest.latency_ms is None else "ms"
             raise UserError(f"{file}: its target nearest to {target:g} {unit} is {nearest.target:g} {unit}")
         space.check(nearest.architecture)
         return Chosen(nearest.architecture, nearest.target, str(file))
@@ -253,7 +271,9 @@ def read_generated(path: Path) -> list[Generated]:
             Generated(
                 float(row["target"]),
                 Architecture.of(row["choices"]),
-                *(float(row[key]) for key in ("macs_m", "params_m", "latency_ms") if key in row),
+                float(row["macs_m"]),
+                float(row["params_m"]),
+                float(row["latency_ms"]) if "latency_ms" in row else None,
             )
             for row in json.loads(path.read_text(encoding="utf-8"))
         ]

@@ -121,6 +121,12 @@ class PriorPool:
         index = distance.argsort(dim=1, stable=True)[:, :count]
         return self.paths.to(targets.device)[index]
 
+    def check(self, table: CostTable, where: str) -> None:
+        """UserError when the marks are nowhere near the costs of their architectures: they are of another unit."""
+        misses = (table(self.paths).double() / self.marks - 1).abs()
+        if misses.median() > 0.5:
+            raise UserError(f"{where}: its marks are no costs in {table.unit} by this table; name another file")
+
     def save(self, path: Path) -> None:
         """Published JSON format: {mark: L rows of E K numbers}."""
         marks = [int(mark) if mark.is_integer() else mark for mark in self.marks.tolist()]

@@ -58,6 +58,7 @@ class GeneratorTraining:
             "low": self.config.low_flops,
             "high": self.config.high_flops,
             "unit": self.table.unit,
+            "table": self.table.digest,
         }
 
     def state(self) -> dict:

@@ -4,6 +4,8 @@ The published format: a YAML file of `key: {mean: milliseconds, ...}`; `tools/pr
 Axes: N architectures; of paths see `model/space.py`.
 """
 
+import hashlib
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -20,33 +22,42 @@ from model.space import UnifiedSpace
 from utils.errors import UserError
 
 
+@dataclass(frozen=True)
 class Latencies:
-    """`latencies(key) -> milliseconds` of a part; UserError naming what the file lacks, or when it is no table."""
+    """`latencies(key) -> milliseconds` of a part; UserError naming what the table `where` lacks."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    entries: dict[str, float]
+    where: str
+    digest: str = ""  # of the file, so that another device's table is noticed
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Latencies":
+        """From a file; UserError when it is no table."""
+        where = f"latency table {path}"
         try:
-            entries = yaml.load(self.path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            self.entries = {key: float(entry["mean"]) for key, entry in entries.items()}
+            text = Path(path).read_text()
+            entries = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            found = {key: float(entry["mean"]) for key, entry in entries.items()}
         except OSError as error:
-            raise UserError(f"latency table {path}: cannot be read ({error.strerror})") from None
+            raise UserError(f"{where}: cannot be read ({error.strerror})") from None
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"latency table {path}: no table of KEY: {{mean: milliseconds}} ({reason})") from None
+            raise UserError(f"{where}: no table of KEY: {{mean: milliseconds}} ({reason})") from None
+        return cls(found, where, hashlib.sha256(text.encode()).hexdigest())
 
     def __call__(self, key: str) -> float:
         if key not in self.entries:
-            raise UserError(f"latency table {self.path}: it lacks {key}")
+            raise UserError(f"{self.where}: it lacks {key}")
         if not 0 <= self.entries[key] < float("inf"):
-            raise UserError(f"latency table {self.path}: {key}: {self.entries[key]} is no time")
+            raise UserError(f"{self.where}: {key}: {self.entries[key]} is no time")
         return self.entries[key]
 
 
 class ElasticLatency:
-    """`table(genes [N, G]) -> milliseconds [N]`; UserError naming a key of the space that the file lacks."""
+    """`table(genes [N, G]) -> milliseconds [N]`; UserError naming a key of the space that the table lacks."""
 
-    def __init__(self, path: str | Path, space: ElasticSpace):
-        self.space, self._latencies = space, Latencies(path)
+    def __init__(self, latencies: Latencies, space: ElasticSpace):
+        self.space, self._latencies = space, latencies
         self._fixed = np.array([sum(map(self._latencies, fixed_parts(space, r))) for r in space.resolutions])
         self._layers = [
             self._of_layer(stage, position)
@@ -77,14 +88,14 @@ class UnifiedLatency(nn.Module):
     A layer's latency depends on how many of its sub-blocks have each kernel, its *state*: there are S = (E + 1)^(K - 1)
     states. That of a mixture is the expectation over sub-blocks that choose independently, by the distribution of
     states, which grows sub-block by sub-block; for one-hot paths it is the entry of the table. `se` and `activation`
-    are those of the networks. UserError naming a key of the space that the file lacks.
+    are those of the networks. UserError naming a key of the space that the table lacks.
     """
 
     unit = "ms"
 
-    def __init__(self, path: str | Path, space: UnifiedSpace, se: bool = False, activation: str = "relu6"):
+    def __init__(self, latencies: Latencies, space: UnifiedSpace, se: bool = False, activation: str = "relu6"):
         super().__init__()
-        self.space, self.macs, latencies = space, LookUpTable(space), Latencies(path)
+        self.space, self.macs, self.digest = space, LookUpTable(space), latencies.digest
         _, E, K = space.shape
         self.base = sum(map(latencies, ends(space, se, activation)))
         states = torch.tensor(list(product(range(E + 1), repeat=K - 1)))  # [S, K - 1], the last kernel runs fastest

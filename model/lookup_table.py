@@ -22,6 +22,7 @@ class CostTable(Protocol):
     """What generators are trained for: `table(paths [..., L, E, K]) -> cost [...]`, differentiable, in its `unit`."""
 
     unit: str
+    digest: str  # tells tables of one unit apart
     space: SearchSpace
 
     def __call__(self, paths: Tensor) -> Tensor: ...
@@ -68,6 +69,7 @@ class LookUpTable(nn.Module):
     """
 
     unit = "M"
+    digest = ""
 
     def __init__(self, space: SearchSpace):
         super().__init__()

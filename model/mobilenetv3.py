@@ -169,7 +169,7 @@ class MobileNetV3(nn.Module):
             )  # fmt: skip
             for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
                 norm.momentum, norm.eps = config["bn"]["momentum"], config["bn"]["eps"]
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"net.config: not the description of a MobileNetV3 ({error!r})") from None
         return network
 

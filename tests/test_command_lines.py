@@ -5,16 +5,19 @@ Those of train_imagenet.py are in test_imagenet.py.
 
 import json
 import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 import msunas
 import post_search
 import search
 import train_cifar
 import validate
+from model.blueprint import PlainBlueprint
 from model.elastic import ElasticSupernet
-from model.genome import ElasticGenome
 from tests.conftest import rng
 from tests.test_image_sets import any_checksum, write_cifar10  # noqa: F401, a fixture that acts by itself
 from tests.test_msunas import SPACE
@@ -98,6 +101,13 @@ def test_the_published_recipe_on_small_images():
     assert (config.dropout, config.drop_path, config.cutout, config.autoaugment) == (0.2, 0.2, 16, False)
     config = train_cifar.open_config(train_cifar.parse_arguments(["--model-config", "net.config", "--dataset", "dtd"]))
     assert (config.classes, config.input_size, config.network_size) == (47, 224, None)
+    assert config.dataset_dir == "./data/dtd/"
+    line = "--model-config net.config --dataset imagefolder --img-size 96 --cutout --cutout_length 8 --set classes=3"
+    config = train_cifar.open_config(train_cifar.parse_arguments(line.split()))
+    assert (config.classes, config.input_size, config.network_size, config.cutout) == (3, 96, None, 8)
+    line = "--cfg config_file/digits_config.yml --model-config net.config --dataset stl10"
+    config = train_cifar.open_config(train_cifar.parse_arguments(line.split()))
+    assert (config.supernet, config.input_size, config.network_size, config.crop_padding) == ("none", 96, 224, 12)
 
 
 # -- NSGANetV2 on CIFAR-10, from the search to the validation --------------------------------------------------------
@@ -135,22 +145,27 @@ def test_from_a_search_to_a_validated_network(found, tmp_path, capsys):
     assert own["macs_m"] == pytest.approx(result["macs_m"]), "counted at the size that the network sees"
 
 
-def test_inherited_weights_are_those_of_the_supernet(found, capsys):
-    line = f"--dataset cifar10 --data . --model {found}/net.config --pretrained {found}/net.inherited --img-size 16"
-    validate.main([*line.split(), "--json"])
-    assert 0 <= json.loads(capsys.readouterr().out)["top1"] <= 100
+def test_inherited_weights_are_those_of_the_supernet(found):
+    architecture = json.loads((found / "net.subnet").read_text())
+    supernet = ElasticSupernet(SPACE, rng()).eval()
+    expected = supernet.extract(SPACE.architecture(architecture)).eval()
+    network = PlainBlueprint.load(found / "net.config").inherited(f"{found}/net.inherited", {}).eval()
+    images = torch.randn(2, 3, architecture["r"], architecture["r"], generator=rng())
+    torch.testing.assert_close(network(images), expected(images))
+
+
+def test_a_search_on_another_set_than_the_supernets_needs_no_classes(found):
+    supernet = ElasticSupernet(replace(SPACE, classes=1000), rng())
+    checkpoint.save("wide.pth", {"kind": "supernet", "space": supernet.space.to_dict(), "model": supernet.state_dict()})
+    line = "--dataset cifar10 --data . --save other --sec_obj flops --n_gpus 8 --supernet_path wide.pth --vld_size 10"
+    msunas.main([*line.split(), "--n_epochs", "1", "--n_doe", "2", "--iterations", "0"])
+    assert 0 <= json.loads(Path("other/iter_0/net_0.stats").read_text())["top1"] <= 100
 
 
 def test_weights_for_other_classes_keep_all_but_the_classifier(found, tmp_path):
-    config = json.loads((found / "net.config").read_text())
-    network = ElasticGenome(SPACE, ElasticSupernet(SPACE, rng()).eval()).network(SPACE.extremes()[0])[0]
-    assert config["classifier"]["out_features"] == network.classifier["linear"].out_features == 10
     line = f"--data . --dataset cifar10 --model-config {found}/net.config --initial-checkpoint {found}/net.inherited"
-    args = train_cifar.parse_arguments([*line.split(), "--set", "classes=7"])
-    config = train_cifar.open_config(args)
-    assert config.classes == 10, "the data set says how many"
-    blueprint, *_ = train_cifar.new_choice(config, args)
-    tuned = blueprint.with_classes(7).inherited(f"{found}/net.inherited", {}, rng())
+    config = train_cifar.open_config(train_cifar.parse_arguments([*line.split(), "--set", "classes=7"]))
+    tuned = train_cifar.described_network(config).inherited(config.inherit, {}, rng())
     given = checkpoint.weights(checkpoint.load(found / "net.inherited"), found)
     own = tuned.state_dict()
     assert all(own[key].equal(given[key]) for key in own if not key.startswith("classifier"))
@@ -162,6 +177,9 @@ def test_weights_for_other_classes_keep_all_but_the_classifier(found, tmp_path):
     [
         (train_cifar.main, "--model-config none.config", "none.config: no network description"),
         (train_cifar.main, "--flops 3 --evaluate", "--evaluate: validate.py"),
+        (train_cifar.main, "--flops 3 --model-config n", "--model-config goes without --flops and --architecture"),
+        (train_cifar.main, "--flops 3 --img-size 64", "--img-size goes with --model-config"),
+        (validate.main, "--pretrained W --dataset cifar10", "--dataset goes with --model"),
         (train_cifar.main, "--title x", "one of --flops, --architecture and --model-config is needed"),
         (validate.main, "--pretrained W --model net.config --dataset cifar10", "--dataset and --data must say"),
     ],
@@ -172,6 +190,6 @@ def test_incomplete_lines_are_refused(tmp_path, monkeypatch, capsys, main, line,
     assert words in refused(capsys, main, *line.split())
 
 
-def test_the_elastic_configs_load():
-    for name in ("digits_elastic_config", "cifar10_elastic_config", "nsganetv2_config"):
-        assert load_config(f"config_file/{name}.yml").supernet in ("elastic", "none")
+def test_the_configs_of_nsganetv2_load():
+    kinds = {"digits_elastic_config": "elastic", "cifar10_elastic_config": "elastic", "nsganetv2_config": "none"}
+    assert {name: load_config(f"config_file/{name}.yml").supernet for name in kinds} == kinds

@@ -1,6 +1,7 @@
 """The published sets of images, read from tiny archives in the form in which the real ones lie on disk."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -103,8 +104,8 @@ def write_pets(root):
         lines = []
         for label in range(37):
             for index in range(count):
-                name = f"Breed{label:02d}_{part}{index}"
-                picture(base / "images" / f"{name}.jpg", 6 * label)
+                name = f"{'Bb'[label % 2]}reed{label:02d}_{part}{index}"  # the archive counts on, whatever the case
+                picture(base / "images" / f"{name}.jpg", 6 * (label // 2 + 19 * (label % 2)))
                 lines.append(f"{name} {label + 1} {1 + label % 2} 1\n")
         (base / "annotations" / f"{part}.txt").write_text("".join(lines))
     return 74, 37
@@ -174,6 +175,25 @@ def test_the_folders_of_the_authors_are_read_too(tmp_path, name, test):
     write_folder(tmp_path / test, classes=3, images=2)
     dataset = load_dataset(name, str(tmp_path), 16, 3)
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (12, 6)
+    shutil.rmtree(tmp_path / test / "class0")
+    with pytest.raises(UserError, match=r"its classes are not those of .*train: class0"):
+        load_dataset(name, str(tmp_path), 16, 3)
+
+
+def test_aircraft_as_its_users_kept_it(tmp_path):
+    counts = write_aircraft(tmp_path)
+    inside = tmp_path / "fgvc-aircraft-2013b"
+    outer, inner = (load_dataset("aircraft", str(path), 16, 100, download=False) for path in (tmp_path, inside))
+    assert (len(inner.train.labels), len(inner.test.labels)) == counts
+    assert inner.train.labels.equal(outer.train.labels)
+    assert inner.train.images.equal(outer.train.images)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar100", 10), ("cifar10", 1000), ("pets", 36)])
+def test_a_network_of_other_classes_is_refused(tmp_path, name, classes):
+    ARCHIVES[name](tmp_path)
+    with pytest.raises(UserError, match=f"classes: {name} in .* has {IMAGE_SETS[name].classes}, the network {classes}"):
+        load_test_images(name, str(tmp_path), 32, classes)
 
 
 def test_cinic10_as_its_users_merged_it(tmp_path):
@@ -210,9 +230,11 @@ def test_missing_data_is_one_line_that_says_what_to_put_where(tmp_path, name, mo
 
 def test_views_of_an_image():
     wide = Image.fromarray(np.arange(60 * 120 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 120, 3))
-    for view, first in (("bicubic", 37), ("bilinear", 37), ("squash", 32)):
+    seen = {"bicubic": (37, "bicubic"), "bilinear": (37, "bilinear"), "squash": (32, "bicubic")}
+    for view, (first, interpolation) in seen.items():
         steps = evaluation_steps(32, view)
         assert min(steps[0](wide).size) == first, view
+        assert steps[0].interpolation.value == interpolation
         assert v2.Compose(steps)(wide).size == (32, 32)
     assert evaluation_steps(33, "bilinear")[0].size == [38], "37.7 is rounded up, as published"
 

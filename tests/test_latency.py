@@ -14,7 +14,7 @@ import search
 import train_cifar
 from model.build import build_space
 from model.elastic_space import ElasticSpace
-from model.latency import ElasticLatency, UnifiedLatency
+from model.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.latency_parts import ends, fixed_parts, layer_key, mixed_key, parts_of
 from model.mobilenetv3 import MobileNetV3
 from model.space import Architecture, LayerSpec, UnifiedSpace
@@ -41,7 +41,9 @@ def write_table(path, space, without="nothing", milliseconds=lambda key: 1.0, **
 def odd_table(tmp_path) -> UnifiedLatency:
     """A table of arbitrary numbers."""
     numbers = torch.rand(1000, generator=rng(), dtype=torch.float64).tolist()
-    return UnifiedLatency(write_table(tmp_path / "lut.yaml", SMALL, milliseconds=lambda _: numbers.pop()), SMALL)
+    return UnifiedLatency(
+        Latencies.read(write_table(tmp_path / "lut.yaml", SMALL, milliseconds=lambda _: numbers.pop())), SMALL
+    )
 
 
 def summed(path_to_table, space: UnifiedSpace, architecture: Architecture) -> float:
@@ -60,13 +62,15 @@ def test_latency_is_the_sum_over_layers(tmp_path):
     write_table(tmp_path / "lut.yaml", SPACE)
     genes = SPACE.extremes()
     depths = [sum(SPACE.decode(row).d) for row in genes]
-    assert ElasticLatency(tmp_path / "lut.yaml", SPACE)(genes).tolist() == [depth + 5 for depth in depths]
+    assert ElasticLatency(Latencies.read(tmp_path / "lut.yaml"), SPACE)(genes).tolist() == [
+        depth + 5 for depth in depths
+    ]
 
 
 def test_a_table_without_a_key_of_the_space_names_it(tmp_path):
     write_table(tmp_path / "lut.yaml", SPACE, without="kernel:7")
     with pytest.raises(ValueError, match=r"lacks MBConv-input:.*kernel:7"):
-        ElasticLatency(tmp_path / "lut.yaml", SPACE)
+        ElasticLatency(Latencies.read(tmp_path / "lut.yaml"), SPACE)
 
 
 def test_the_published_space_has_the_published_keys():
@@ -210,16 +214,37 @@ def test_a_generator_for_milliseconds_does_not_answer_in_multiply_adds(timed, tm
     search.main(timed)
     line = refused(capsys, generate.main, "--cfg", "tiny.yml", "--flops", "0.15")
     assert "holds no run of this space and cost" in line
+    text = (tmp_path / "lut.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(text.replace("mean: 0.1", "mean: 0.11"))
+    elsewhere = [*timed[3:4], "latency_table=other.yaml", *timed[5:]]
+    line = refused(capsys, generate.main, "--cfg", "tiny.yml", "--targets", "1", "--set", *elsewhere)
+    assert "holds no run of this space and cost" in line, "another device's table"
     given = ["generator_pretrained=logs/tiny/checkpoints/generator_best_avg.pth"]
     given += ["path_to_prior_pool=logs/tiny/prior_pool.json"]
     line = refused(capsys, generate.main, "--cfg", "tiny.yml", "--flops", "0.15", "--set", *given)
     assert "its targets are in ms; those of the config are in M" in line
+    pool = ["path_to_prior_pool=logs/tiny/prior_pool.json", "log_dir=elsewhere"]
+    line = refused(capsys, search.main, "--cfg", "tiny.yml", "--set", *pool)
+    assert "its marks are no costs in M by this table" in line
+    (tmp_path / "found.json").write_text((tmp_path / "logs/tiny/architectures.json").read_text())
+    line = refused(capsys, train_cifar.main, "--cfg", "tiny.yml", "--flops", "1", "--architecture", "found.json")
+    assert "found.json: its targets are in ms; those of the config are in M" in line
+
+
+def test_a_run_keeps_its_table_and_notices_another(timed, tmp_path, capsys):
+    search.main(timed)
+    assert (tmp_path / "logs/tiny/latency_table.yaml").read_text() == (tmp_path / "lut.yaml").read_text()
+    search.main(timed)
+    (tmp_path / "lut.yaml").write_text((tmp_path / "lut.yaml").read_text().replace("mean: 0.1", "mean: 0.11"))
+    assert "latency_table: lut.yaml: it has changed since this run began" in refused(capsys, search.main, *timed)
+    (tmp_path / "lut.yaml").unlink()
+    generate.main(["--run", "logs/tiny", "--targets", "1"])
 
 
 def test_what_a_table_is_worth_is_printed_and_kept(timed, tmp_path, capsys):
     profile_latency.main(["--cfg", "tiny.yml", "--out", "other.yaml", "--runs", "2", "--networks", "4"])
     assert "mean absolute percentage error" in capsys.readouterr().out
-    record = json.loads((tmp_path / "other.check.json").read_text())
+    record = json.loads((tmp_path / "other.yaml.check.json").read_text())
     assert len(record["table_ms"]) == len(record["measured_ms"]) == 4
     errors = [abs(t / m - 1) for t, m in zip(record["table_ms"], record["measured_ms"], strict=True)]
     assert record["mean absolute percentage error"] == pytest.approx(100 * sum(errors) / 4, abs=0.01)
@@ -232,7 +257,7 @@ def test_the_evolutionary_search_of_a_unified_supernet_in_milliseconds(timed, tm
     msunas.main([*options, "--lut", "lut.yaml", "--save", "found"])
     stats = json.loads((tmp_path / "found/iter_1.stats").read_text())
     space = build_space(load_config("tiny.yml"))
-    table = UnifiedLatency("lut.yaml", space)
+    table = UnifiedLatency(Latencies.read("lut.yaml"), space)
     for record, _, cost in stats["archive"]:
         path = space.encode(Architecture.of(record["choices"]))
         assert cost == pytest.approx(float(table(path)), abs=1e-2)
@@ -245,6 +270,10 @@ def test_the_evolutionary_search_of_a_unified_supernet_in_milliseconds(timed, tm
         (["cost=latency", "latency_table=none.yaml"], "latency table none.yaml: cannot be read"),
         (["cost=seconds"], "cost: 'seconds' is not allowed; it must be flops or latency"),
         (["cost=latency", "latency_table=lut.yaml"], "low_flops: 0.1 ms; this space reaches"),
+        (
+            ["cost=latency", "latency_table=lut.yaml", "eval_step=10"],
+            "eval_step: 10.0 is not allowed; it must be at most",
+        ),
         (["cost=latency", "latency_table=lut.yaml", "se=true"], "lacks MixConv-input"),
     ],
 )
@@ -259,6 +288,8 @@ def test_impossible_latencies_are_refused(timed, capsys, overrides, words):
         (["--cfg", "tiny.yml", "--space", "elastic"], "--cfg tiny.yml describes one of kind unified"),
         (["--cfg", "tiny.yml", "--device", "nowhere"], "--device nowhere:"),
         (["--cfg", "tiny.yml", "--backend", "tensorrt"], "invalid choice: 'tensorrt'"),
+        (["--cfg", "tiny.yml", "--width", "1.2"], "--width: it is for the published space"),
+        (["--set", "se=true"], "--set: it overrides a config; --cfg names none"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(timed, capsys, argv, words):
@@ -269,8 +300,8 @@ def test_onnxruntime_measures_too(timed, tmp_path):
     pytest.importorskip("onnxruntime")
     few = ["--runs", "1", "--calibration", "1", "--networks", "2", "--backend", "onnxruntime"]
     profile_latency.main(["--cfg", "tiny.yml", "--out", "other.yaml", *few])
-    assert json.loads((tmp_path / "other.check.json").read_text())["backend"] == "onnxruntime"
-    assert UnifiedLatency("other.yaml", build_space(load_config("tiny.yml"))).base > 0
+    assert json.loads((tmp_path / "other.yaml.check.json").read_text())["backend"] == "onnxruntime"
+    assert UnifiedLatency(Latencies.read("other.yaml"), build_space(load_config("tiny.yml"))).base > 0
 
 
 def test_without_onnxruntime_one_line_says_how_to_get_it(timed, monkeypatch, capsys):
@@ -289,7 +320,7 @@ def test_a_table_is_scaled_by_whole_networks(timed, tmp_path, monkeypatch):
     monkeypatch.setattr(profile_latency.Measure, "__call__", lambda measure, part: (1.0, 0.0))
     monkeypatch.setattr(profile_latency.Measure, "networks", networks)
     profile_latency.main(["--cfg", "tiny.yml", "--out", "twice.yaml"])
-    record = json.loads((tmp_path / "twice.check.json").read_text())
+    record = json.loads((tmp_path / "twice.yaml.check.json").read_text())
     assert record["scale"] == 2
     assert record["mean absolute percentage error"] == pytest.approx(0, abs=1e-3)
-    assert UnifiedLatency("twice.yaml", space).base == pytest.approx(8)
+    assert UnifiedLatency(Latencies.read("twice.yaml"), space).base == pytest.approx(8)

@@ -15,7 +15,7 @@ from model.elastic import ElasticSupernet
 from model.elastic_space import ElasticSpace
 from model.evolution import SELECTIONS, Objective, Record, Search
 from model.genome import ElasticGenome, UnifiedGenome, features
-from model.latency import ElasticLatency
+from model.latency import ElasticLatency, Latencies
 from model.space import LayerSpec, UnifiedSpace
 from model.supernet import UnifiedSupernet
 from tests.conftest import TINY_CONFIG, rng
@@ -244,7 +244,7 @@ def test_no_two_architectures_have_the_same_features(genome):
 def test_a_table_is_measured_and_searched_with(setting, tmp_path):
     few = ["--runs", "1", "--calibration", "2", "--networks", "3"]
     profile_latency.main(["--cfg", "small.yml", "--out", "lut.yaml", *few])
-    table = ElasticLatency(tmp_path / "lut.yaml", SPACE)
+    table = ElasticLatency(Latencies.read(tmp_path / "lut.yaml"), SPACE)
     msunas.main([*setting, "--iterations", "1", "--save", "found", "--sec_obj", "cpu", "--lut", "lut.yaml", "--test"])
     stats = json.loads((tmp_path / "found/iter_1.stats").read_text())
     row = np.array([SPACE.encode(SPACE.architecture(stats["archive"][0][0]))])

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from model.build import build_elastic_space, build_unified_space
 from model.elastic_space import ElasticSpace
 from model.generation import read_generated
-from model.latency import ElasticLatency, UnifiedLatency
+from model.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.latency_parts import Part, parts_of
 from model.mobilenetv3 import MobileNetV3
 from model.space import UnifiedSpace
@@ -43,7 +43,7 @@ from utils.checkpoint import write_text
 from utils.command import Parser, add_config_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
 from utils.errors import UserError
-from utils.runtime import describe_environment, stream
+from utils.runtime import describe_environment, stream, synchronise
 from utils.table import format_table
 
 WARM_UP = 3  # runs that do not count
@@ -58,13 +58,14 @@ def main(argv: list[str] | None = None) -> None:
     measure = Measure(BACKENDS[args.backend], device, args.batch_size, args.runs)
     about = {key: value for key, value in describe_environment(device).items() if key in ("device", "threads", "torch")}
     about |= {"backend": args.backend, "batch size": args.batch_size, "runs": args.runs}
-    table = args.lut or profile(args, space, options, measure, about)
+    latencies = Latencies.read(args.lut) if args.lut else profile(args, space, options, measure, about)
     if args.architectures:
-        compared = listed_networks(table, space, args.architectures, **options)
+        compared = listed_networks(latencies, space, args.architectures, **options)
         report(args.architectures.with_suffix(".latency.json"), about, *compared, measure)
     elif args.networks:
-        compared = random_networks(table, space, args.networks, args.seed, **options)
-        report(table.with_suffix(".check.json"), about, *compared, measure)
+        table = args.lut or args.out
+        compared = random_networks(latencies, space, args.networks, args.seed, **options)
+        report(table.with_name(table.name + ".check.json"), about, *compared, measure)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -74,7 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--lut", type=Path, metavar="FILE", help="compare networks with this table; measure no other")
     parser.add_argument("--cfg", help="config of the space; default: the published elastic space")
     parser.add_argument("--space", choices=("elastic", "unified"), help="kind of space (default: as --cfg says)")
-    parser.add_argument("--width", type=positive_number, default=1.0, help="of the published space (default 1.0)")
+    parser.add_argument("--width", type=positive_number, help="of the published space (default 1.0)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--backend", default="torch", choices=tuple(BACKENDS), help="what runs the layers")
     parser.add_argument("--batch-size", type=positive, default=1, help="images at a time (default 1)")
@@ -100,13 +101,17 @@ def open_device(name: str) -> torch.device:
 def open_space(args: argparse.Namespace, config: Config | None) -> tuple[ElasticSpace | UnifiedSpace, dict]:
     """The space, and the options of its networks that change what they cost."""
     kind = config.supernet if config else "elastic"
+    if config is not None and args.width is not None:
+        raise UserError(f"--width: it is for the published space; --cfg {args.cfg} describes another")
+    if config is None and args.set:
+        raise UserError("--set: it overrides a config; --cfg names none")
     if args.space not in (None, kind):
         needs = "--cfg must name its config" if config is None else f"--cfg {args.cfg} describes one of kind {kind}"
         raise UserError(f"--space {args.space}: {needs}")
     if kind not in ("elastic", "unified"):
         raise UserError(f"--cfg {args.cfg}: supernet {kind}; latency tables are for elastic and unified")
     if kind == "elastic":
-        return build_elastic_space(config) if config else ElasticSpace(width=args.width), {}
+        return build_elastic_space(config) if config else ElasticSpace(width=args.width or 1.0), {}
     return build_unified_space(config), {"se": config.se, "activation": config.activation}
 
 
@@ -151,8 +156,7 @@ class Measure:
     def once(self, run: Callable[[], object]) -> float:
         began = time.perf_counter()
         run()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronise(self.device)
         return 1000 * (time.perf_counter() - began)
 
 
@@ -177,8 +181,15 @@ def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=[provider])
-    fed = {"images": images.cpu().contiguous().numpy()}
-    return lambda: session.run(None, fed)
+    if session.get_providers()[0] != provider:
+        raise UserError(f"--device {images.device}: onnxruntime cannot use {provider} here")
+    place = (images.device.type, images.device.index or 0)
+    bound = session.io_binding()  # else each run would copy to the device and back
+    bound.bind_ortvalue_input(
+        "images", onnxruntime.OrtValue.ortvalue_from_numpy(images.cpu().contiguous().numpy(), *place)
+    )
+    bound.bind_output(session.get_outputs()[0].name, *place)
+    return lambda: session.run_with_iobinding(bound)
 
 
 BACKENDS = {"torch": by_torch, "onnxruntime": by_onnxruntime}
@@ -186,18 +197,19 @@ BACKENDS = {"torch": by_torch, "onnxruntime": by_onnxruntime}
 
 def profile(
     args: argparse.Namespace, space: ElasticSpace | UnifiedSpace, options: dict, measure: Measure, about: dict
-) -> Path:
-    """Write the table of a space; its scale becomes part of what is said `about` it."""
+) -> Latencies:
+    """Measure and write the table of a space; its scale becomes part of what is said `about` it."""
     parts = tqdm(parts_of(space, **options).items(), "parts", leave=False, disable=None)
     entries = {key: measure(part) for key, part in parts}
-    write_table(args.out, entries, about)
+    about["scale"] = scale = 1.0
     if args.calibration:
-        networks, foretold = random_networks(args.out, space, args.calibration, args.seed + 1, **options)
+        unscaled = Latencies({key: mean for key, (mean, _) in entries.items()}, "the table that was measured")
+        networks, foretold = random_networks(unscaled, space, args.calibration, args.seed + 1, **options)
         about["scale"] = scale = round(float(np.median(measure.networks(networks) / foretold)), 4)
-        write_table(args.out, {key: (mean * scale, var * scale**2) for key, (mean, var) in entries.items()}, about)
+    write_table(args.out, {key: (mean * scale, var * scale**2) for key, (mean, var) in entries.items()}, about)
     spreads = [variance**0.5 / mean for mean, variance in entries.values() if mean]
     print(f"{len(entries)} parts in {args.out}; median of their standard deviations {np.median(spreads):.1%}")
-    return args.out
+    return Latencies.read(args.out)
 
 
 def write_table(file: Path, entries: dict[str, tuple[float, float]], about: dict) -> None:
@@ -210,31 +222,31 @@ def write_table(file: Path, entries: dict[str, tuple[float, float]], about: dict
 
 
 def random_networks(
-    table: Path, space: ElasticSpace | UnifiedSpace, count: int, seed: int, **options
+    latencies: Latencies, space: ElasticSpace | UnifiedSpace, count: int, seed: int, **options
 ) -> tuple[list[Part], NDArray]:
     """`count` whole networks, and what the table says of them (ms)."""
     if isinstance(space, UnifiedSpace):
-        return unified_networks(table, space, space.sample(count, stream(seed, "networks")), **options)
+        return unified_networks(latencies, space, space.sample(count, stream(seed, "networks")), **options)
     genes = space.sample(count, np.random.default_rng(seed))
     architectures = [space.decode(row) for row in genes]
     parts = [Part(partial(MobileNetV3.of, space, a), (3, a.r, a.r)) for a in architectures]
-    return parts, ElasticLatency(table, space)(genes)
+    return parts, ElasticLatency(latencies, space)(genes)
 
 
 def listed_networks(
-    table: Path, space: ElasticSpace | UnifiedSpace, file: Path, **options
+    latencies: Latencies, space: ElasticSpace | UnifiedSpace, file: Path, **options
 ) -> tuple[list[Part], NDArray]:
     """As `random_networks`, those of a list of generated architectures."""
     if not isinstance(space, UnifiedSpace):
         raise UserError(f"--architectures {file}: lists of generated architectures are of unified spaces")
     paths = torch.stack([space.encode(found.architecture) for found in read_generated(file)])
-    return unified_networks(table, space, paths, **options)
+    return unified_networks(latencies, space, paths, **options)
 
 
-def unified_networks(table: Path, space: UnifiedSpace, paths: Tensor, **options) -> tuple[list[Part], NDArray]:
+def unified_networks(latencies: Latencies, space: UnifiedSpace, paths: Tensor, **options) -> tuple[list[Part], NDArray]:
     shape = (3, space.image_size, space.image_size)
     parts = [Part(partial(SubNet, space, space.decode(path), **options), shape) for path in paths]
-    return parts, UnifiedLatency(table, space, **options)(paths).double().numpy()
+    return parts, UnifiedLatency(latencies, space, **options)(paths).double().numpy()
 
 
 def report(file: Path, about: dict, networks: list[Part], foretold: NDArray, measure: Measure) -> None:

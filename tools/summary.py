@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         reached = f"{top1:.2f}" if found.target == target else None
         parameters = f"{count_parameters(network):.3f}"
         rows.append([f"{found.target:g}", f"{found.macs_m:.3f}", f"{counted:.3f}", parameters, reached])
-    print(format_table(["target M", "cost by table M", "cost counted M", "params M", "test top-1 %"], rows))
+    print(
+        format_table([f"target {config.unit}", "cost by table M", "cost counted M", "params M", "test top-1 %"], rows)
+    )
     print(f"architectures {args.architectures}; trained network {checkpoint}")
 
 

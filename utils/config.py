@@ -369,8 +369,9 @@ def _layer_row(row, where: str, key: str) -> LayerRow:
 def _check_targets(config: Config, refuse: Callable[[str, str], None]) -> None:
     if not 0 < config.low_flops < config.high_flops:
         refuse("low_flops", f"above 0 and below high_flops ({config.high_flops:g})")
-    if config.target_step > config.high_flops - config.low_flops:
-        refuse("target_step", f"at most high_flops - low_flops ({config.high_flops - config.low_flops:g})")
+    for key in ("target_step", "target_jitter", "eval_step"):
+        if getattr(config, key) > config.high_flops - config.low_flops:
+            refuse(key, f"at most high_flops - low_flops ({config.high_flops - config.low_flops:g})")
 
 
 def _check_layers(config: Config, refuse: Callable[[str, str], None]) -> None:

@@ -65,8 +65,8 @@ def load_dataset(
     if name == "digits":
         dataset = _digits(size)
     elif name in SETS:
-        train, test = (read_part(name, directory, part, size, download, strict, in_memory) for part in (True, False))
-        dataset = Dataset(train, test)
+        parts = [read_part(name, directory, part, size, download, strict, in_memory) for part in (True, False)]
+        dataset = Dataset(*(images for images, _ in parts))
     else:
         dataset = _Parts(Path(directory), name == PACKED, size, strict, in_memory).dataset()
     found = int(dataset.train.labels.max()) + 1
@@ -92,7 +92,10 @@ def load_test_images(
             raise UserError(f"classes: {directory} has {len(names)} class folders, the network {classes} classes")
         return images
     if name in SETS:
-        return read_part(name, directory, False, size, True, strict, in_memory)
+        images, found = read_part(name, directory, False, size, True, strict, in_memory)
+        if found != classes:
+            raise UserError(f"classes: {name} in {directory} has {found}, the network {classes}")
+        return images
     return load_dataset(name, directory, size, classes, strict=strict).test
 
 

@@ -140,16 +140,15 @@ def _decode(images: EncodedImages, form: Callable[[Image.Image], Image.Image]) -
     return data.subset(good.nonzero().flatten())
 
 
-VIEWS = ("bicubic", "bilinear", "squash")
+# How published evaluations see an image at some size: the centre of it at size / 0.875, or all of it, squashed.
+# Bicubic: SGNAS and the training on ImageNet. Bilinear: searches and validations of NSGANetV2; squashed: its textures.
+VIEWS = {
+    "bicubic": lambda size: [v2.Resize(round(size / 0.875), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)],
+    "bilinear": lambda size: [v2.Resize(math.ceil(size / 0.875), v2.InterpolationMode.BILINEAR), v2.CenterCrop(size)],
+    "squash": lambda size: [v2.Resize((size, size), v2.InterpolationMode.BICUBIC)],
+}
 
 
 def evaluation_steps(size: int, view: str = "bicubic") -> list[v2.Transform]:
-    """How published evaluations see an image at `size` pixels: the centre of it at size / 0.875, or all, squashed.
-
-    Bicubic: SGNAS and the training on ImageNet. Bilinear: the searches of NSGANetV2; squashed: there, for textures.
-    """
-    if view == "squash":
-        return [v2.Resize((size, size), v2.InterpolationMode.BICUBIC)]
-    if view == "bilinear":
-        return [v2.Resize(math.ceil(size / 0.875), v2.InterpolationMode.BILINEAR), v2.CenterCrop(size)]
-    return [v2.Resize(round(size / 0.875), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)]
+    """What is done to an image of any size before it is evaluated at `size` pixels."""
+    return VIEWS[view](size)

@@ -35,7 +35,7 @@ class Normalisation:
 class Augmentation:
     """Random crop (small images: after zero padding; others: resized, of a share of the area) and horizontal flip.
 
-    Then, where asked for, AutoAugment (Cubuk et al., CVPR 2019: the CIFAR-10 policy for small images, else that for
+    Then, where asked for, AutoAugment (Cubuk et al., CVPR 2019: the CIFAR-10 policy for images in memory, else that for
     ImageNet), and a square of `cutout` pixels (DeVries and Taylor, 2017) that is the mean colour. Of large images
     only, as NSGANetV2 tunes on some sets: first a random rotation and scaling (`affine`), then changes of colour, or
     timm's RandAugment. `balanced`: as many images of each class, drawn with replacement.
@@ -146,7 +146,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 def training_transform(size: int, normalise: Normalisation, augment: Augmentation) -> Transform:
     """A large image for training, all but `cutout`; it draws from the global random streams."""
-    steps = [v2.RandomAffine(45, (0.4, 0.4), (0.75, 1.5))] * augment.affine
+    steps = [v2.RandomAffine(45, (0.4, 0.4), (0.75, 1.5), interpolation=v2.InterpolationMode.BILINEAR)] * augment.affine
     steps += [v2.RandomResizedCrop(size, scale=augment.crop_scale)]
     steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip
     steps += [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)] * augment.autoaugment

@@ -38,6 +38,14 @@ def pick_device(accelerator: bool = True) -> torch.device:
     return torch.device("cpu")
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep the memory that is freed, as GPUs' allocators do: glibc only, else nothing happens.
 
