@@ -1,7 +1,7 @@
 """NAS-Bench-201: does the search find what is there to find?
 
     python3 -m benchmarks.nasbench201 rank RUN [--count 500] [--ranking NAME] [--set KEY=VALUE]
-    python3 -m benchmarks.nasbench201 report RUN [RUN ...] --table FILE [--searches DIR ...] [--json FILE]
+    python3 -m benchmarks.nasbench201 report RUN [RUN ...] --table FILE [--searches DIR ...] [--json FILE] [--count 500]
 
 `rank` scores random cells with the supernet of a run of search.py, on its held-out images, into RUN/ranking.jsonl;
 the same command goes on where it stopped. `report` looks up what the cells, the answers of the generators, those of
@@ -112,17 +112,21 @@ def read_ranking(file: Path) -> dict[str, float]:
     return found
 
 
-def ranked(file: Path) -> tuple[Tensor, NDArray]:
-    """The cells `[N, L, E, K]` of a ranking and what the supernet says of each; UserError when there is none."""
+def ranked(file: Path, count: int) -> tuple[Tensor, NDArray]:
+    """The first `count` cells `[N, L, E, K]` of a ranking and what the supernet says of each.
+
+    UserError when there are fewer.
+    """
     ranking = read_ranking(file)
-    if not ranking:
-        raise UserError(f"{file}: it is not there; python3 -m benchmarks.nasbench201 rank {file.parent} writes it")
-    return torch.stack([CellSpace().encode(from_string(cell)) for cell in ranking]), np.array(list(ranking.values()))
+    if len(ranking) < count:
+        rank = f"python3 -m benchmarks.nasbench201 rank {file.parent} --count {count}"
+        raise UserError(f"{file}: it has {len(ranking)} cells; {rank} ranks more, or give --count")
+    paths = torch.stack([CellSpace().encode(from_string(cell)) for cell in ranking])[:count]
+    return paths, np.array(list(ranking.values()))[:count]
 
 
-def taus(run: Path, table: CellTable, name: str = "ranking.jsonl") -> dict[str, float]:
+def taus(paths: Tensor, said: NDArray, table: CellTable) -> dict[str, float]:
     """Kendall tau between supernet and truth: over all ranked cells, and the mean inside bins of cost."""
-    paths, said = ranked(run / name)
     true, costs = table.accuracy(paths).numpy(), LookUpTable(table.space)(paths).numpy()
     bins = np.array_split(np.argsort(costs, kind="stable"), BINS)
     inside = [kendalltau(said[part], true[part]).statistic for part in bins]
@@ -178,8 +182,9 @@ def report(args: Namespace) -> None:
     for index, run in enumerate(args.runs):
         config = run_config(run, args.set)
         targets = evaluated_targets(config)
-        line = {"run": run.name, "seed": config.seed, **taus(run, table, args.ranking), "targets": targets.tolist()}
-        found = {"ranked": best_within(*ranked(run / args.ranking), targets)}
+        ranking = ranked(run / args.ranking, args.count)
+        line = {"run": run.name, "seed": config.seed, **taus(*ranking, table), "targets": targets.tolist()}
+        found = {"ranked": best_within(*ranking, targets)}
         if (run / "checkpoints" / f"{GENERATOR_FILE}.pth").exists():
             found["generator"] = generated(run, config, targets)
         if args.searches:

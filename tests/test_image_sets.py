@@ -169,7 +169,9 @@ def test_stl10_keeps_its_size(tmp_path):
     assert load_dataset("stl10", str(tmp_path), 96, 10, download=False).train.images.shape[2:] == (96, 96)
 
 
-@pytest.mark.parametrize(("name", "test"), [("flowers102", "test"), ("dtd", "valid"), ("pets", "valid")])
+@pytest.mark.parametrize(
+    ("name", "test"), [("cifar10", "test"), ("flowers102", "test"), ("dtd", "valid"), ("pets", "valid")]
+)
 def test_the_folders_of_the_authors_are_read_too(tmp_path, name, test):
     write_folder(tmp_path / "train", classes=3)
     write_folder(tmp_path / test, classes=3, images=2)

@@ -342,7 +342,8 @@ def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(tmp_
     ranking = [json.loads(line)["cell"] for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()]
     assert len(set(ranking)) == len(ranking) == 12
     capsys.readouterr()
-    benchmark.main(["report", "logs/run", "--table", "t.csv", "--searches", "evolved", "--json", "lines.jsonl"])
+    shown = ["--count", "12", "--table", "t.csv", "--searches", "evolved", "--json", "lines.jsonl"]
+    benchmark.main(["report", "logs/run", *shown])
     assert "mean regret" in capsys.readouterr().out
     line = json.loads((tmp_path / "lines.jsonl").read_text())
     assert len(line["generator"]) == len(line["msunas"]) == 4

@@ -94,6 +94,9 @@ def at_size(data: ImageData, size: int) -> ImageData:
 
 
 def _cifar(kind: type, classes: int, directory: Path, training: bool, download: bool) -> Part:
+    """The python archive, or its images as files, in train/ and test/."""
+    if (directory / "train").is_dir():
+        return _of_folders([directory / "train"], directory / "test", training)
     part = kind(str(directory), train=training, download=download)
     return ImageData(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)), classes
 
@@ -174,7 +177,7 @@ def _of_files(directory: Path, files: list[tuple[str | Path, int]]) -> EncodedIm
 
 # Source: the data providers of the published NSGANetV2; ImageNet's is `utils/data.py`'s to read.
 _CIFAR = ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
-_ARCHIVE = "unpack its python archive"
+_ARCHIVE = "unpack its python archive, or put folders train and test of its images,"
 _RANDOM = {"rand_augment": "rand-m9-mstd0.5"}
 
 IMAGE_SETS = {
