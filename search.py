@@ -12,11 +12,13 @@ from model.build import (
     Supernet,
     build_cost_table,
     build_hardware_loss,
+    build_space,
     build_supernet,
     load_supernet,
     prior_pool,
     search_loader,
 )
+from model.cell_space import CellSpace
 from model.cell_table import CellTable
 from model.elastic import ElasticSupernet
 from model.forecast import forecast
@@ -95,8 +97,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def open_table(file: str | None, config: Config) -> CellTable | None:
     if file is None:
         return None
-    if config.supernet != "nasbench201" or (config.cell.channels, config.cell.cells) != (16, 5):
-        raise UserError(f"--table {file}: it is of the published cells; the config must have supernet nasbench201, too")
+    if config.supernet != "nasbench201" or build_space(config) != CellSpace():
+        raise UserError(f"--table {file}: it is of the published cells and their network; the config is of others")
+    if not config.search_epochs:
+        raise UserError(f"--table {file}: with search_epochs 0 there are no answers to look up")
     return CellTable.load(file)
 
 
@@ -283,7 +287,8 @@ def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
         (least, most), _ = supernet.space.costs(supernet.space.extremes())
         print(f"reachable cost    {least / 1e6:.3f} to {most / 1e6:.3f} M multiply-adds")
         return print(f"parameters        supernet {sum(p.numel() for p in supernet.parameters()) / 1e6:.2f} M")
-    needs = forecast(supernet, config.batch_size, config.paths_per_step, place, stream(config.seed, "dry run"))
+    rng = stream(config.seed, "dry run")
+    needs = forecast(supernet, config.batch_size, config.paths_per_step, config.sampled_paths, place, rng)
     table = build_cost_table(config, supernet.space)
     least, most = table.reach()
     print(f"reachable cost    {least:.3f} to {most:.3f} {table.unit}{' multiply-adds' * (table.unit == 'M')}")

@@ -106,9 +106,12 @@ class CellBlueprint(_OfChoices):
         return CellNetwork(self.space, self.architecture, rng=rng)
 
     def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
-        """As many cells as the supernet has."""
+        """UserError when the supernet has fewer cells in each stage than the network."""
         state = checkpoint.weights(checkpoint.load(supernet), supernet)
-        source = CellSupernet(self.space, cells=max(1, len({key.split(".")[2] for key in state if "stages.0." in key})))
+        cells = max(1, len({key.split(".")[2] for key in state if "stages.0." in key}))
+        if cells != self.space.cells:
+            raise UserError(f"{supernet}: it has {cells} cells in each stage, the network {self.space.cells}")
+        source = CellSupernet(self.space, cells=cells)
         checkpoint.load_into(source, state, supernet)
         return source.extract(self.space.encode(self.architecture))
 

@@ -19,11 +19,13 @@ COLUMNS = ("architecture", "cifar10_test_accuracy")
 
 class CellTable:
     """`accuracies` and `costs`, `[15625]` in the order of `CellSpace.all`: CIFAR-10 test top-1 in % after 200 epochs of
-    training, mean over seeds, and multiply-adds in M."""
+    training, mean over seeds, and multiply-adds in M to three decimals."""
 
     def __init__(self, accuracies: Tensor):
         self.space = CellSpace()
-        self.accuracies, self.costs = accuracies, LookUpTable(self.space)(self.space.all())
+        self.accuracies = accuracies
+        costs = LookUpTable(self.space)(self.space.all())
+        self.costs = costs.double().round(decimals=3)  # as they are printed: equal costs are equal
 
     @classmethod
     def load(cls, path: str | Path) -> "CellTable":
@@ -34,7 +36,12 @@ class CellTable:
                 for number, row in enumerate(csv.DictReader(file), start=2):
                     try:
                         cell, accuracy = (row[column] for column in COLUMNS)
-                        found[_position(space.encode(from_string(cell)))] = float(accuracy)
+                        position = _position(space.encode(from_string(cell)))
+                        if not found[position].isnan():
+                            raise ValueError(f"{cell} stands there twice")
+                        if not 0 <= float(accuracy) <= 100:
+                            raise ValueError(f"{accuracy} is no percentage")
+                        found[position] = float(accuracy)
                     except (KeyError, ValueError, TypeError, AttributeError) as error:
                         raise UserError(f"{path}: line {number}: {error}; expected {', '.join(COLUMNS)}") from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -48,9 +55,13 @@ class CellTable:
         """True accuracies in % of one-hot `paths [..., L, E, K]`: `[...]`."""
         return self.accuracies[_position(paths)]
 
+    def cost(self, paths: Tensor) -> Tensor:
+        """Multiply-adds in M of one-hot `paths [..., L, E, K]`: `[...]`."""
+        return self.costs[_position(paths)]
+
     def within(self, cost: float) -> Tensor:
         """bool `[15625]`: the architectures that cost at most so much."""
-        return self.costs <= cost + 1e-3  # a cost that is printed with three decimals means what it says
+        return self.costs <= cost
 
     def optimum(self, cost: float) -> float:
         """The best accuracy in % of all architectures that cost at most `cost` M; NaN when there is none."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.supernet import UnifiedSupernet
+from model.warm_up import PathSupernet
 from utils.engine import Placement
 from utils.runtime import synchronise
 
@@ -23,12 +23,22 @@ class Forecast:
 
 
 def forecast(
-    supernet: UnifiedSupernet, batch_size: int, paths: int, place: Placement, rng: torch.Generator, measured: int = 16
+    supernet: PathSupernet,
+    batch_size: int,
+    paths: int,
+    sampled: int,
+    place: Placement,
+    rng: torch.Generator,
+    measured: int = 16,
 ) -> Forecast:
-    """Measure both steps on up to `measured` random images and scale to `batch_size`."""
+    """Measure both steps on up to `measured` random images and scale to `batch_size`.
+
+    A warm-up step is one of `paths` paths, a generator step one of `sampled` paths, or, where that is 0, of a mixture.
+    """
     space = supernet.space
     count = min(batch_size, measured)
-    images = torch.randn(count, 3, space.image_size, space.image_size, generator=rng)
+    size = getattr(supernet, "image_size", space.image_size)
+    images = torch.randn(count, 3, size, size, generator=rng)
     images, labels = place.batch(images, torch.zeros(count, dtype=torch.long))
     _, largest = space.extremes()
     soft = space.relax(torch.zeros(space.shape), 1.0).to(place.device).requires_grad_()
@@ -41,12 +51,19 @@ def forecast(
         for path in space.sample_fair(paths, rng):
             loss(supernet, path).backward()
 
+    def generator_step():
+        if not sampled:
+            return loss(frozen, soft).backward()
+        with torch.no_grad():
+            for path in space.sample(sampled, rng).to(place.device):
+                loss(frozen, path)
+
     supernet.train()
     activations = saved_bytes(lambda: loss(supernet, largest), supernet)
     warmup = seconds(warmup_step, place)
     frozen = supernet.eval().frozen()
     activations = max(activations, saved_bytes(lambda: loss(frozen, soft), frozen))
-    generator = seconds(lambda: loss(frozen, soft).backward(), place)
+    generator = seconds(generator_step, place)
     weights = 3 * sum(p.numel() * p.element_size() for p in supernet.parameters())  # and gradients, and momentum
     scale = batch_size / count
     return Forecast(weights + activations * scale, warmup * scale, generator * scale)

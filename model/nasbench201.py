@@ -75,7 +75,7 @@ class Cell(nn.Module):
 
 def _counts(share: float | Tensor) -> bool:
     """Whether an operation must be computed: also one that has no share yet, but is to learn whether it should."""
-    return bool(share > NEGLIGIBLE) or (isinstance(share, Tensor) and share.requires_grad)
+    return (isinstance(share, Tensor) and share.requires_grad) or bool(share > NEGLIGIBLE)
 
 
 class Reduction(nn.Module):
@@ -146,7 +146,7 @@ class CellSupernet(_CellStack):
         """The stand-alone network of a one-hot path with inherited weights; in evaluation mode equal to it."""
         network = CellNetwork(self.space, self.space.decode(path), self.cells).to(self.classifier.weight.device)
         ours = self.state_dict()
-        network.load_state_dict({key: ours[key] for key in network.state_dict() if key in ours}, strict=False)
+        network.load_state_dict({key: ours[key] for key in network.state_dict()})
         return network.train(self.training)
 
 

@@ -97,7 +97,8 @@ def path_logits(
         with place.autocast():
             logits = supernet.classify(shared, path)
         yield logits, labels
-    features.backward(shared.grad)
+    if shared.grad is not None:  # cells may connect nothing to their output
+        features.backward(shared.grad)
 
 
 def sandwich_logits(

@@ -4,6 +4,7 @@ import copy
 import csv
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ import search
 import train_cifar
 import validate
 from benchmarks import nasbench201 as benchmark
-from benchmarks.nasbench201 import expected_best
+from benchmarks.nasbench201 import Ranking, best_within, expected_best, taus, worth
+from model.blueprint import CellBlueprint, described
 from model.cell_space import EDGES, OPERATIONS, CellSpace, from_string, to_string
 from model.cell_table import CellTable
 from model.generator import ArchitectureGenerator, PriorPool
@@ -27,7 +29,11 @@ from model.nasbench201 import CellNetwork, CellSupernet
 from model.repair import Demand, repair
 from model.space import Architecture, SearchSpace, load_architecture, save_architecture
 from model.subnet import count_macs, count_parameters
+from model.warm_up import path_logits, supernet_payload
 from tests.conftest import rng
+from tests.test_stages import refused
+from utils import checkpoint
+from utils.engine import Placement
 from utils.errors import UserError
 
 SPACE = CellSpace()
@@ -189,10 +195,10 @@ def test_choices_without_a_share_get_their_gradient_too(supernet):
 
 def test_the_frozen_supernet_gives_weights_no_gradient(supernet):
     soft = SPACE.relax(torch.zeros(SPACE.shape), 1.0).requires_grad_()
-    supernet.zero_grad()
-    supernet.frozen()(images(), soft).sum().backward()
+    frozen = supernet.frozen()
+    frozen(images(), soft).sum().backward()
     assert soft.grad is not None
-    assert all(p.grad is None for p in supernet.stages.parameters())
+    assert all(p.grad is None for p in frozen.parameters())
 
 
 def test_stand_alone_networks_inherit_what_the_supernet_computes(supernet):
@@ -290,7 +296,9 @@ def test_a_file_that_is_no_table_is_refused_with_its_line(tmp_path, text, said):
 def test_positions_are_those_of_all():
     table = CellTable(torch.arange(5**6).float())
     assert table.accuracy(SPACE.all()).tolist() == list(range(5**6))
-    assert len(list(itertools.product(range(5), repeat=6))) == 5**6
+    assert [tuple(row) for row in SPACE.all().argmax(dim=-1)[..., 0].tolist()] == list(
+        itertools.product(range(5), repeat=6)
+    )
 
 
 # -- the stages ------------------------------------------------------------------------------------------------------
@@ -316,6 +324,9 @@ target_step: 10
 eval_step: 60
 pool_size: 4
 pool_tolerance: 14
+straight_through: true
+sampled_paths: 2
+logit_decay: 0.1
 hardware_loss: relative
 hardware_loss_limit: 1000
 optim_state: {optimizer: sgd, lr: 0.05, momentum: 0.9, weight_decay: 0.0005}
@@ -342,16 +353,91 @@ def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(tmp_
     ranking = [json.loads(line)["cell"] for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()]
     assert len(set(ranking)) == len(ranking) == 12
     capsys.readouterr()
-    shown = ["--count", "12", "--table", "t.csv", "--searches", "evolved", "--json", "lines.jsonl"]
-    benchmark.main(["report", "logs/run", *shown])
+    shown = ["--count", "12", "--table", "t.csv", "--searches", "evolved"]
+    benchmark.main(["report", "logs/run", *shown, "--json", "lines.jsonl"])
     assert "mean regret" in capsys.readouterr().out
     line = json.loads((tmp_path / "lines.jsonl").read_text())
     assert len(line["generator"]) == len(line["msunas"]) == 4
     assert line["generator"] == [float(row["true top-1 %"]) for row in rows]
 
     (file,) = list((tmp_path / "chosen").glob("*/architecture.json"))[:1]
-    train_cifar.main(["--cfg", "cells.yml", "--architecture", str(file), "--title", "trained", "--inherit", supernet])
+    training = ["--cfg", "cells.yml", "--architecture", str(file), "--title", "trained"]
+    assert "it has 1 cells in each stage, the network 5" in refused(
+        capsys, train_cifar.main, *training, "--inherit", supernet
+    )
+    train_cifar.main(training)
     validate.main(["--checkpoint", "logs/trained/checkpoints/last.pth"])
+
+    without_norms = ["--count", "12", "--set", "bn_recalibration_images=0"]
+    assert "it was scored in another way" in refused(capsys, benchmark.main, "rank", "logs/run", *without_norms)
+    benchmark.main(["rank", "logs/run", *without_norms, "--ranking", "no-norms.jsonl"])
+    with (tmp_path / "logs/run/ranking.jsonl").open("a") as file:
+        file.write('{"cell": "|none~0|+|no')
+    benchmark.main(["rank", "logs/run", "--count", "13"])
+    found = [json.loads(line)["cell"] for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()]
+    assert found[:12] == ranking
+    assert len(found) == 13
+
+    record = json.loads((tmp_path / "evolved/search.json").read_text())
+    for key, value, reason in (("test", True, "guided by test images"), ("supernet_path", "0", "on another supernet")):
+        changed = {**record, "settings": {**record["settings"], key: value}}
+        (tmp_path / "evolved/search.json").write_text(json.dumps(changed))
+        assert reason in refused(capsys, benchmark.main, "report", "logs/run", *shown)
+    shutil.copytree("logs/run", "logs/other")
+    text = (tmp_path / "logs/other/config.yml").read_text()
+    (tmp_path / "logs/other/config.yml").write_text(text.replace("low_flops: 20", "low_flops: 30"))
+    line = refused(capsys, benchmark.main, "report", "logs/run", "logs/other", "--count", "12", "--table", "t.csv")
+    assert "logs/other: its targets are not those of logs/run" in line
+    (tmp_path / "logs/other/config.yml").write_text(text.replace("  cells: 5", "  cells: 6"))
+    assert "it is no run on the published cells" in refused(capsys, benchmark.main, "rank", "logs/other")
+
+
+@pytest.fixture
+def ladder(tmp_path) -> tuple[Ranking, CellTable]:
+    """Ten cells, each dearer and truly better than the one before, of which the supernet mistakes two pairs."""
+    rows = [[*["nor_conv_3x3"] * n3, *["nor_conv_1x1"] * n1] for n3 in (0, 1) for n1 in range(5)]
+    cells = [Architecture.of([[name] for name in row + [None] * (6 - len(row))]) for row in rows]
+    table = CellTable.load(
+        write_table(tmp_path / "t.csv", lambda cell: 30 + 10 * cell.count("conv_3x3") + cell.count("conv_1x1"))
+    )
+    return Ranking(
+        torch.stack([SPACE.encode(cell) for cell in cells]), np.array([2, 1, 3, 5, 4, 6, 7, 8, 9, 10])
+    ), table
+
+
+def test_the_taus_of_a_ladder_solved_by_eye(ladder):
+    found = taus(*ladder)
+    assert found["tau"] == pytest.approx((43 - 2) / 45)
+    assert found["inside bins"] == pytest.approx((4 - 1) / 5), "one of the two mistakes is inside a bin"
+    assert found["cost"] == found["cost inside bins"] == 1
+
+
+def test_the_best_under_each_ceiling_of_a_ladder(ladder):
+    ranking, table = ladder
+    targets = torch.tensor([8.0, 19.58, 45, 200], dtype=torch.float64)
+    chosen = best_within(ranking, targets, table)
+    assert worth(chosen, targets, table) == [30, 33, 40, 44]
+    assert worth(chosen, targets - 1, table) == [None, None, 40, 44]
+
+
+def test_a_step_of_cells_that_connect_nothing_is_a_step(supernet, monkeypatch):
+    empty = SPACE.encode(Architecture.of([[None]] * 6))[None]
+    monkeypatch.setattr(CellSpace, "sample", lambda space, count, rng: empty)
+    net, labels = copy.deepcopy(supernet).train(), torch.zeros(4, dtype=torch.long)
+    for logits, targets in path_logits(net, 1, Placement(torch.device("cpu")), images(), labels, rng(), "uniform"):
+        F.cross_entropy(logits, targets).backward()
+    assert net.classifier.bias.grad is not None
+
+
+def test_an_inherited_network_is_what_its_checkpoint_says(supernet, tmp_path):
+    checkpoint.save(tmp_path / "supernet.pth", supernet_payload(supernet, 1))
+    small = CellBlueprint(CellSpace(cells=2), from_string(BEST))
+    network = small.inherited(str(tmp_path / "supernet.pth"), {}).eval()
+    torch.testing.assert_close(network(images()), supernet(images(), SPACE.encode(from_string(BEST))))
+    again = described(small.describe()).network({})
+    again.load_state_dict(network.state_dict())
+    with pytest.raises(UserError, match="it has 2 cells in each stage, the network 5"):
+        CellBlueprint(SPACE, from_string(BEST)).inherited(str(tmp_path / "supernet.pth"), {})
 
 
 def test_the_best_of_some_random_cells_is_expected_as_it_is_drawn():
