@@ -219,7 +219,8 @@ def evolved(folder: Path, supernet: str, targets: Tensor, table: CellTable) -> T
 def best_within(ranking: Ranking, targets: Tensor, table: CellTable) -> Tensor:
     """For each of `targets [N]` the cell that costs no more and of which the most is said."""
     allowed = table.cost(ranking.paths) <= targets[:, None]
-    return ranking.paths[torch.from_numpy(ranking.said).masked_fill(~allowed, float("-inf")).argmax(dim=1)]
+    said = torch.from_numpy(ranking.said).double().expand(allowed.shape)
+    return ranking.paths[said.masked_fill(~allowed, float("-inf")).argmax(dim=1)]
 
 
 def worth(paths: Tensor, targets: Tensor, table: CellTable) -> list[float | None]:
