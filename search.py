@@ -26,6 +26,7 @@ from model.generation import GENERATOR_FILE, LATENCY_FILE, Generated, ReadyGener
 from model.generator import PriorPool
 from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
 from model.lookup_table import CostTable
+from model.nasbench201 import CellSupernet
 from model.supernet import UnifiedSupernet
 from model.warm_up import PathValidation, WarmUp, supernet_payload, top1_of_all, validation_of
 from utils import distributed
@@ -178,7 +179,7 @@ def write_validation(costs: list[float], top1: list[float], config: Config, run:
 
 
 def train_generator(
-    supernet: UnifiedSupernet,
+    supernet: UnifiedSupernet | CellSupernet,
     pool: PriorPool,
     table: CostTable,
     images: SearchImages,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.build import build_cost_table, build_space
+from model.cell_space import CellSpace
 from model.generator import ArchitectureGenerator, PriorPool
 from model.lookup_table import CostTable, LookUpTable
 from model.repair import Demand, repair
@@ -170,7 +171,7 @@ def find_generator(config: Config, run: Path | None = None) -> ReadyGenerator:
     )
 
 
-def _ready(config: Config, space: UnifiedSpace, file: Path, pool: Path) -> ReadyGenerator:
+def _ready(config: Config, space: UnifiedSpace | CellSpace, file: Path, pool: Path) -> ReadyGenerator:
     table = build_cost_table(config, space)
     generator = load_generator(file, config.low_flops, config.high_flops, config.hc_dim, table.unit, table.digest)
     return ReadyGenerator(generator, PriorPool.load(pool, space), table, str(file), config.priors_per_target)
@@ -202,7 +203,7 @@ def _runs_with_generator(log_dir: Path) -> list[Path]:
     return [file.parent.parent for file in sorted(found, key=lambda f: f.stat().st_mtime, reverse=True)]
 
 
-def _runs_of(space: UnifiedSpace, table: CostTable, log_dir: Path) -> list[Path]:
+def _runs_of(space: UnifiedSpace | CellSpace, table: CostTable, log_dir: Path) -> list[Path]:
     runs = []
     for folder in _runs_with_generator(log_dir):
         try:
@@ -226,7 +227,7 @@ class Chosen:
     source: str
 
 
-def choose(config: Config, space: UnifiedSpace, target: float | None, file: Path | None) -> Chosen:
+def choose(config: Config, space: UnifiedSpace | CellSpace, target: float | None, file: Path | None) -> Chosen:
     """The architecture in `file` (of a list, the one nearest the target), else the generator's for `target`."""
     if file is not None:
         return choose_from_file(space, target, file, config.unit)
@@ -235,7 +236,7 @@ def choose(config: Config, space: UnifiedSpace, target: float | None, file: Path
     return Chosen(ready.generate(targets)[0].architecture, target, ready.source)
 
 
-def choose_from_file(space: UnifiedSpace, target: float | None, file: Path, unit: str = "M") -> Chosen:
+def choose_from_file(space: UnifiedSpace | CellSpace, target: float | None, file: Path, unit: str = "M") -> Chosen:
     """The architecture in `file`, which `save_architecture` or `tools.generate` wrote; UserError when it is none.
 
     A `target` in `unit` chooses from a list.

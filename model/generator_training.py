@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from model.generation import Generated, ReadyGenerator
 from model.generator import ArchitectureGenerator, PriorPool
 from model.lookup_table import CostTable, HardwareLoss
+from model.nasbench201 import FrozenCells
 from model.supernet import FrozenSupernet
 from utils import distributed
 from utils.config import Config
@@ -28,7 +29,7 @@ class GeneratorTraining:
 
     def __init__(
         self,
-        frozen: FrozenSupernet,
+        frozen: FrozenSupernet | FrozenCells,
         pool: PriorPool,
         table: CostTable,
         hardware_loss: HardwareLoss,
