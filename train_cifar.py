@@ -256,8 +256,8 @@ def stored_choice(run: RunFolder, args: argparse.Namespace, config: Config) -> C
         if named_architecture(blueprint, args, config.unit) != blueprint.architecture:
             raise UserError(f"--title {run.path.name}: this run trains another architecture; choose another title")
     elif target != args.flops:
-        begun = f"for {target:g}" if target is not None else "from a file"
-        raise UserError(f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g}")
+        begun = f"for {target:g} {config.unit}" if target is not None else "from a file"
+        raise UserError(f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g} {config.unit}")
     return blueprint, target, f"{file}, as this run was begun"
 
 

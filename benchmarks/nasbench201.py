@@ -163,11 +163,15 @@ def digest(file: Path) -> str:
 
 
 def taus(ranking: Ranking, table: CellTable) -> dict[str, float]:
-    """Kendall tau with the truth of what the supernet says, and of cost: over all cells, and the mean inside bins."""
+    """Kendall tau with the truth of what the supernet says, and of cost: over all cells, and the mean inside bins.
+
+    `top1` is the mean of what it says.
+    """
     said, true, costs = ranking.said, table.accuracy(ranking.paths).numpy(), table.cost(ranking.paths).numpy()
     bins = np.array_split(np.argsort(costs, kind="stable"), BINS)
     return {
         "cells": len(said),
+        "top1": float(said.mean()),
         "tau": _tau(said, true),
         "inside bins": float(np.mean([_tau(said[part], true[part]) for part in bins])),
         "cost": _tau(costs, true),
@@ -256,9 +260,20 @@ def report(args: Namespace, configs: list[Config]) -> None:
 
 def print_taus(lines: list[dict]) -> None:
     names = ("tau", "inside bins", "cost", "cost inside bins")
-    rows = [[line["run"], line["cells"], *(f"{line[name]:.3f}" for name in names)] for line in lines]
-    means = [f"{np.mean([line[name] for line in lines]):.3f}" for name in names]
-    columns = ["run", "cells", "Kendall tau", f"inside {BINS} bins of cost", "of cost alone", "inside bins"]
+    rows = [
+        [line["run"], line["cells"], f"{line['top1']:.2f}", *(f"{line[name]:.3f}" for name in names)] for line in lines
+    ]
+    means = [f"{np.mean([line['top1'] for line in lines]):.2f}"]
+    means += [f"{np.mean([line[name] for line in lines]):.3f}" for name in names]
+    columns = [
+        "run",
+        "cells",
+        "mean top-1 %",
+        "Kendall tau",
+        f"inside {BINS} bins of cost",
+        "of cost alone",
+        "inside bins",
+    ]
     print(format_table(columns, [*rows, ["mean", "", *means]]))
 
 

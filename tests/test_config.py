@@ -36,7 +36,9 @@ def test_every_config_of_the_project_loads():
     paths = sorted((PUBLISHED.parent.parent.parent / "config_file").glob("*_config.yml"))
     assert len(paths) >= 3
     for path in paths:
-        build_supernet(load_config(path))
+        config = load_config(path)
+        if config.supernet != "none":
+            build_supernet(config)
 
 
 @pytest.mark.parametrize("name", ["cifar_config.yml", "imagenet_config.yml"])

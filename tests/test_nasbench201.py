@@ -408,6 +408,7 @@ def ladder(tmp_path) -> tuple[Ranking, CellTable]:
 def test_the_taus_of_a_ladder_solved_by_eye(ladder):
     found = taus(*ladder)
     assert found["tau"] == pytest.approx((43 - 2) / 45)
+    assert found["top1"] == 5.5
     assert found["inside bins"] == pytest.approx((4 - 1) / 5), "one of the two mistakes is inside a bin"
     assert found["cost"] == pytest.approx(1)
     assert found["cost inside bins"] == pytest.approx(1)
