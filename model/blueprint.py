@@ -106,7 +106,7 @@ class CellBlueprint(_OfChoices):
         return CellNetwork(self.space, self.architecture, rng=rng)
 
     def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
-        """UserError when the supernet has fewer cells in each stage than the network."""
+        """UserError when the supernet has another number of cells in each stage than the network."""
         state = checkpoint.weights(checkpoint.load(supernet), supernet)
         cells = max(1, len({key.split(".")[2] for key in state if "stages.0." in key}))
         if cells != self.space.cells:

@@ -122,7 +122,10 @@ class PriorPool:
         return self.paths.to(targets.device)[index]
 
     def check(self, table: CostTable, where: str) -> None:
-        """UserError when the marks are nowhere near the costs of their architectures: they are of another unit."""
+        """UserError when the marks are nowhere near the costs of their architectures: they are of another unit.
+
+        A median of half the mark: priors of coarse spaces may lie far from their marks, another unit far further.
+        """
         misses = (table(self.paths).double() / self.marks - 1).abs()
         if misses.median() > 0.5:
             raise UserError(f"{where}: its marks are no costs in {table.unit} by this table; name another file")

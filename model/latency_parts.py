@@ -26,7 +26,10 @@ class Part:
 
 @singledispatch
 def parts_of(space: SearchSpace | ElasticSpace, **options) -> dict[str, Part]:
-    """All parts that networks of the space can have, by key; `options` are `se` and `activation` of unified ones."""
+    """All parts that networks of the space can have, by key; `options` are `se` and `activation` of unified ones.
+
+    TypeError for a space of another kind.
+    """
     raise TypeError(f"no parts are known of {type(space).__name__}")
 
 
