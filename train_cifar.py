@@ -14,25 +14,19 @@ import argparse
 import json
 import shutil
 import time
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from model.blueprint import (
     Blueprint,
     ElasticBlueprint,
     PlainBlueprint,
     blueprint_of,
-    costs_of,
     load_blueprint,
 )
-from model.build import build_recipe, build_space
+from model.build import build_space
 from model.elastic_space import ElasticArchitecture
 from model.generation import choose, choose_from_file, newest_config
-from model.scratch_training import ScratchTraining, mixup, one_pass
+from model.scratch_training import build_network, read_size, train_from_scratch
 from model.space import Architecture
 from utils.command import (
     Parser,
@@ -45,14 +39,12 @@ from utils.command import (
     positive_number,
 )
 from utils.config import Config, load_config
-from utils.data import Dataset, load_dataset
-from utils.engine import Placement, Score
+from utils.data import load_dataset
+from utils.engine import Placement
 from utils.errors import UserError
 from utils.image_sets import USUAL_SIZE, known_set
-from utils.loader import Augmentation, Normalisation, Resized, loader
-from utils.optim import moving_average
 from utils.run_folder import RunFolder
-from utils.runtime import Progress, pick_device, stream
+from utils.runtime import pick_device
 from utils.table import format_table
 
 # Keys of the config that have a command-line option of their own.
@@ -78,37 +70,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("compile: on a CPU it needs a C++ compiler, and none is there")
     continued = run.continues and run.checkpoint("last").exists()  # then what it inherited is in its own weights
     network = build_network(blueprint, config, inherit=not continued)
-    size = config.input_size if config.network_size else blueprint.image_size
+    size = read_size(blueprint, config)
     dataset = load_dataset(config.dataset, config.dataset_dir, size, config.classes, strict=config.strict_data)
-
-    run.begin(config, place.device)
-    costs = costs_of(blueprint, network, blueprint.image_size)
-    provenance = {"source": source, "target": target, "unit": config.unit}
-    run.write_once("architecture.json", lambda file: blueprint.save(file, costs, provenance))
-    described = {
-        **blueprint.describe(),
-        "options": network_options(blueprint, config),
-        "data": {
-            "dataset": config.dataset,
-            "dataset_dir": config.dataset_dir,
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "image_size": size,
-            "network_size": config.network_size,
-        },
-    }
     began = time.monotonic()
-    scores = train(network.to(place.device), dataset, config, run, place, described)
-    result = {
-        "target": target,
-        "unit": config.unit,
-        **costs,
-        **scores["last"].to_dict(),
-        "ema": scores["ema"].to_dict() if "ema" in scores else None,
-        "epochs": config.epochs,
-        "checkpoint": str(run.checkpoint("last")),
-    }
-    run.write_text("result.json", json.dumps(result, indent=1) + "\n")
+    provenance = {"source": source, "target": target, "unit": config.unit}
+    result = train_from_scratch(blueprint, network, dataset, config, run, place, provenance)
     report(result, config.unit, time.monotonic() - began, run)
 
 
@@ -266,63 +232,6 @@ def named_architecture(blueprint: Blueprint, args: argparse.Namespace, unit: str
     if isinstance(blueprint, ElasticBlueprint):
         return load_blueprint(args.architecture)[0].architecture
     return choose_from_file(blueprint.space, args.flops, args.architecture, unit).architecture
-
-
-def network_options(blueprint: Blueprint, config: Config) -> dict:
-    """What makes the network of an architecture, beside the architecture."""
-    return {key: getattr(config, key) for key in blueprint.names}
-
-
-def build_network(blueprint: Blueprint, config: Config, inherit: bool = True) -> nn.Module:
-    """The network to train; where the config names a supernet to `inherit` from, with its weights."""
-    rng, options = stream(config.seed, "scratch"), network_options(blueprint, config)
-    if config.inherit is None or not inherit:
-        return blueprint.network(options, rng)
-    return blueprint.inherited(config.inherit, options, rng)
-
-
-def train(
-    network: nn.Module, dataset: Dataset, config: Config, run: RunFolder, place: Placement, described: dict
-) -> dict[str, Score]:
-    """All epochs; returns the test scores of the final weights, "last" and maybe "ema"."""
-    normalise = Normalisation(config.mean, config.std)
-    augment = Augmentation(
-        config.crop_padding, config.horizontal_flip, autoaugment=config.autoaugment, cutout=config.cutout
-    )
-    seed = stream(config.seed, "scratch batches").initial_seed()
-    batches = loader(dataset.train, config.batch_size, normalise, augment, seed, config.num_workers)
-    test = loader(dataset.test, config.batch_size, normalise, workers=config.num_workers)
-    if config.network_size:
-        batches, test = (Resized(part, config.network_size, "bicubic") for part in (batches, test))
-    recipe = build_recipe(network.parameters(), len(batches), config, place, "scratch", run.checkpoint("last"))
-    if config.mixup:
-        recipe = replace(recipe, mix=mixup(config.mixup, config.classes))
-    network = network.to(memory_format=torch.channels_last) if place.channels_last else network
-    average = moving_average(network, config.ema) if config.ema else None
-    training = ScratchTraining(
-        network,
-        recipe,
-        described,
-        config.batch_size,
-        average,
-        (lambda steps: average.update_parameters(network)) if average is not None else lambda steps: None,
-        partial(one_pass, torch.compile(network) if config.compile else network, place),
-    )
-
-    def one_epoch(epoch: int) -> None:
-        title = f"epoch {epoch + 1}/{config.epochs}"
-        with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
-            means = training.epoch(batches, epoch, progress)
-        scores = training.score(test)
-        shown = ", ".join(f"{name} {score.top1:.2f} %" for name, score in scores.items())
-        print(f"{title} loss {means.loss:.4f}, test top-1: {shown}", flush=True)
-        numbers = {"train_loss": means.loss, "train_top1": means.top1, "test_loss": scores["last"].loss}
-        numbers |= {"top1": scores["last"].top1, "top5": scores["last"].top5}
-        run.log("scratch", epoch + 1, **numbers, **({"ema_top1": scores["ema"].top1} if "ema" in scores else {}))
-        training.keep_beside(run, epoch + 1, config.path_to_save_scratch)
-
-    run.train("scratch", "last", training, config.epochs, one_epoch)
-    return training.scores
 
 
 def report(result: dict, unit: str, seconds: float, run: RunFolder) -> None:

@@ -1,5 +1,6 @@
 """Training a network from scratch with the published recipe and its options (SGNAS, section 4.1)."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -8,10 +9,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from model.blueprint import Blueprint, costs_of
+from model.build import build_recipe
+from utils.config import Config
+from utils.data import Dataset
 from utils.engine import Forwards, Placement, Recipe, Score, Tally, average_norms, evaluate, train_epoch
-from utils.loader import Loader
+from utils.loader import Augmentation, Loader, Normalisation, Resized, loader
+from utils.optim import moving_average
 from utils.run_folder import RunFolder
-from utils.runtime import Progress
+from utils.runtime import Progress, stream
 
 
 class ScratchTraining:
@@ -103,3 +109,110 @@ def one_pass(
 def mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Mixup (Zhang et al., ICLR 2018): each image of a batch with its neighbour, and labels as probabilities."""
     return v2.MixUp(alpha=alpha, num_classes=classes)
+
+
+# -- the stage -------------------------------------------------------------------------------------------------------
+
+
+def network_options(blueprint: Blueprint, config: Config) -> dict:
+    """What makes the network of an architecture, beside the architecture."""
+    return {key: getattr(config, key) for key in blueprint.names}
+
+
+def build_network(blueprint: Blueprint, config: Config, inherit: bool = True) -> nn.Module:
+    """The network to train; where the config names a supernet to `inherit` from, with its weights."""
+    rng, options = stream(config.seed, "scratch"), network_options(blueprint, config)
+    if config.inherit is None or not inherit:
+        return blueprint.network(options, rng)
+    return blueprint.inherited(config.inherit, options, rng)
+
+
+def read_size(blueprint: Blueprint, config: Config) -> int:
+    """The side in pixels at which images are read: small ones that a network is to see larger are read as they are."""
+    return config.input_size if config.network_size else blueprint.image_size
+
+
+def train_from_scratch(
+    blueprint: Blueprint,
+    network: nn.Module,
+    dataset: Dataset,
+    config: Config,
+    run: RunFolder,
+    place: Placement,
+    provenance: dict,
+) -> dict:
+    """A run folder's whole training, or what is left of it; returns what `result.json` says.
+
+    On all training images; `provenance` is what `architecture.json` says of where the architecture comes from.
+    """
+    run.begin(config, place.device)
+    costs = costs_of(blueprint, network, blueprint.image_size)
+    run.write_once("architecture.json", lambda file: blueprint.save(file, costs, provenance))
+    described = {
+        **blueprint.describe(),
+        "options": network_options(blueprint, config),
+        "data": {
+            "dataset": config.dataset,
+            "dataset_dir": config.dataset_dir,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "image_size": read_size(blueprint, config),
+            "network_size": config.network_size,
+        },
+    }
+    scores = _train(network.to(place.device), dataset, config, run, place, described)
+    result = {
+        "target": provenance["target"],
+        "unit": provenance["unit"],
+        **costs,
+        **scores["last"].to_dict(),
+        "ema": scores["ema"].to_dict() if "ema" in scores else None,
+        "epochs": config.epochs,
+        "checkpoint": str(run.checkpoint("last")),
+    }
+    run.write_text("result.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _train(
+    network: nn.Module, dataset: Dataset, config: Config, run: RunFolder, place: Placement, described: dict
+) -> dict[str, Score]:
+    """All epochs; returns the test scores of the final weights, "last" and maybe "ema"."""
+    normalise = Normalisation(config.mean, config.std)
+    augment = Augmentation(
+        config.crop_padding, config.horizontal_flip, autoaugment=config.autoaugment, cutout=config.cutout
+    )
+    seed = stream(config.seed, "scratch batches").initial_seed()
+    batches = loader(dataset.train, config.batch_size, normalise, augment, seed, config.num_workers)
+    test = loader(dataset.test, config.batch_size, normalise, workers=config.num_workers)
+    if config.network_size:
+        batches, test = (Resized(part, config.network_size, "bicubic") for part in (batches, test))
+    recipe = build_recipe(network.parameters(), len(batches), config, place, "scratch", run.checkpoint("last"))
+    if config.mixup:
+        recipe = replace(recipe, mix=mixup(config.mixup, config.classes))
+    network = network.to(memory_format=torch.channels_last) if place.channels_last else network
+    average = moving_average(network, config.ema) if config.ema else None
+    training = ScratchTraining(
+        network,
+        recipe,
+        described,
+        config.batch_size,
+        average,
+        (lambda steps: average.update_parameters(network)) if average is not None else lambda steps: None,
+        partial(one_pass, torch.compile(network) if config.compile else network, place),
+    )
+
+    def one_epoch(epoch: int) -> None:
+        title = f"epoch {epoch + 1}/{config.epochs}"
+        with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
+            means = training.epoch(batches, epoch, progress)
+        scores = training.score(test)
+        shown = ", ".join(f"{name} {score.top1:.2f} %" for name, score in scores.items())
+        print(f"{title} loss {means.loss:.4f}, test top-1: {shown}", flush=True)
+        numbers = {"train_loss": means.loss, "train_top1": means.top1, "test_loss": scores["last"].loss}
+        numbers |= {"top1": scores["last"].top1, "top5": scores["last"].top5}
+        run.log("scratch", epoch + 1, **numbers, **({"ema_top1": scores["ema"].top1} if "ema" in scores else {}))
+        training.keep_beside(run, epoch + 1, config.path_to_save_scratch)
+
+    run.train("scratch", "last", training, config.epochs, one_epoch)
+    return training.scores
