@@ -10,7 +10,6 @@ al., "NSGANetV2", ECCV 2020; its way to choose candidates is `--selection publis
 """
 
 import argparse
-import hashlib
 import math
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,6 +22,7 @@ from model.evolution import SELECTIONS, Objective, Record, Search
 from model.genome import ElasticGenome, Genome, UnifiedGenome, open_genome
 from model.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.search_folder import SearchFolder
+from utils import checkpoint
 from utils.command import Parser, add_supernet_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
 from utils.data import PACKED, load_dataset, split_for_search
@@ -117,14 +117,10 @@ def settings(args: argparse.Namespace) -> dict:
     """What must stay the same for a search to go on; the number of iterations may grow."""
     free = ("save", "resume", "iterations", "n_gpus", "gpu", "n_workers", "data", "cfg", "supernet_path", "lut")
     kept = {key: value for key, value in vars(args).items() if key not in free}
-    files = {name: digest(getattr(args, name)) for name in ("cfg", "supernet_path")}
-    files["lut"] = digest(args.lut or (CPU_TABLE if args.sec_obj == "cpu" else None))
+    lut = args.lut or (CPU_TABLE if args.sec_obj == "cpu" else None)
+    files = {"cfg": args.cfg, "supernet_path": args.supernet_path, "lut": lut}
+    files = {name: checkpoint.digest(file) if file else None for name, file in files.items()}
     return {**kept, **files, "random search": args.iterations < 1}
-
-
-def digest(file: str | None) -> str | None:
-    """What a file holds, so that another one of the same name is noticed."""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
 # -- what is searched ------------------------------------------------------------------------------------------------

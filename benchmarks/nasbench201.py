@@ -9,7 +9,6 @@ msunas.py searches on the same supernets and the best of the ranked cells are re
 the table.
 """
 
-import hashlib
 import json
 from argparse import Namespace
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from torch import Tensor
 from model.build import build_space, build_supernet, load_supernet
 from model.cell_space import CellSpace, from_string, to_string
 from model.cell_table import CellTable
-from model.generation import GENERATOR_FILE, find_generator, run_config
+from model.generation import GENERATOR_FILE, find_generator, run_config, supernet_of
 from model.generator_training import evaluated_targets
 from model.search_folder import last_archive
 from model.warm_up import PathValidation, top1_of_all
@@ -110,11 +109,11 @@ def rank(run: Path, config: Config, count: int, name: str) -> None:
     cells = {to_string(CellSpace().decode(path)): path for path in drawn}
     if count > len(cells):
         raise UserError(f"--count {count}: at most {len(cells)}")
-    file, weights = run / name, run / "checkpoints" / "supernet_best.pth"
+    file, weights = run / name, supernet_of(run)
     dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes)
     images = split_for_search(dataset, config.train_portion, config.seed, run / "split.json")
     images = replace(images, validate=images.held_out)
-    by = {"supernet": digest(weights)[:16], "images": len(images.validate.labels)}
+    by = {"supernet": checkpoint.digest(weights)[:16], "images": len(images.validate.labels)}
     by["norms"] = config.bn_recalibration_images
     records = read_records(file)
     if any({key: record.get(key) for key in by} != by for record in records):
@@ -153,13 +152,6 @@ def read_records(file: Path) -> list[dict]:
             raise UserError(f"{file}: line {number}: no score of a cell ({error})") from None
         records.append(record)
     return records
-
-
-def digest(file: Path) -> str:
-    """What a file holds, in 64 hexadecimal digits."""
-    if not file.exists():
-        raise UserError(f"{file}: no such file; search.py writes it in the warm-up")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def taus(ranking: Ranking, table: CellTable) -> dict[str, float]:
@@ -240,7 +232,7 @@ def report(args: Namespace, configs: list[Config]) -> None:
     for index, (run, config) in enumerate(zip(args.runs, configs, strict=True)):
         if not torch.equal(evaluated_targets(config), targets):
             raise UserError(f"{run}: its targets are not those of {args.runs[0]}")
-        ranking, supernet = Ranking.read(run / args.ranking, args.count), digest(run / "checkpoints/supernet_best.pth")
+        ranking, supernet = Ranking.read(run / args.ranking, args.count), checkpoint.digest(supernet_of(run))
         found = {"best ranked": best_within(ranking, targets, table)}
         if (run / "checkpoints" / f"{GENERATOR_FILE}.pth").exists():
             found["generator"] = generated(run, config, targets)

@@ -88,7 +88,7 @@ class SupernetOracle:
         self.objective = Objective("flops", self.genome)
         self.evaluation = msunas.open_evaluation(args, config, self.genome, place)
         of_images = hashlib.sha256(repr((self.evaluation.images.validated, data)).encode()).hexdigest()
-        identity = {"supernet": msunas.digest(supernet_path), "config": msunas.digest(cfg), "images": of_images}
+        identity = {"supernet": checkpoint.digest(supernet_path), "config": checkpoint.digest(cfg), "images": of_images}
         self.known = _Known(known, identity)
         smallest, largest = map(tuple, self.genome.canonical(self.genome.extremes()).tolist())
         self.reference = NADIR * self.evaluate(smallest)[0], NADIR * self.evaluate(largest)[1]

@@ -189,6 +189,14 @@ def run_config(run: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config
     return replace(config, latency_table=str(run / LATENCY_FILE)) if (run / LATENCY_FILE).exists() else config
 
 
+def supernet_of(run: Path) -> Path:
+    """The supernet checkpoint of a run folder; UserError when it has none."""
+    file = run / "checkpoints" / "supernet_best.pth"
+    if not file.exists():
+        raise UserError(f"{file}: no such file; search.py writes it in the warm-up")
+    return file
+
+
 def newest_config(log_dir: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The config of the newest run under `log_dir` that has a generator."""
     for folder in _runs_with_generator(log_dir):

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code."""
 
 import argparse
+import hashlib
 import io
 import os
 import pickle
@@ -54,6 +55,11 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what a kill left of files that were being written."""
     for file in folder.rglob(f".*{UNFINISHED}"):
         file.unlink()
+
+
+def digest(file: str | Path) -> str:
+    """What a file holds, in 64 hexadecimal digits, so that another one of the same name is noticed."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def write_text(path: str | Path, text: str) -> None:

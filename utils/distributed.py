@@ -89,10 +89,16 @@ def _connect() -> None:
             said = error
         _meet(store, f"end {attempt}", processes)
         if store.add(f"failed {attempt}", 0) == 0:
-            return dist.distributed_c10d._set_pg_timeout(PATIENCE)
+            return _set_timeout(PATIENCE)
         if dist.is_initialized():
             dist.destroy_process_group()
     raise RuntimeError(f"{processes} processes cannot be connected") from said
+
+
+def _set_timeout(timeout: datetime.timedelta) -> None:
+    """Of all that processes wait for from here; before torch 2.14 it had another name."""
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    set_timeout(timeout)
 
 
 def _meet(store: dist.Store, name: str, processes: int) -> None:

@@ -1,0 +1,338 @@
+"""Does the supernet know? Architectures trained from scratch, beside what the search said of them.
+
+    python3 -m tools.rank logs/small --out ranking --set epochs=4
+    python3 -m tools.rank logs/small --out ranking --set epochs=4 --targets 3,5,7 --search DIR --seeds 2
+
+Random architectures of the run's space: Kendall tau of what its supernet says of them, on all images that did not train
+it, with the accuracy on the test images after training from scratch by one recipe: the run's config, changed by --set.
+With targets also the generator's answer to each, that of an msunas.py search on the same supernet, and random
+architectures of equal cost. Every network has a run folder of its own in OUT. The same command goes on where it
+stopped, all numbers may grow, and under torchrun the processes share the networks. Nothing is chosen by test images.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+from torch import Tensor
+from tqdm import tqdm
+
+from model.blueprint import blueprint_of
+from model.build import build_cost_table, build_space, build_supernet, load_supernet
+from model.generation import find_generator, run_config, supernet_of
+from model.lookup_table import CostTable
+from model.scratch_training import build_network, train_from_scratch
+from model.search_folder import last_archive
+from model.space import Architecture
+from model.warm_up import PathValidation, top1_of_all
+from tools.generate import parse_targets
+from utils import checkpoint, distributed
+from utils.command import Parser, add_config_options, command, not_negative, positive
+from utils.config import Config
+from utils.data import Dataset, load_dataset, split_for_search
+from utils.engine import Placement
+from utils.errors import UserError
+from utils.run_folder import RunFolder
+from utils.runtime import pick_device, stream
+from utils.stopping import check_stop
+from utils.table import format_table
+
+EQUAL = 0.005  # costs that differ from a target by this share of it count as equal
+DRAWN, DRAWS = 4096, 64  # random architectures at once, and how often, to find some of equal cost
+RESAMPLES, CONFIDENCE = 2000, 0.95
+RANDOM, GENERATOR, EVOLVED = "random", "generator", "msunas"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An architecture and the method that gave it, for a target or, among those to rank, for none."""
+
+    method: str
+    target: float | None
+    architecture: Architecture
+    cost: float  # in the unit of the target
+    params_m: float
+
+    @property
+    def name(self) -> str:
+        """The same for the same architecture, however it was found."""
+        return hashlib.sha256(json.dumps(self.architecture.choices).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the supernet says of an answer, and what its trainings from scratch reached: top-1 in %."""
+
+    answer: Answer
+    supernet: float
+    tests: tuple[float, ...]
+
+    @property
+    def test(self) -> float:
+        return float(np.mean(self.tests))
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    config = recipe_of(args)
+    table = build_cost_table(config, build_space(config))
+    answers = drawn(table, args.count, args.seed)
+    for target in parse_targets(args.targets) if args.targets else ():
+        answers += answers_for(float(target), table, config, args)
+    if not answers:
+        raise UserError("--count 0: there is nothing to train without --targets")
+    dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes)
+    said = supernet_scores(answers, table, dataset, config, args)
+    reached = train_all(answers, table, dataset, config, args)
+    judged = [Judged(answer, said[answer.name], reached[index]) for index, answer in enumerate(answers)]
+    write_results(judged, config, args.out)
+    report(judged, table.unit, config, args.out)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder of search.py")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where networks and results go")
+    parser.add_argument("--count", type=not_negative, default=12, help="random architectures to rank (default 12)")
+    parser.add_argument("--targets", help="at which answers are compared: a,b,c or start:stop:step")
+    parser.add_argument("--search", type=Path, metavar="DIR", help="an msunas.py search on the run's supernet")
+    parser.add_argument("--random", type=positive, default=3, help="random architectures of a target (default 3)")
+    parser.add_argument("--seeds", type=positive, default=2, help="trainings of each answer to a target (default 2)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of all that is drawn (default 0)")
+    add_config_options(parser)
+    return parser.parse_args(argv)
+
+
+def recipe_of(args: argparse.Namespace) -> Config:
+    """The run's config with what changes the training; its networks go to OUT."""
+    config = run_config(args.run, args.set)
+    return replace(config, log_dir=str(args.out), write_dir=None, path_to_save_scratch=None)
+
+
+# -- which architectures ---------------------------------------------------------------------------------------------
+
+
+def described(method: str, target: float | None, paths: Tensor, table: CostTable) -> list[Answer]:
+    """The answers of paths `[N, L, E, K]`."""
+    columns = (map(table.space.decode, paths), table(paths).tolist(), table.parameters_m(paths).tolist())
+    return [Answer(method, target, *row) for row in zip(*columns, strict=True)]
+
+
+def drawn(table: CostTable, count: int, seed: int, target: float | None = None) -> list[Answer]:
+    """`count` different random architectures, with a target only those of equal cost; UserError if there are fewer."""
+    rng, found = stream(seed, "rank", "any" if target is None else f"{target:g}"), {}
+    for _ in range(DRAWS):
+        paths = table.space.sample(DRAWN, rng)
+        if target is not None:
+            paths = paths[(table(paths) / target - 1).abs() <= EQUAL]
+        found |= {answer.name: answer for answer in described(RANDOM, target, paths[: 2 * count], table)}
+        if len(found) >= count:
+            return list(found.values())[:count]
+    where = "" if target is None else f" of {target:g} {table.unit} +- {100 * EQUAL:g} %"
+    raise UserError(f"--random {count}: of {DRAWN * DRAWS} random architectures {len(found)} are{where}")
+
+
+def answers_for(target: float, table: CostTable, config: Config, args: argparse.Namespace) -> list[Answer]:
+    """Those of the run's generator, of the evolutionary search when there is one, and of chance."""
+    asked, ready = torch.tensor([target], dtype=torch.float64), find_generator(config, args.run)
+    ready.check(asked)
+    answers = described(GENERATOR, target, table.space.discretize(ready.logits(asked)), table)
+    if args.search:
+        answers += described(EVOLVED, target, evolved(target, table, args)[None], table)
+    return answers + drawn(table, args.random, args.seed, target)
+
+
+def evolved(target: float, table: CostTable, args: argparse.Namespace) -> Tensor:
+    """Of a search's archive, the path of the best validation accuracy that costs no more than the target.
+
+    UserError when the search was on another supernet, or knew test images.
+    """
+    try:
+        settings = json.loads((args.search / "search.json").read_text())["settings"]
+        if settings["supernet_path"] != checkpoint.digest(supernet_of(args.run)) or settings["test"]:
+            raise UserError(f"--search {args.search}: it was on another supernet than the run's, or knew test images")
+        rows = [(Architecture.of(record["choices"]), error) for record, error, _ in last_archive(args.search)]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"--search {args.search}: no search of this space by msunas.py ({error})") from None
+    paths = torch.stack([table.space.encode(architecture) for architecture, _ in rows])
+    errors = torch.tensor([error for _, error in rows])
+    errors[table(paths) > target * (1 + EQUAL)] = float("inf")
+    if not errors.isfinite().any():
+        raise UserError(f"--search {args.search}: it has no architecture of at most {target:g} {table.unit}")
+    return paths[errors.argmin()]
+
+
+# -- what the supernet says, and what is true ------------------------------------------------------------------------
+
+
+def supernet_scores(
+    answers: list[Answer], table: CostTable, dataset: Dataset, config: Config, args: argparse.Namespace
+) -> dict[str, float]:
+    """Top-1 in % of each by its name, on all images that did not train the supernet; kept in OUT/supernet.json."""
+    weights, kept = supernet_of(args.run), args.out / "supernet.json"
+    images = split_for_search(dataset, config.train_portion, config.seed, args.run / "split.json")
+    images = replace(images, validate=images.held_out)
+    by = {"supernet": checkpoint.digest(weights), "images": len(images.validate.labels)}
+    known = read_scores(kept, by)
+    paths = {a.name: table.space.encode(a.architecture) for a in answers if a.name not in known}
+    if paths:
+        place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
+        supernet = build_supernet(config).to(place.device).eval()
+        load_supernet(supernet, str(weights))
+        print(f"the supernet of {args.run} scores {len(paths)} architectures", flush=True)
+        scores = top1_of_all(PathValidation(supernet, images, config, place), torch.stack(list(paths.values())))
+        known |= dict(zip(paths, scores, strict=True))
+        if distributed.rank() == 0:
+            checkpoint.write_text(kept, json.dumps({**by, "top1": known}, indent=1) + "\n")
+    return known
+
+
+def read_scores(file: Path, by: dict) -> dict[str, float]:
+    """What was scored before; UserError when it was by another supernet or on other images."""
+    if not file.exists():
+        return {}
+    try:
+        record = json.loads(file.read_text())
+        known = {name: float(top1) for name, top1 in record["top1"].items()}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: it holds no scores ({error})") from None
+    if any(record.get(key) != value for key, value in by.items()):
+        raise UserError(f"--out {file.parent}: its networks were scored by another supernet; choose another folder")
+    return known
+
+
+def train_all(
+    answers: list[Answer], table: CostTable, dataset: Dataset, config: Config, args: argparse.Namespace
+) -> list[tuple[float, ...]]:
+    """Test top-1 in % of each answer, by seed; an architecture that several methods gave is trained once."""
+    seeds = [range(args.seeds if answer.target else 1) for answer in answers]
+    trials = {
+        (answer.name, seed): answer.architecture for answer, own in zip(answers, seeds, strict=True) for seed in own
+    }
+    folders = [args.out / title(*trial) / "result.json" for trial in trials]
+    began, done_before = time.monotonic(), sum(file.exists() for file in folders)
+
+    def trained(index: int) -> float:
+        check_stop()
+        (name, seed), architecture = list(trials.items())[index]
+        top1 = train_one(name, seed, architecture, table, dataset, config)
+        done = sum(file.exists() for file in folders)
+        left = (time.monotonic() - began) / max(1, done - done_before) * (len(trials) - done)
+        print(f"{done} of {len(trials)} networks: {name} seed {seed} has {top1:.2f} %, ", end="")
+        print(f"left {tqdm.format_interval(left)}", flush=True)
+        return top1
+
+    reached = dict(zip(trials, distributed.results(distributed.divided(len(trials), trained)), strict=True))
+    return [tuple(reached[answer.name, seed] for seed in own) for answer, own in zip(answers, seeds, strict=True)]
+
+
+def title(name: str, seed: int) -> str:
+    return f"{name}-seed{seed}"
+
+
+def train_one(
+    name: str, seed: int, architecture: Architecture, table: CostTable, dataset: Dataset, config: Config
+) -> float:
+    """Top-1 in % of the test images, with the last weights; from its run folder when it is trained already."""
+    config = replace(config, seed=seed)
+    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
+    run = RunFolder.open("train_cifar", config, title(name, seed))
+    if run.continues and run.file("result.json").exists():
+        return json.loads(run.file("result.json").read_text())["top1"]
+    blueprint = blueprint_of(table.space, architecture)
+    provenance = {"source": "tools.rank", "target": None, "unit": config.unit}
+    network = build_network(blueprint, config)
+    return train_from_scratch(blueprint, network, dataset, config, run, place, provenance)["top1"]
+
+
+# -- what it comes to ------------------------------------------------------------------------------------------------
+
+
+def write_results(judged: list[Judged], config: Config, folder: Path) -> None:
+    """OUT/results.jsonl: a line for each training."""
+    recipe = {"epochs": config.epochs, "lr": config.optim_state.lr, "batch_size": config.batch_size}
+    lines = [
+        {
+            **{"method": one.answer.method, "target": one.answer.target, "network": one.answer.name},
+            **{"cost": round(one.answer.cost, 6), "params_m": round(one.answer.params_m, 6), **recipe},
+            **{"supernet_top1": one.supernet, "seed": seed, "test_top1": test},
+            "choices": one.answer.architecture.choices,
+        }
+        for one in judged
+        for seed, test in enumerate(one.tests)
+    ]
+    if distributed.rank() == 0:
+        checkpoint.write_text(folder / "results.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def report(judged: list[Judged], unit: str, config: Config, folder: Path) -> None:
+    ranked = [one for one in judged if one.answer.target is None]
+    answered = [one for one in judged if one.answer.target is not None]
+    print(f"\ntop-1 on the test images after {config.epochs} epochs from scratch")
+    if len(ranked) > 2:
+        print_ranking(ranked, unit)
+    if answered:
+        print_answers(answered, unit)
+    print(f"\n{sum(len(one.tests) for one in judged)} trainings, each in a folder of {folder}; {folder}/results.jsonl")
+
+
+def print_ranking(ranked: list[Judged], unit: str) -> None:
+    ordered = sorted(ranked, key=lambda one: one.answer.cost)
+    rows = [[one.answer.name, f"{one.answer.cost:.3f}", f"{one.supernet:.2f}", f"{one.test:.2f}"] for one in ordered]
+    print(format_table(["random", f"cost {unit}", "supernet top-1 %", "test top-1 %"], rows))
+    tests = np.array([one.test for one in ranked])
+    for what, values in (
+        ("the supernet", [one.supernet for one in ranked]),
+        ("cost alone", [one.answer.cost for one in ranked]),
+    ):
+        tau, low, high = kendall(np.array(values), tests)
+        print(f"Kendall tau of {what}: {tau:.3f}, {100 * CONFIDENCE:g} % interval {low:.3f} to {high:.3f}")
+
+
+def kendall(a: NDArray, b: NDArray) -> tuple[float, float, float]:
+    """Kendall's tau-b, and its confidence interval by the percentiles of a paired bootstrap.
+
+    Draws in which all values are the same have no tau, and are left out.
+    """
+    draws = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
+    taus = [kendalltau(a[draw], b[draw]).statistic for draw in draws]
+    tails = (1 - CONFIDENCE) / 2
+    return float(kendalltau(a, b).statistic), *np.nanquantile(taus, [tails, 1 - tails]).tolist()
+
+
+def print_answers(answered: list[Judged], unit: str) -> None:
+    rows, inside = [], []
+    for target in dict.fromkeys(one.answer.target for one in answered):
+        here = [one for one in answered if one.answer.target == target]
+        for method in dict.fromkeys(one.answer.method for one in here):
+            own = [one for one in here if one.answer.method == method]
+            tests = [test for one in own for test in one.tests]
+            costs = [one.answer.cost for one in own]
+            said = np.mean([one.supernet for one in own])
+            row = [f"{target:g}", method, f"{np.mean(costs):.3f}", f"{100 * (np.mean(costs) / target - 1):+.1f}"]
+            rows.append([*row, f"{said:.2f}", f"{np.mean(tests):.2f} +- {spread(tests):.2f}", len(tests)])
+        inside.append(kendalltau([one.supernet for one in here], [one.test for one in here]).statistic)
+    columns = [f"target {unit}", "method", f"cost {unit}", "miss %", "supernet top-1 %", "test top-1 %", "trainings"]
+    print(format_table(columns, rows))
+    noise = np.sqrt(np.mean([spread(one.tests) ** 2 for one in answered]))
+    print(f"standard deviation of a network's trainings by seed: {noise:.2f}")
+    print(f"Kendall tau of the supernet among the answers to a target, mean: {np.nanmean(inside):.3f}")
+
+
+def spread(values: Iterable[float]) -> float:
+    """Standard deviation of a sample; not a number for one value."""
+    values = list(values)
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+if __name__ == "__main__":
+    main()
