@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import search
 from model.build import build_space
 from model.space import LayerSpec, UnifiedSpace
 from tests.fill_weights import filled
@@ -114,3 +115,12 @@ def tiny_config(tmp_path) -> Path:
     path = tmp_path / "tiny.yml"
     path.write_text(TINY_CONFIG.format(log_dir=tmp_path / "logs"))
     return path
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> Path:
+    """A folder with tiny.yml and a finished search of it under logs/tiny."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=folder / "logs"))
+    search.main(["--cfg", str(folder / "tiny.yml")])
+    return folder

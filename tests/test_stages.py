@@ -17,22 +17,13 @@ from model.build import build_space, load_supernet
 from model.space import Architecture
 from model.subnet import SubNet
 from model.supernet import UnifiedSupernet
-from tests.conftest import GOLDEN, TINY_CONFIG, golden, released
+from tests.conftest import GOLDEN, golden, released
 from tests.reference import ReferenceSupernet
 from tools import generate, summary
 from utils import checkpoint
 from utils.command import boolean
 from utils.config import load_config
 from utils.run_folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory) -> Path:
-    """A folder with tiny.yml and a finished search of it under logs/tiny."""
-    folder = tmp_path_factory.mktemp("searched")
-    (folder / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=folder / "logs"))
-    search.main(["--cfg", str(folder / "tiny.yml")])
-    return folder
 
 
 def run_weights(run: Path, name: str):
@@ -534,7 +525,7 @@ def test_importing_does_nothing(tmp_path):
     import sys
 
     root = Path(search.__file__).parent
-    code = "import search, train_cifar, validate, tools.generate, tools.summary"
+    code = "import search, train_cifar, validate, tools.generate, tools.summary, tools.rank"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True
     )

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
 from torch import Tensor
 from tqdm import tqdm
 
@@ -299,14 +298,21 @@ def print_ranking(ranked: list[Judged], unit: str) -> None:
 
 
 def kendall(a: NDArray, b: NDArray) -> tuple[float, float, float]:
-    """Kendall's tau-b, and its confidence interval by the percentiles of a paired bootstrap.
+    """Kendall's tau-b of samples `[n]`, and its confidence interval by the percentiles of a paired bootstrap.
 
     Draws in which all values are the same have no tau, and are left out.
     """
     draws = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
-    taus = [kendalltau(a[draw], b[draw]).statistic for draw in draws]
     tails = (1 - CONFIDENCE) / 2
-    return float(kendalltau(a, b).statistic), *np.nanquantile(taus, [tails, 1 - tails]).tolist()
+    return float(tau_b(a, b)), *np.nanquantile(tau_b(a[draws], b[draws]), [tails, 1 - tails]).tolist()
+
+
+def tau_b(a: NDArray, b: NDArray) -> NDArray:
+    """Kendall's tau-b along the last axis; not a number where all values of one are the same."""
+    order_a, order_b = (np.sign(x[..., :, None] - x[..., None, :]) for x in (a, b))
+    pairs_a, pairs_b = ((order**2).sum(axis=(-2, -1)) for order in (order_a, order_b))
+    with np.errstate(invalid="ignore"):
+        return (order_a * order_b).sum(axis=(-2, -1)) / np.sqrt(pairs_a * pairs_b)
 
 
 def print_answers(answered: list[Judged], unit: str) -> None:
@@ -320,7 +326,7 @@ def print_answers(answered: list[Judged], unit: str) -> None:
             said = np.mean([one.supernet for one in own])
             row = [f"{target:g}", method, f"{np.mean(costs):.3f}", f"{100 * (np.mean(costs) / target - 1):+.1f}"]
             rows.append([*row, f"{said:.2f}", f"{np.mean(tests):.2f} +- {spread(tests):.2f}", len(tests)])
-        inside.append(kendalltau([one.supernet for one in here], [one.test for one in here]).statistic)
+        inside.append(tau_b(*np.array([(one.supernet, one.test) for one in here]).T))
     columns = [f"target {unit}", "method", f"cost {unit}", "miss %", "supernet top-1 %", "test top-1 %", "trainings"]
     print(format_table(columns, rows))
     noise = np.sqrt(np.mean([spread(one.tests) ** 2 for one in answered]))
