@@ -38,6 +38,9 @@ class Blueprint(Protocol):
     def macs_m(self) -> float:
         """Multiply-adds in M, by the convention of its space."""
 
+    def with_classes(self, classes: int) -> "Blueprint":
+        """With another number of them."""
+
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         """With weights of its own."""
 
@@ -70,6 +73,9 @@ class _OfChoices:
     @property
     def macs_m(self) -> float:
         return float(LookUpTable(self.space)(self.space.encode(self.architecture)))
+
+    def with_classes(self, classes: int) -> "Blueprint":
+        return replace(self, space=replace(self.space, classes=classes))
 
     def describe(self) -> dict:
         choices = [list(row) for row in self.architecture.choices]
@@ -137,6 +143,9 @@ class ElasticBlueprint:
     def macs_m(self) -> float:
         return float(self.space.costs(np.array([self.space.encode(self.architecture)]))[0][0]) / 1e6
 
+    def with_classes(self, classes: int) -> "ElasticBlueprint":
+        return replace(self, space=replace(self.space, classes=classes))
+
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         return MobileNetV3.of(self.space, self.architecture, **options, rng=rng)
 
@@ -182,7 +191,6 @@ class PlainBlueprint:
         return count_macs(self.network({}), self.image_size)
 
     def with_classes(self, classes: int) -> "PlainBlueprint":
-        """With another number of them."""
         return replace(
             self, config={**self.config, "classifier": {**self.config["classifier"], "out_features": classes}}
         )

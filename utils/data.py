@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from utils import distributed
 from utils.checkpoint import write_text
@@ -75,6 +76,11 @@ def load_dataset(
     return dataset
 
 
+def class_names(directory: str) -> list[str]:
+    """Of a folder of images, in the order of their labels."""
+    return _Parts(Path(directory), False, 0, False).classes()
+
+
 def load_test_images(
     name: str,
     directory: str,
@@ -113,7 +119,10 @@ def _digits(size: int) -> Dataset:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The parts train, val and maybe test on disk: folders with a folder for each class, or LMDB files."""
+    """The parts train, val and maybe test on disk: folders with a folder for each class, or LMDB files.
+
+    Of a directory that is itself a folder of classes, every fifth image of each class is a test image.
+    """
 
     directory: Path
     packed: bool
@@ -127,8 +136,22 @@ class _Parts:
     def read(self, part: str) -> tuple[Images, list[str]]:
         """Its images, small ones decoded, and the names of its classes."""
         read = lmdb_images if self.packed else image_folder
-        images, names = read(self.path(part), self.size, self.strict)
+        images, names = read(self.directory if self.undivided else self.path(part), self.size, self.strict)
+        if self.undivided:
+            train, test = stratified_split(images.labels, 0.8, stream(0, "test images"))
+            images = images.subset(train if part == "train" else test)
         return (fitted(images) if self.size <= self.in_memory else images), names
+
+    @property
+    def undivided(self) -> bool:
+        """Whether the directory is itself a folder with a folder of images for each class."""
+        if self.packed or self.path("train").exists() or not self.directory.is_dir():
+            return False
+        return any(has_file_allowed_extension(str(file), IMG_EXTENSIONS) for file in self.directory.glob("*/*"))
+
+    def classes(self) -> list[str]:
+        folder = self.directory if self.undivided else self.path("train")
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
     @property
     def test(self) -> str:

@@ -1,0 +1,125 @@
+"""A trained network for other images: what it keeps, what it learns anew, and what it takes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train_cifar
+import validate
+from model.blueprint import described
+from tests.test_stages import refused
+from tools import adapt
+from utils import checkpoint
+from utils.data import class_names, load_dataset, load_test_images
+
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
+
+
+def paint(folder: Path, per_class: int) -> Path:
+    """Noisy images of three colours, of varied sizes: a folder for each."""
+    draw = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            height, width = draw.integers(12, 40, 2)
+            pixels = np.clip(draw.normal(colour, 40, (height, width, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory) -> Path:
+    return paint(tmp_path_factory.mktemp("painted") / "colours", 20)
+
+
+@pytest.fixture(scope="module")
+def trained(searched) -> Path:
+    """The checkpoint of a network that was trained on digits."""
+    train_cifar.main(["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--title", "net"])
+    return searched / "logs" / "net" / "checkpoints" / "last.pth"
+
+
+# -- folders without parts -------------------------------------------------------------------------------------------
+
+
+def test_every_fifth_image_of_a_class_tests(painted):
+    dataset = load_dataset("imagefolder", str(painted), 8, 3)
+    assert torch.bincount(dataset.train.labels).tolist() == [16] * 3
+    assert torch.bincount(dataset.test.labels).tolist() == [4] * 3
+    both = torch.cat([dataset.train.images, dataset.test.images]).flatten(1)
+    assert len(both.unique(dim=0)) == 60  # no image is in both
+    assert dataset.held_out is None
+    again = load_test_images("imagefolder", str(painted), 8, 3)
+    assert again.images.equal(dataset.test.images)
+    assert class_names(str(painted)) == ["blue", "green", "red"]
+
+
+def test_folders_with_parts_are_as_they_were(tmp_path):
+    paint(tmp_path / "train", 6)
+    paint(tmp_path / "val", 2)
+    dataset = load_dataset("imagefolder", str(tmp_path), 8, 3)
+    assert [len(dataset.train.labels), len(dataset.test.labels)] == [18, 6]
+    assert class_names(str(tmp_path)) == ["blue", "green", "red"]
+
+
+# -- adapting --------------------------------------------------------------------------------------------------------
+
+
+def adapted(folder: Path, trained: Path, data: Path, *more) -> dict:
+    options = ["--title", "mine", "--set", f"log_dir={folder}"]
+    adapt.main(["--checkpoint", str(trained), "--data", str(data), *more, *options])
+    return json.loads((folder / "mine" / "result.json").read_text())
+
+
+def test_a_network_learns_colours_and_its_checkpoint_says_all(trained, painted, tmp_path, capsys):
+    result = adapted(tmp_path, trained, painted)
+    assert result["top1"] >= 90  # by eye there is no doubt
+    said = capsys.readouterr().out
+    assert "48 training and 12 test images of 3 classes at 16 pixels" in said
+    assert said.count("33.33") == 1  # of a constant answer
+    record = json.loads((tmp_path / "mine" / "architecture.json").read_text())
+    assert record["provenance"]["classes"] == ["blue", "green", "red"]
+    validate.main(["--checkpoint", result["checkpoint"], "--json"])
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["top1"] == result["top1"]
+    assert scored["images"] == 12
+
+
+def test_all_but_the_classifier_begins_as_it_was(trained, painted, tmp_path):
+    payload = checkpoint.load(trained)
+    args = adapt.parse_arguments(["--checkpoint", str(trained), "--data", str(painted)])
+    own = validate.own_description(trained, payload)
+    config = adapt.recipe(args, own, load_dataset("imagefolder", str(painted), 16, 3), 16)
+    network = adapt.with_new_classifier(described(payload).with_classes(3), payload, config, trained)
+    state, old = network.state_dict(), payload["model"]
+    assert state["classifier.1.weight"].shape == (3, 16)
+    assert all(state[key].equal(old[key]) for key in old if not key.startswith("classifier."))
+    assert (config.batch_size, config.epochs) == (12, 100)  # 48 images, a quarter a batch
+
+
+def test_what_is_finished_is_not_trained_again(trained, painted, tmp_path):
+    first = adapted(tmp_path, trained, painted, "--epochs", "2")
+    before = (tmp_path / "mine" / "metrics.jsonl").read_bytes()
+    assert adapted(tmp_path, trained, painted, "--epochs", "2") == first
+    assert (tmp_path / "mine" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_dry_run_writes_nothing(trained, painted, tmp_path, capsys):
+    adapt.main(
+        ["--checkpoint", str(trained), "--data", str(painted), "--dry-run", "--set", f"log_dir={tmp_path / 'logs'}"]
+    )
+    assert "100 epochs of 4 steps: about" in capsys.readouterr().out
+    assert not (tmp_path / "logs").exists()
+
+
+def test_what_is_wrong_is_one_line(trained, painted, searched, tmp_path, capsys):
+    supernet = searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"
+    said = refused(capsys, adapt.main, "--checkpoint", supernet, "--data", painted)
+    assert "it does not describe its network" in said
+    (tmp_path / "empty").mkdir()
+    said = refused(capsys, adapt.main, "--checkpoint", trained, "--data", tmp_path / "empty")
+    assert "it must be a folder with a folder of images for each class" in said

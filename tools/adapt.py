@@ -1,0 +1,158 @@
+"""A trained network for your own images: a new classifier, batch norms re-estimated, and a fine-tuning of all.
+
+    python3 -m tools.adapt --checkpoint logs/NET/checkpoints/last.pth --data IMAGE_FOLDER --title mine
+
+IMAGE_FOLDER has train/ and val/ (or test/) with a folder of images for each class; or just such folders, of which every
+fifth image of a class is then a test image. The checkpoint is one that describes its network, as train_cifar.py and
+train_imagenet.py write them. Says first what it will take (--dry-run: only that), and at last what it reached on the
+test images, by which nothing is chosen. The same command goes on where it stopped.
+"""
+
+import argparse
+import copy
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model.blueprint import Blueprint
+from model.candidates import NORMS_IMAGES
+from model.forecast import saved_bytes, seconds
+from model.scratch_training import network_options, train_from_scratch
+from utils import checkpoint
+from utils.command import Parser, add_checkpoint_minutes, add_config_options, command, not_negative, positive
+from utils.config import Config, load_config
+from utils.data import Dataset, class_names, load_dataset
+from utils.engine import Placement, reset_norms
+from utils.loader import Normalisation, loader
+from utils.run_folder import RunFolder
+from utils.runtime import pick_device, stream
+from utils.table import format_table
+from validate import own_description
+
+RECIPE = Path(__file__).parent.parent / "config_file" / "adapt_config.yml"
+STEPS, EPOCHS = 1500, (10, 100)  # about so many steps by default, in no fewer and no more epochs
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    payload = checkpoint.load(args.checkpoint)
+    described = own_description(args.checkpoint, payload)
+    size = args.img_size or described["data"]["network_size"] or described["data"]["image_size"]
+    dataset = load_dataset("imagefolder", args.data, size, None, strict=args.strict_data)
+    config = recipe(args, described, dataset, size)
+    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
+    run = RunFolder.open("tools.adapt", config, args.title or Path(args.data).resolve().name, args.resume)
+    run.minutes = args.checkpoint_minutes
+    blueprint = described["blueprint"].with_classes(config.classes)
+    network = with_new_classifier(blueprint, payload, config, args.checkpoint).to(place.device)
+    print(forecast(network, dataset, config, place), flush=True)
+    if args.dry_run:
+        return
+    if not run.continues:
+        reset_norms(network, norm_batches(dataset, config), place)
+    provenance = {"source": f"tools.adapt {args.checkpoint}", "target": None, "unit": config.unit}
+    provenance["classes"] = class_names(args.data)
+    result = train_from_scratch(blueprint, network, dataset, config, run, place, provenance)
+    report(result, dataset, run)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    option = parser.add_argument
+    option("--checkpoint", required=True, type=Path, help="of a trained network")
+    option("--data", required=True, metavar="IMAGE_FOLDER", help="train/ and val/, or a folder for each class")
+    option("--title", help="name of the run folder under log_dir (default: that of IMAGE_FOLDER)")
+    option("--img-size", type=positive, metavar="PIXELS", help="of the images (default: as the network was trained)")
+    option("--epochs", type=positive, help=f"default: about {STEPS} steps, in {EPOCHS[0]} to {EPOCHS[1]} epochs")
+    option("--batch-size", type=positive, help="default 64, less for few images")
+    option("--seed", type=not_negative, default=0)
+    option("--resume", default="auto", choices=("auto", "none"), help="go on, or begin anew")
+    option("--strict-data", action="store_true", help="stop at an image that cannot be read")
+    option("--dry-run", action="store_true", help="only say what it would take")
+    add_checkpoint_minutes(parser)
+    add_config_options(parser)
+    return parser.parse_args(argv)
+
+
+def recipe(args: argparse.Namespace, described: dict, dataset: Dataset, size: int) -> Config:
+    """The keys of config_file/adapt_config.yml, for this network and these images; --set has the last word."""
+    count = len(dataset.train.labels)
+    batch_size = args.batch_size or min(64, max(1, count // 4))
+    least, most = EPOCHS
+    values = {
+        "dataset_dir": args.data,
+        "classes": int(dataset.train.labels.max()) + 1,
+        "input_size": size,
+        "network_size": size,
+        "mean": list(described["data"]["mean"]),
+        "std": list(described["data"]["std"]),
+        "crop_padding": size // 8,
+        "batch_size": batch_size,
+        "epochs": args.epochs or min(most, max(least, -(-STEPS * batch_size // count))),
+        "seed": args.seed,
+        "network_config": str(args.checkpoint),
+    }
+    values |= {key: value for key, value in described["options"].items() if key in ("se", "activation")}
+    return load_config(RECIPE, [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *args.set])
+
+
+def with_new_classifier(blueprint: Blueprint, payload: dict, config: Config, file: Path) -> nn.Module:
+    """The network with the weights of a checkpoint, but for its classifier."""
+    network = blueprint.network(network_options(blueprint, config), stream(config.seed, "scratch"))
+    own = network.state_dict()
+    fresh = {key: own[key] for key in own if key.startswith("classifier.")}
+    checkpoint.load_into(network, checkpoint.weights(payload, file) | fresh, file)
+    return network
+
+
+def norm_batches(dataset: Dataset, config: Config):
+    """Training images as evaluation sees them, for the statistics of batch norms."""
+    drawn = torch.randperm(len(dataset.train.labels), generator=stream(config.seed, "recalibrate"))[:NORMS_IMAGES]
+    return loader(dataset.train.subset(drawn), config.batch_size, Normalisation(config.mean, config.std)).epoch()
+
+
+# -- before and after ------------------------------------------------------------------------------------------------
+
+
+def forecast(network: nn.Module, dataset: Dataset, config: Config, place: Placement) -> str:
+    """Time and memory of the whole training, by steps on random images; reading of large images comes on top."""
+    copied, count = copy.deepcopy(network).train(), config.batch_size
+    images = torch.randn(count, 3, config.network_size, config.network_size, generator=stream(0, "forecast"))
+    images, labels = place.batch(images, torch.zeros(count, dtype=torch.long))
+
+    def loss() -> torch.Tensor:
+        with place.autocast():
+            return F.cross_entropy(copied(images), labels)
+
+    activations, step = saved_bytes(loss, copied), seconds(lambda: loss().backward(), place)
+    copied.eval()
+    with torch.no_grad():
+        scoring = seconds(partial(copied, images), place)
+    weights = 3 * sum(p.numel() * p.element_size() for p in copied.parameters())  # and gradients, and momentum
+    trained, tested = (len(part.labels) for part in (dataset.train, dataset.test))
+    steps, batches = max(1, trained // count), -(-tested // count)
+    minutes = config.epochs * (steps * step + batches * scoring) / 60
+    return (
+        f"{trained} training and {tested} test images of {config.classes} classes at {config.network_size} pixels; "
+        f"{config.epochs} epochs of {steps} steps: about {minutes:.1f} min, without reading images, and "
+        f"{(weights + activations) / 2**20:.0f} MiB beside the program and the images"
+    )
+
+
+def report(result: dict, dataset: Dataset, run: RunFolder) -> None:
+    """What was reached, beside what a constant answer reaches."""
+    counts = torch.bincount(dataset.test.labels)
+    most = f"{100 * float(counts.max()) / len(dataset.test.labels):.2f}"
+    rows = [["adapted network", f"{result['top1']:.2f}"], ["always the most frequent class", most]]
+    print(format_table(["answer", "test top-1 %"], rows))
+    print(f"{result['epochs']} epochs; {result['checkpoint']} (for validate.py and tools.export); classes are in")
+    print(run.file("architecture.json"))
+
+
+if __name__ == "__main__":
+    main()
