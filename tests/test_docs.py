@@ -1,0 +1,170 @@
+"""Every code block of README and docs: run, or marked by what it needs and then at least understood.
+
+A mark is a comment above the block: <!-- needs a GPU -->, <!-- needs a download: WHAT --> or <!-- takes N min -->.
+"""
+
+import importlib
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import TINY_CONFIG
+from utils.command import Parser
+from utils.config import Config
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/*.md")]
+FENCE = re.compile(
+    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+MARK = re.compile(r"needs a GPU|needs a download: .+|takes \d+ min")
+BY_RUN_TESTS = ("bash run_tests.sh", "bash run_example.sh")
+
+
+@dataclass(frozen=True)
+class Block:
+    page: str
+    line: int
+    mark: str | None
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in FENCE.finditer(text):
+            line = text.count("\n", 0, match.start("language")) + 1
+            found.append(Block(str(page.relative_to(ROOT)), line, match["mark"], match["language"], match["text"]))
+    return found
+
+
+BLOCKS = blocks()
+
+
+def of(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_a_block_says_its_language_and_its_mark_is_known(block):
+    assert block.language in ("bash", "python", "yaml", "text")
+    assert block.mark is None or MARK.fullmatch(block.mark)
+
+
+def test_no_block_is_overlooked():
+    fences = sum(page.read_text().count("\n```") for page in PAGES)
+    assert fences == 2 * len(BLOCKS)
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+RECORD = r"""
+note() { printf '%s\0' "$@"; printf '\n\0'; }
+python3() { note python3 "$@"; }
+torchrun() { note torchrun "$@"; }
+bash() { note bash "$@"; }
+"""
+
+
+def commands(block: Block) -> list[list[str]]:
+    """What a shell would run, with loops unrolled and lines joined."""
+    done = subprocess.run(["bash", "-euc", RECORD + block.text], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return [part.split("\0")[:-1] for part in done.stdout.split("\n\0") if part]
+
+
+class UnderstoodError(Exception):
+    """A command line was parsed."""
+
+
+def script(command: list[str]) -> tuple[str, list[str]]:
+    """The module that a command runs, and its arguments."""
+    launcher, *rest = command
+    while launcher == "torchrun" and rest[0].startswith("--n"):
+        rest = rest[1:]
+    if rest[0] == "-m":
+        return rest[1], rest[2:]
+    return rest[0].removesuffix(".py").replace("/", "."), rest[1:]
+
+
+@pytest.mark.parametrize("block", of("bash"), ids=str)
+def test_every_command_is_understood(block, monkeypatch):
+    """By the parser of its script; and the files of the repository that it names are there."""
+    parse = Parser.parse_args
+
+    def only_parse(self, *arguments):
+        parse(self, *arguments)
+        raise UnderstoodError
+
+    monkeypatch.setattr(Parser, "parse_args", only_parse)
+    found = commands(block)
+    assert found
+    for command in found:
+        named = [word for word in command if word.startswith(("config_file/", "benchmarks/", "release/"))]
+        assert all((ROOT / word).exists() for word in named), command
+        if command[0] == "bash":
+            assert (ROOT / command[1]).exists()
+            continue
+        module, arguments = script(command)
+        with pytest.raises(UnderstoodError):
+            importlib.import_module(module).main(arguments)
+
+
+# What makes a command short, behind its own flags.
+QUICK = {
+    "search": ["--set", "warmup_epochs=1", "epochs=1", "search_epochs=1", "validation_paths=1"],
+    "tools.profile_latency": ["--runs", "1", "--calibration", "1", "--networks", "2"],
+}
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in of("bash") if not b.mark and not b.text.startswith(BY_RUN_TESTS)], ids=str
+)
+def test_what_is_not_marked_runs(block, tmp_path, monkeypatch):
+    """In an empty folder beside the repository's config_file and release, with fewer epochs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("config_file", "release"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for command in commands(block):
+        module, arguments = script(command)
+        importlib.import_module(module).main([*arguments, *QUICK.get(module, [])])
+
+
+@pytest.mark.parametrize("block", [b for b in of("python") if not b.mark], ids=str)
+def test_python_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("config_file", "release"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    exec(compile(block.text, str(block), "exec"), {"__name__": "docs"})
+
+
+@pytest.mark.parametrize("block", [b for b in of("python") if b.mark], ids=str)
+def test_marked_python_compiles(block):
+    compile(block.text, str(block), "exec")
+
+
+@pytest.mark.parametrize("block", [b for b in of("yaml") if b.page == "docs/search_space.md"], ids=str)
+def test_spaces_are_spaces(block):
+    """Each of them completes a config."""
+    values = yaml.safe_load(TINY_CONFIG.format(log_dir="logs"))
+    for key in ("l_cfgs", "static_layers", "low_flops", "high_flops"):
+        values.pop(key)
+    Config.from_dict({**values, **yaml.safe_load(block.text)})
+
+
+# -- links -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target
