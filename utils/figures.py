@@ -1,0 +1,221 @@
+"""Pictures of a report, as SVG inside a page.
+
+Text and axes take the text colour of the page, and all other colours can be read on white as well as on near-black, so
+that a picture need not know which of them it lies on. Widths are those of a phone, where text must not shrink.
+"""
+
+import io
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from itertools import cycle
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from utils.pareto import non_dominated
+
+COLOURS = ("#2f7fd6", "#d0661a", "#259a63", "#b45cd6", "#d2486f", "#a07c18", "#1794a8", "#7f858e")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+INK = "#010203"  # stands for the text colour of the page
+WIDTH, HEIGHT = 5.0, 3.1  # inches of 72 units
+TOLERANCE = 0.5  # % of a target within which a cost counts as met
+SPAN_OF_LOGARITHMS = 50  # from which ratio of largest to smallest on an axis is logarithmic
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
+    **dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor"), "none"),
+}
+
+Points = NDArray[np.float64]  # [n, 2]
+Series = Mapping[str, Points]
+
+
+def _drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Let a function draw in the style of the report."""
+
+    @wraps(draw)
+    def styled(*args, **kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def svg(figure: Figure, name: str, label: str) -> str:
+    """An `<svg>` element; `name` keeps its ids apart from those of others, `label` says in words what it shows."""
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the browser's fonts may have what ours lack
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = file.getvalue().decode()
+    body = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    body = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", body).replace("xlink:href", "href")
+    body = re.sub(r"font-family: [^;]*; |\s*(?=\n)", "", body.replace(INK, "currentColor"))
+    head, rest = body.split(">", 1)
+    view = re.search(r'viewBox="[^"]*"', head)[0]
+    return f'<svg {view} role="img" aria-label="{_escaped(label)}">{rest.strip()}'
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@_drawn
+def curves(lines: Mapping[str, Mapping[int, float]], quantity: str, step: str = "epoch") -> Figure:
+    """A line for each name: numbers by epoch, or by another `step`."""
+    figure, axes = _picture(lines)
+    for (name, curve), marker in zip(lines.items(), cycle(MARKERS)):
+        at = sorted(curve)
+        often = None if len(at) > 20 else marker
+        axes.plot(at, [curve[x] for x in at], label=name, marker=often, linewidth=1.6)
+    values = [value for curve in lines.values() for value in curve.values()]
+    if values and min(values) > 0 and max(values) > SPAN_OF_LOGARITHMS * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.set(xlabel=step, ylabel=quantity)
+    return figure if list(lines) == [quantity] else _with_legend(figure)
+
+
+@_drawn
+def fronts(series: Series, cost: str) -> Figure:
+    """Points (cost, top-1 in %) of each method, and its front as a line of gid front-0, front-1, ..."""
+    figure, axes = _picture(series)
+    for index, ((name, points), colour, marker) in enumerate(zip(series.items(), cycle(COLOURS), cycle(MARKERS))):
+        best = points[front(points)]
+        axes.plot(*points.T, marker, color=colour, alpha=0.75, markeredgewidth=0, label=name)
+        axes.plot(*best.T, color=colour, drawstyle="steps-post", linewidth=1.4, gid=f"front-{index}")
+    axes.set(xlabel=cost, ylabel="top-1, %")
+    return _with_legend(figure)
+
+
+def front(points: Points) -> NDArray[np.intp]:
+    """Which of the points (cost, top-1) no other one beats in both, by ascending cost."""
+    best = np.flatnonzero(non_dominated(points * [1, -1]))
+    return best[np.argsort(points[best, 0], kind="stable")]
+
+
+@_drawn
+def misses(series: Series, unit: str) -> Figure:
+    """Points (target, cost) of each file: above the costs, below how far they miss, with the band of `TOLERANCE`."""
+    figure = Figure(figsize=(WIDTH, 1.5 * HEIGHT + 0.22 * len(series)), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
+    targets = np.concatenate([points[:, 0] for points in series.values()])
+    ends = np.array([targets.min(), targets.max()])
+    above.plot(ends, ends, color=INK, alpha=0.5, linewidth=1)
+    below.axhspan(-TOLERANCE, TOLERANCE, color=COLOURS[2], alpha=0.35, linewidth=0, gid="band")
+    for (name, points), colour, marker in zip(series.items(), cycle(COLOURS), cycle(MARKERS)):
+        above.plot(*points.T, marker, color=colour, markeredgewidth=0, label=name)
+        below.plot(points[:, 0], 100 * (points[:, 1] / points[:, 0] - 1), marker, color=colour, markeredgewidth=0)
+    above.set(ylabel=f"cost, {unit}")
+    below.set(xlabel=f"target, {unit}", ylabel="miss, %")
+    low, high = below.get_ylim()
+    below.set_ylim(min(low, -2 * TOLERANCE), max(high, 2 * TOLERANCE))
+    return _with_legend(figure)
+
+
+def within(points: Points) -> NDArray[np.bool_]:
+    """Which of the points (target, cost) miss by no more than `TOLERANCE`; costs are stored with six digits."""
+    return np.abs(points[:, 1] / points[:, 0] - 1) <= TOLERANCE / 100 + 1e-6
+
+
+@_drawn
+def agreement(series: Series) -> Figure:
+    """Points (what the supernet says, what training from scratch reaches) of each method, in %."""
+    figure, axes = _picture(series)
+    for (name, points), marker in zip(series.items(), cycle(MARKERS)):
+        axes.plot(*points.T, marker, alpha=0.75, markeredgewidth=0, label=name)
+    axes.set(xlabel="top-1 with the supernet's weights, %", ylabel="test top-1, %")
+    return _with_legend(figure)
+
+
+def _picture(series: Mapping):
+    figure = Figure(figsize=(WIDTH, HEIGHT + 0.22 * len(series)), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _with_legend(figure: Figure) -> Figure:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    labels = [textwrap.shorten(label, 52, placeholder=" ...") for label in labels]
+    figure.legend(handles, labels, loc="outside lower left", borderpad=0, labelspacing=0.25)
+    return figure
+
+
+# -- architectures ---------------------------------------------------------------------------------------------------
+
+CELL = 0.2  # inches of a sub-block
+GAP = 0.5  # between stages, in columns
+
+
+def kernel_colour(kernel: int) -> str:
+    return COLOURS[(kernel // 2 - 1) % len(COLOURS)]
+
+
+@_drawn
+def sub_blocks(choices: Sequence[Sequence[int | None]]) -> Figure:
+    """A column for each layer, a cell for each sub-block from the bottom up; skips are empty.
+
+    Larger kernels have wider bars, so that colours are not all that tells them apart.
+    """
+    bars, empty = [], []
+    for layer, row in enumerate(choices):
+        for block, kernel in enumerate(row):
+            place = (layer + 0.5, block + 0.06, 0.88)
+            if kernel is None:
+                empty.append((*place, f"skip-{layer}-{block}"))
+            else:
+                bars.append((*place, kernel, f"k{kernel}-{layer}-{block}"))
+    return _bars(bars, empty, len(choices), max(map(len, choices)))
+
+
+@_drawn
+def blocks(stages: Sequence[Sequence[tuple[int, int]]]) -> Figure:
+    """A column for each block, as high as its expansion ratio; pairs are (kernel, expansion), stages lie apart."""
+    bars, left = [], 0.0
+    for stage, pairs in enumerate(stages):
+        for position, (kernel, expansion) in enumerate(pairs):
+            bars.append((left + 0.5, 0.0, expansion, kernel, f"k{kernel}-{stage}-{position}"))
+            left += 1
+        left += GAP
+    return _bars(bars, [], left - GAP, max([6, *(bar[2] for bar in bars)]))
+
+
+def _bars(bars: list[tuple], empty: list[tuple], columns: float, rows: float) -> Figure:
+    """`bars` are (centre, bottom, height, kernel, gid), `empty` places (centre, bottom, height, gid)."""
+    figure = Figure(figsize=(CELL * columns, CELL * rows))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(0, rows))
+    axes.set_axis_off()
+    for centre, bottom, height, gid in empty:
+        outline = {"facecolor": "none", "edgecolor": INK, "alpha": 0.22, "linewidth": 0.6}
+        axes.add_patch(Rectangle((centre - 0.4, bottom), 0.8, height, clip_on=False, gid=gid, **outline))
+    for centre, bottom, height, kernel, gid in bars:
+        width = min(0.2 + 0.1 * kernel, 0.95)
+        filled = {"facecolor": kernel_colour(kernel), "linewidth": 0}
+        axes.add_patch(Rectangle((centre - width / 2, bottom), width, height, clip_on=False, gid=gid, **filled))
+    return figure
