@@ -43,8 +43,11 @@ class Design:
     @property
     def has_blocks(self) -> bool:
         """Whether there is a picture to draw, of kernels."""
-        kernels = [kernel for row in self.choices for kernel in row]
-        return any(self.stages) or (bool(kernels) and all(isinstance(kernel, int | None) for kernel in kernels))
+        sizes = [
+            *(kernel for row in self.choices for kernel in row),
+            *(n for row in self.stages for pair in row for n in pair),
+        ]
+        return bool(sizes) and all(size is None or (isinstance(size, int) and 0 < size < 100) for size in sizes)
 
     @classmethod
     def of(cls, architecture: Architecture | ElasticArchitecture) -> "Design":
@@ -97,6 +100,7 @@ class Found:
     validation: float | None = None
     test: float | None = None
     design: Design | None = None
+    data: str = ""  # the data set, when it is known
 
     @property
     def miss(self) -> float | None:
@@ -127,10 +131,16 @@ class RunResults:
         """Of targets and costs of search.py."""
         return LATENCY if self.config.get("cost") == "latency" else MACS
 
+    @property
+    def data(self) -> str:
+        """What images the accuracies are of; empty where the config of the run does not say it."""
+        name = str(self.config.get("dataset") or "")
+        return f"{name} {self.config.get('dataset_dir')}" if name == "imagefolder" else name
+
     def add(self, method: str, file: str, cost: float | None, **more) -> None:
-        """A `Found`; numbers that are not finite are left out."""
-        given = {key: number(value) if isinstance(value, int | float) else value for key, value in more.items()}
-        self.found.append(Found(method, self.name, file, number(cost), **given))
+        """A `Found`; what ought to be a finite number, but is none, is left out."""
+        given = {key: value if key in ("axis", "design") else number(value) for key, value in more.items()}
+        self.found.append(Found(method, self.name, file, number(cost), data=self.data, **given))
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Path]:
@@ -164,6 +174,8 @@ def read_run(folder: Path, name: str) -> RunResults:
 
 # -- stages with a run folder ----------------------------------------------------------------------------------------
 
+# Which stage logs what, for runs that did not record it.
+STAGES = {"warm-up": "search", "generator": "search", "scratch": "train_cifar", "imagenet": "train_imagenet"}
 EXPECTED = {  # what a finished run has
     "search": ("metrics.jsonl", "supernet_evaluate.csv", "architectures.json"),
     "train_cifar": ("metrics.jsonl", "architecture.json", "result.json"),
@@ -177,6 +189,7 @@ def _read_stage(run: RunResults) -> None:
     for name in run.there("metrics.jsonl"):
         with run.reading(name) as file:
             _add_curves(run, json_lines(run, file))
+    run.stage = run.stage or next((STAGES[name] for name in run.curves if name in STAGES), "")
     _read_search(run)
     _read_trained(run)
     expected = [] if run.config.get("supernet") == "elastic" else EXPECTED.get(run.stage, ())
@@ -204,7 +217,7 @@ def _add_curves(run: RunResults, rows: Iterator[dict]) -> None:
     """A later line counts for an epoch that has two: that of the run that was resumed."""
     for row in rows:
         quantities = run.curves.setdefault(str(row.pop("stage")), {})
-        epoch = int(row.pop("epoch"))
+        epoch = int(number(row.pop("epoch")) or 0)
         for key, value in row.items():
             if (value := number(value)) is not None:
                 quantities.setdefault(key, {})[epoch] = value
@@ -254,14 +267,15 @@ def architecture_of_text(text: str) -> Architecture:
 
 def _read_trained(run: RunResults) -> None:
     """A network and, when its training is over, what it reached: with the last weights, and with averaged ones."""
-    design, costs, result = None, {}, {}
+    design, costs, result, top1 = None, {}, {}, None
     for name in run.there("architecture.json"):
         with run.reading(name) as file:
             blueprint, record = load_blueprint(file)
-            design, costs = Design.of_blueprint(blueprint), record.get("costs") or {}
+            design, costs = Design.of_blueprint(blueprint), dict(record.get("costs") or {})
     for name in run.there("result.json"):
         with run.reading(name) as file:
             result = dict(json.loads(file.read_text()))
+            top1 = float(result.get("last", result)["top1"])  # train_imagenet.py has "last"
     if design is None and not result:
         return
     costs = {**costs, **result}
@@ -271,8 +285,7 @@ def _read_trained(run: RunResults) -> None:
     given = {"params_m": costs.get("params_m"), "target": target, "design": design}
     file = "result.json" if result else "architecture.json"
     cost = costs.get("macs_m")
-    scores = result.get("last") if isinstance(result.get("last"), dict) else result  # train_imagenet.py has "last"
-    run.add(method, file, cost, test=scores.get("top1"), **given)
+    run.add(method, file, cost, test=top1, **given)
     if isinstance(result.get("ema"), dict):
         run.add(f"{method}, averaged weights", file, cost, test=result["ema"].get("top1"), **given)
 
@@ -356,7 +369,7 @@ def csv_rows(file: Path) -> list[dict[str, str]]:
 
 
 def number(value) -> float | None:
-    """A finite number, or None."""
+    """A finite number, or None; also for one that no axis can show."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if np.isfinite(value) else None
+    return float(value) if abs(value) < 1e100 else None

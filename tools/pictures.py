@@ -113,19 +113,22 @@ def miss_pictures(run: RunResults, draw: Drawing) -> Iterable[Picture]:
 
 
 def accuracy_pictures(found: list[Found], kind: str, draw: Drawing) -> list[Picture]:
-    """One for each kind of cost. The `kind` of accuracy is never mixed with the other one."""
+    """One for each data set and kind of cost. The `kind` of accuracy is never mixed with the other one."""
     measured = [one for one in found if getattr(one, kind) is not None and one.cost is not None]
-    pictures = []
-    for axis in dict.fromkeys(one.axis for one in measured):
-        here = [one for one in measured if one.axis == axis]
-        key = method_names(here)
-        series = grouped(here, key, lambda one: (one.cost, getattr(one, kind)))
-        best = max(here, key=lambda one: getattr(one, kind))
-        counts = "; ".join(f"{name}: {len(points)}" for name, points in series.items())
-        label = f"Top-1 accuracy against {axis}. {counts}. The best has {getattr(best, kind):.2f} %"
-        caption = f"Top-1 against {axis}. A line is the front of its method. Points: {counts}."
-        pictures.append(Picture(draw(figures.fronts(series, axis), label), caption))
-    return pictures
+    several = len({one.data for one in measured} - {""}) > 1  # else those that do not say it are of the same one
+    groups: dict[tuple[str, str], list[Found]] = {}
+    for one in measured:
+        groups.setdefault((one.axis, one.data if several else ""), []).append(one)
+    return [accuracy_picture(own, kind, several, draw) for own in groups.values()]
+
+
+def accuracy_picture(found: list[Found], kind: str, several: bool, draw: Drawing) -> Picture:
+    axis, best = found[0].axis, max(getattr(one, kind) for one in found)
+    series = grouped(found, method_names(found), lambda one: (one.cost, getattr(one, kind)))
+    counts = "; ".join(f"{name}: {len(points)}" for name, points in series.items())
+    what = f"Top-1 against {axis}" + (f", on {found[0].data or 'a data set not recorded'}" if several else "")
+    picture = draw(figures.fronts(series, axis), f"{what}. {counts}. The best has {best:.2f} %")
+    return Picture(picture, f"{what}. A line is the front of its method. Points: {counts}.")
 
 
 def method_names(found: list[Found]) -> Callable[[Found], str]:
@@ -142,16 +145,21 @@ def agreement_pictures(run: RunResults, draw: Drawing) -> Iterable[Picture]:
     both = grouped(run.found, lambda one: one.method, lambda one: (one.validation, one.test))
     if not both:
         return
-    says = f"{sum(map(len, both.values()))} answers."
-    ranked = [one for one in run.found if one.method == "tools.rank: random" and one.target is None]
-    ranked = [one for one in ranked if None not in (one.cost, one.validation, one.test)]
-    if len(ranked) > 2:
-        costs, expected, true = np.array([(one.cost, one.validation, one.test) for one in ranked]).T
-        taus = [("the supernet", *kendall(expected, true)), ("cost alone", *kendall(costs, true))]
-        said = [f"{what} {tau:.3f} (95 % interval {low:.3f} to {high:.3f})" for what, tau, low, high in taus]
-        says += f" Kendall tau with the test accuracy of {len(ranked)} random ones: {', '.join(said)}."
+    says = f"{sum(map(len, both.values()))} answers. {correlations(run.found)}"
     label = f"Test accuracy after training against accuracy with the supernet's weights. {says}"
     yield Picture(draw(figures.agreement(both), label), f"{run.name}: {says}")
+
+
+def correlations(found: list[Found]) -> str:
+    """Kendall tau of tools.rank's random architectures, in words; empty where there are too few, or all the same."""
+    ranked = [one for one in found if one.method == "tools.rank: random" and one.target is None]
+    said = []
+    for what, key in (("the supernet", "validation"), ("cost alone", "cost")):
+        pairs = grouped(ranked, lambda one: "", lambda one: (getattr(one, key), one.test)).get("", np.empty((0, 2)))
+        if len(pairs) > 2 and np.ptp(pairs, axis=0).all():
+            tau, low, high = kendall(*pairs.T)
+            said.append(f"{what} {tau:.3f} (95 % interval {low:.3f} to {high:.3f})")
+    return f"Kendall tau with the test accuracy of {len(ranked)} random ones: {', '.join(said)}." if said else ""
 
 
 def iteration_pictures(run: RunResults, draw: Drawing) -> Iterable[Picture]:
@@ -222,8 +230,10 @@ def best_of(found: list[Found]) -> set[Found]:
 
 def card(number: int, design: Design, own: list[Found], draw: Drawing) -> Card:
     first, says = own[0], []
-    says.append(f"{first.cost:.3f} ({first.axis})" if first.cost is not None else "cost unknown")
-    says += [f"{one.method}, target {one.target:g}" if one.target else one.method for one in own]
+    says.append(f"{first.cost:.3f} {first.axis.split(', ')[-1]}" if first.cost is not None else "cost unknown")
+    for method in dict.fromkeys(one.method for one in own):
+        targets = dict.fromkeys(f"{one.target:g}" for one in own if one.method == method and one.target)
+        says.append(f"{method} for {', '.join(targets)}" if targets else method)
     says += [f"validation top-1 {one.validation:.2f} %" for one in own if one.validation is not None]
     says += [f"test top-1 {one.test:.2f} %" for one in own if one.test is not None]
     says += [f"{design.resolution} x {design.resolution} pixels"] if design.resolution else []

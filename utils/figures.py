@@ -35,7 +35,7 @@ STYLE = {
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 10.5,
-    "lines.markersize": 5,
+    "lines.markersize": 6,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -91,8 +91,8 @@ def curves(lines: Mapping[str, Mapping[int, float]], quantity: str, step: str = 
     figure, axes = _picture(lines)
     for (name, curve), marker in zip(lines.items(), cycle(MARKERS)):
         at = sorted(curve)
-        often = None if len(at) > 20 else marker
-        axes.plot(at, [curve[x] for x in at], label=name, marker=often, linewidth=1.6)
+        often = None if len(at) > 25 else marker
+        axes.plot(at, [curve[x] for x in at], label=name, marker=often, markersize=4, linewidth=1.6)
     values = [value for curve in lines.values() for value in curve.values()]
     if values and min(values) > 0 and max(values) > SPAN_OF_LOGARITHMS * min(values):
         axes.set_yscale("log")
@@ -111,7 +111,7 @@ def fronts(series: Series, cost: str) -> Figure:
         best = points[front(points)]
         axes.plot(*points.T, marker, color=colour, alpha=0.75, markeredgewidth=0, label=name)
         axes.plot(*best.T, color=colour, drawstyle="steps-post", linewidth=1.4, gid=f"front-{index}")
-    axes.set(xlabel=cost, ylabel="top-1, %")
+    axes.set(xlabel=cost, ylabel="top-1, %", ylim=(None, min(axes.get_ylim()[1], 101)))
     return _with_legend(figure)
 
 
@@ -215,7 +215,7 @@ def _bars(bars: list[tuple], empty: list[tuple], columns: float, rows: float) ->
         outline = {"facecolor": "none", "edgecolor": INK, "alpha": 0.22, "linewidth": 0.6}
         axes.add_patch(Rectangle((centre - 0.4, bottom), 0.8, height, clip_on=False, gid=gid, **outline))
     for centre, bottom, height, kernel, gid in bars:
-        width = min(0.2 + 0.1 * kernel, 0.95)
+        width = min(0.15 + 0.1 * kernel, 0.95)
         filled = {"facecolor": kernel_colour(kernel), "linewidth": 0}
         axes.add_patch(Rectangle((centre - width / 2, bottom), width, height, clip_on=False, gid=gid, **filled))
     return figure
