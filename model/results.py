@@ -285,7 +285,7 @@ def _read_trained(run: RunResults) -> None:
     given = {"params_m": costs.get("params_m"), "target": target, "design": design}
     file = "result.json" if result else "architecture.json"
     cost = costs.get("macs_m")
-    run.add(method, file, cost, test=top1, **given)
+    run.add(method if top1 is not None else f"{method}, not finished", file, cost, test=top1, **given)
     if isinstance(result.get("ema"), dict):
         run.add(f"{method}, averaged weights", file, cost, test=result["ema"].get("top1"), **given)
 

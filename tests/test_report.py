@@ -377,6 +377,15 @@ def test_a_later_line_of_an_epoch_counts(run):
     assert all(np.isfinite(list(curve.values())).all() for curve in curves.values())
 
 
+def test_a_training_under_way_has_a_picture_and_no_accuracy(trained, tmp_path):
+    net = shutil.copytree(trained, tmp_path / "net", ignore=shutil.ignore_patterns("*.pth"))
+    (net / "result.json").unlink()
+    page = made(net, out=tmp_path / "report.html")
+    [row] = page.rows()
+    assert (row["method"], row["test top-1 %"], row["picture"]) == ("trained from scratch, not finished", "", "1")
+    assert "not there, or not yet: result.json" in [text for _, text in page.all("li")]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 1}', b"[[1], 2]", b"\xff\xfe\x00", b"<b>1,2\n3", None])
 def test_broken_and_missing_files_leave_the_rest(searched, trained, evolution, tmp_path, content):
     names = {

@@ -111,7 +111,7 @@ def fronts(series: Series, cost: str) -> Figure:
         best = points[front(points)]
         axes.plot(*points.T, marker, color=colour, alpha=0.75, markeredgewidth=0, label=name)
         axes.plot(*best.T, color=colour, drawstyle="steps-post", linewidth=1.4, gid=f"front-{index}")
-    axes.set(xlabel=cost, ylabel="top-1, %", ylim=(None, min(axes.get_ylim()[1], 101)))
+    axes.set(xlabel=cost, ylabel="top-1, %", ylim=(None, min(axes.get_ylim()[1], 100.8)))
     return _with_legend(figure)
 
 
