@@ -143,8 +143,10 @@ def test_a_block_is_as_high_as_its_expansion_ratio():
 def test_the_band_holds_what_misses_by_half_a_percent():
     points = np.array([[100, 100.5], [100, 100.51], [200, 199.0], [200, 198.9], [3, 3.0]])
     assert figures.within(points).tolist() == [True, False, True, False, True]
-    [band] = figures.misses({"a": points}, "M").findobj(lambda artist: artist.get_gid() == "band")
-    assert (band.get_y(), band.get_y() + band.get_height()) == (-0.5, 0.5)
+    figure = figures.misses({"a": points}, "M")
+    [band] = figure.findobj(lambda artist: artist.get_gid() == "band")
+    extent = band.get_window_extent().transformed(figure.axes[1].transData.inverted())
+    assert (extent.y0, extent.y1) == pytest.approx((-0.5, 0.5))
 
 
 def luminance(colour: str) -> float:
