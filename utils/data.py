@@ -91,6 +91,20 @@ def load_test_images(
     in_memory: int = SMALL,
 ) -> Images:
     """The test part alone, so that it needs no training images beside it; of parts on disk another one if named."""
+    return _load_part(name, directory, size, classes, False, part, strict, in_memory)
+
+
+def load_training_images(
+    name: str, directory: str, size: int, classes: int, strict: bool = False, in_memory: int = SMALL
+) -> Images:
+    """The training part alone."""
+    return _load_part(name, directory, size, classes, True, "train", strict, in_memory)
+
+
+def _load_part(
+    name: str, directory: str, size: int, classes: int, training: bool, part: str | None, strict: bool, in_memory: int
+) -> Images:
+    """The training or the test part; of parts on disk the one that is named. UserError when it has other `classes`."""
     if name in ON_DISK:
         parts = _Parts(Path(directory), name == PACKED, size, strict, in_memory)
         images, names = parts.read(part or parts.test)
@@ -98,11 +112,12 @@ def load_test_images(
             raise UserError(f"classes: {directory} has {len(names)} class folders, the network {classes} classes")
         return images
     if name in SETS:
-        images, found = read_part(name, directory, False, size, True, strict, in_memory)
+        images, found = read_part(name, directory, training, size, True, strict, in_memory)
         if found != classes:
             raise UserError(f"classes: {name} in {directory} has {found}, the network {classes}")
         return images
-    return load_dataset(name, directory, size, classes, strict=strict).test
+    dataset = load_dataset(name, directory, size, classes, strict=strict)
+    return dataset.train if training else dataset.test
 
 
 def _digits(size: int) -> Dataset:

@@ -1,0 +1,223 @@
+"""A trained network and its data: what a checkpoint says of them, or a command line for weights that say nothing.
+
+A checkpoint of `train_cifar.py` or `train_imagenet.py` knows its architecture, options and data set. For other weights
+a config and a target (or a file, or a `net.config` of NSGANetV2) say which architecture they belong to.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from model import blueprint as blueprints
+from model.blueprint import Blueprint
+from model.build import build_space
+from model.generation import choose
+from utils import checkpoint
+from utils.command import Parser, boolean, positive, positive_number
+from utils.config import load_config
+from utils.data import SETS, SMALL, load_test_images, load_training_images
+from utils.errors import UserError
+from utils.image_sets import IMAGE_SETS, known_set
+from utils.images import EncodedImages, Images
+from utils.loader import Loader, Normalisation, Resized, loader
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network to be, its options, its data and its weights; `file` is the checkpoint, `payload` what it holds."""
+
+    file: Path
+    payload: dict
+    blueprint: Blueprint
+    options: dict
+    data: dict
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """With its weights, in evaluation mode; UserError when they are not those of the architecture."""
+        network = self.blueprint.network(self.options)
+        checkpoint.load_into(network, checkpoint.weights(self.payload, self.file), self.file)
+        return network.eval()
+
+    @property
+    def read_size(self) -> int:
+        """The side in pixels at which images are read."""
+        return self.data.get("image_size", self.blueprint.image_size)
+
+    @property
+    def image_size(self) -> int:
+        """The side in pixels at which the network sees them."""
+        return self.data.get("network_size") or self.read_size
+
+    @property
+    def classes(self) -> int:
+        return self.data.get("classes", self.blueprint.classes)
+
+    @property
+    def chosen_by(self) -> str | None:
+        """On which images the checkpoint looks better than it is, when it was chosen by some."""
+        return self.payload.get("chosen_by")
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(tuple(self.data["mean"]), tuple(self.data["std"]))
+
+    @property
+    def view(self) -> str | None:
+        """How images are brought to size (`utils.images.VIEWS`); None for small ones, of which all is seen."""
+        known = known_set(self.data["dataset"]) if self.data["dataset"] in SETS else None
+        if self.read_size <= self.data.get("in_memory", SMALL) or (known is not None and known.side is not None):
+            return None
+        return self.data.get("view", known.view if known is not None else "bicubic")
+
+    def test_images(self, strict: bool = False) -> Images:
+        source = (self.data["dataset"], self.data["dataset_dir"], self.read_size, self.classes, self.data.get("part"))
+        return self._seen(load_test_images(*source, strict=strict, in_memory=self.data.get("in_memory", SMALL)))
+
+    def training_images(self, strict: bool = False) -> Images:
+        source = (self.data["dataset"], self.data["dataset_dir"], self.read_size, self.classes)
+        return self._seen(load_training_images(*source, strict=strict, in_memory=self.data.get("in_memory", SMALL)))
+
+    def _seen(self, images: Images) -> Images:
+        known = isinstance(images, EncodedImages) and "view" in self.data
+        return replace(images, view=self.data["view"]) if known else images
+
+    def batches(self, images: Images, batch_size: int, workers: int = 0) -> Loader | Resized:
+        """`images` as the network sees them when it is evaluated."""
+        batches = loader(images, batch_size, self.normalisation, workers=workers)
+        size = self.data.get("network_size")
+        return Resized(batches, size, "bicubic") if size else batches
+
+
+# -- command lines ---------------------------------------------------------------------------------------------------
+
+
+def add_network_options(parser: Parser) -> None:
+    """Which network, and on which data; `check_network_options` reads the rest out of what was given."""
+    parser.add_argument("data", nargs="?", help="folder of the data set; default: what the checkpoint or config says")
+    parser.add_argument("--data", dest="data_dir", metavar="DIR", help="the same, as NSGANetV2 spells it")
+    parser.add_argument("--checkpoint", "--pretrained", required=True, type=Path)
+    parser.add_argument(
+        "--config_path", "--cfg", metavar="CFG", help="config file of weights that know no architecture"
+    )
+    parser.add_argument(
+        "--target_flops", type=positive_number, help="target whose architecture the config's generator gives"
+    )
+    parser.add_argument(
+        "--architecture", type=Path, metavar="FILE", help="architecture.json, or a list, instead of a target"
+    )
+    parser.add_argument("-m", "--model", metavar="NET.CONFIG", help="the published description of a network")
+    parser.add_argument("--dataset", choices=tuple(IMAGE_SETS), help="with --model: the data set's name")
+    parser.add_argument("--img-size", type=positive, help="with --model: pixels at which the network sees the images")
+    parser.add_argument("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
+    parser.add_argument("--activation", help="relu6 or hswish")
+    parser.add_argument("--lmdb", action="store_true", help="the folder holds LMDB files (utils/folder2lmdb.py)")
+    parser.add_argument("--strict-data", action="store_true", help="stop at an image that cannot be read")
+
+
+def check_network_options(parser: Parser, args: argparse.Namespace) -> None:
+    """Complete what `add_network_options` read."""
+    args.data = args.data or args.data_dir
+    for name in ("dataset", "img_size"):
+        if getattr(args, name) is not None and args.model is None:
+            parser.error(f"--{name.replace('_', '-')} goes with --model")
+
+
+def open_trained(args: argparse.Namespace) -> Trained:
+    """What a command line with `add_network_options` names: as the checkpoint says, unless the line says otherwise."""
+    payload = checkpoint.load(args.checkpoint)
+    if args.model:
+        blueprint, options, data = _published(args, payload)
+    elif payload.get("kind") in blueprints.KINDS:
+        blueprint, options = own_network(args.checkpoint, payload)
+        data = _own_data(args.checkpoint, payload, blueprint)
+    else:
+        blueprint, options, data = _by_config(args)
+    for name in ("se", "activation"):
+        if getattr(args, name) is not None:
+            if name not in blueprint.names:
+                raise UserError(f"--{name}: networks of this kind have it as their architecture says")
+            options[name] = getattr(args, name)
+    if args.data:
+        data["dataset_dir"] = args.data
+    if args.data and not args.lmdb and data["dataset"] == "imagenet_lmdb" and not args.config_path:
+        data["dataset"] = "imagenet"
+    if args.lmdb:
+        data["dataset"] = "imagenet_lmdb"
+    elif args.data and args.config_path and (Path(args.data) / "val").is_dir():  # the published line, on any config
+        data |= {"dataset": "imagefolder", "part": "val"}
+    return Trained(args.checkpoint, payload, blueprint, options, data)
+
+
+# -- what describes a network ----------------------------------------------------------------------------------------
+
+
+def own_network(file: Path, payload: dict) -> tuple[Blueprint, dict]:
+    """The network that a checkpoint of ours describes, and its options; UserError where something is missing."""
+
+    def read() -> tuple[Blueprint, dict]:
+        blueprint = blueprints.described(payload)
+        return blueprint, {name: payload["options"][name] for name in blueprint.names if name != "drop_path"}
+
+    return _of_checkpoint(file, read)
+
+
+def _own_data(file: Path, payload: dict, blueprint: Blueprint) -> dict:
+    def read() -> dict:
+        data = payload["data"]
+        return {
+            **{name: str(data[name]) for name in ("dataset", "dataset_dir")},
+            **{name: tuple(map(float, data[name])) for name in ("mean", "std")},
+            "image_size": int(data.get("image_size", blueprint.image_size)),
+            "classes": int(data.get("classes", blueprint.classes)),
+            "in_memory": int(data.get("in_memory", SMALL)),
+            "network_size": int(data.get("network_size") or 0),
+        }
+
+    return _of_checkpoint(file, read)
+
+
+def _of_checkpoint(file: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except UserError as error:
+        raise UserError(f"{file}: it does not describe its network ({error})") from None
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{file}: it does not describe its network ({type(error).__name__}: {error})") from None
+
+
+def _published(args: argparse.Namespace, payload: dict) -> tuple[Blueprint, dict, dict]:
+    """A `net.config` with weights of its own, on a data set by name, as NSGANetV2's command line says it."""
+    if args.dataset is None or args.data is None:
+        raise UserError("--model: --dataset and --data must say what its network is validated on")
+    known, weights = known_set(args.dataset), checkpoint.weights(payload, args.checkpoint)
+    blueprint = blueprints.PlainBlueprint.load(args.model, args.img_size)
+    size, network_size = known.sizes(blueprint.image_size)
+    classifier = weights.get(blueprints.CLASSIFIER[0])
+    blueprint = blueprint.with_classes(len(classifier)) if classifier is not None else blueprint
+    data = {"dataset": args.dataset, "dataset_dir": args.data, "mean": known.mean, "std": known.std}
+    data |= {"image_size": size, "network_size": network_size, "in_memory": 0, "view": known.view}
+    return blueprint, {}, data
+
+
+def _by_config(args: argparse.Namespace) -> tuple[Blueprint, dict, dict]:
+    if not args.config_path:
+        raise UserError(
+            f"{args.checkpoint}: it does not say its architecture; give --config_path with --target_flops "
+            "or --architecture"
+        )
+    if args.target_flops is None and args.architecture is None:
+        raise UserError("--target_flops or --architecture must say which architecture these weights belong to")
+    config = load_config(args.config_path)
+    space = build_space(config)
+    architecture = choose(config, space, args.target_flops, args.architecture).architecture
+    data = {"dataset": config.dataset, "dataset_dir": config.dataset_dir, "mean": config.mean, "std": config.std}
+    options = {"se": config.se, "activation": config.activation, "dropout": config.dropout}
+    return blueprints.blueprint_of(space, architecture), options, data
