@@ -113,7 +113,10 @@ class _CellStack(nn.Module):
         """Logits `[B, classes]` of a path `[L, 1, K]` from the features of `stem`."""
         rows = path[:, 0]
         hard = not path.requires_grad and bool(((path == 0) | (path == 1)).all())
-        shares = rows.tolist() if hard else [list(row) for row in rows]
+        return self.through(features, rows.tolist() if hard else [list(row) for row in rows])
+
+    def through(self, features: Tensor, shares: list[list[float | Tensor]]) -> Tensor:
+        """As `classify`, with `shares [L][K]` of the operations, as cells take them."""
         for index, stage in enumerate(self.stages):
             for cell in stage:
                 features = cell(features, shares)
@@ -158,10 +161,10 @@ class CellNetwork(_CellStack):
     ):
         offered = [tuple(choice for choice in row if choice is not None) for row in architecture.choices]
         super().__init__(space, cells or space.cells, offered, rng)
-        self.register_buffer("path", space.encode(architecture), persistent=False)
+        self.shares = space.encode(architecture)[:, 0].tolist()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.stem(images), self.path)
+        return self.through(self.stem(images), self.shares)
 
     def reset_classifier(self, classes: int, rng: torch.Generator) -> None:
         """A new classifier at random, N(0, 0.01), for `classes`."""
