@@ -1,0 +1,208 @@
+"""Networks as timm's own: a module that registers one with timm, and a file of its weights beside it.
+
+The module needs torch and timm alone. It defines what timm would choose otherwise: width and gate of squeeze-excite, a
+stride of the stem other than 2, and widths that are no multiples of 8.
+"""
+
+import ast
+import importlib.util
+import keyword
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from string import Template
+from types import ModuleType
+
+import timm
+from safetensors.torch import save
+from timm.models import is_model, model_entrypoint
+from torch import Tensor, nn
+
+from tools.timm_network import TimmNetwork, described
+from utils.errors import UserError
+
+_HEAD = Template('''"""A network that one-shot architecture search found, on the classes of timm.
+
+    import timm, $name
+    network = timm.create_model($quoted, pretrained=True)
+
+It needs torch and timm; its weights lie beside this file, in $weights.
+"""
+
+from functools import partial
+from pathlib import Path
+
+${layers}from timm.models import _efficientnet_blocks as timm_blocks
+from timm.models import _efficientnet_builder as timm_builder
+from timm.models import build_model_with_cfg, register_model
+from timm.models.$base import $base_class
+from torch import nn
+
+STAGES = [
+$stages]
+OPTIONS = {
+$options}
+LEVELS = $levels  # of features
+
+default_cfgs = {
+    $quoted: {
+        "file": str(Path(__file__).with_name($weights)),
+$config    }
+}
+
+
+def squeeze_excite(channels, act_layer=None, **kwargs):
+    """With a ReLU inside, and a hard sigmoid as its gate."""
+    inner = $squeezed
+    gate = {"act_layer": nn.ReLU, "gate_layer": "hard_sigmoid"}
+    return timm_blocks.SqueezeExcite(channels, rd_channels=inner, **gate, **kwargs)
+
+
+class Network($base_class):
+    def __init__(self, **kwargs):
+        options = {**OPTIONS, **kwargs}
+        norm_layer = partial(nn.BatchNorm2d, **timm_builder.resolve_bn_args(options))
+        norm_layer = options.setdefault("norm_layer", norm_layer)
+        options["act_layer"] = timm_builder.resolve_act_layer(options)
+        stages = timm_builder.decode_arch_def(STAGES)
+        super().__init__(stages, round_chs_fn=int, se_layer=squeeze_excite, **options)
+''')
+
+_STEM = Template("""        self.conv_stem.stride = ($stride, $stride)  # timm's is 2
+        for info in self.feature_info:
+            info["reduction"] = info["reduction"] * $stride // 2
+""")
+
+_WIDTHS = Template('''        for name, channels in $widths.items():
+            set_width(self.get_submodule(name), channels, norm_layer)
+        timm_builder.efficientnet_init_weights(self)
+
+
+def set_width(block, channels, norm_layer):
+    """Give a block middle channels that are no multiple of 8, to which timm rounds."""
+    norm = get_norm_act_layer(norm_layer, type(block.bn1.act))
+    like, parts = block.conv_pw.weight, list(block.conv_dw.modules())
+    convs = [part for part in parts if isinstance(part, nn.Conv2d)]
+    kernels = [conv.kernel_size[0] for conv in convs]
+    how = {"stride": convs[0].stride, "dilation": convs[0].dilation, "groups": channels}
+    block.conv_pw = create_conv2d(block.conv_pw.in_channels, channels, 1)
+    block.bn1, block.bn2 = (norm(channels, inplace=True) for _ in range(2))
+    block.conv_dw = create_conv2d(channels, channels, kernels if len(kernels) > 1 else kernels[0], **how)
+    if isinstance(block.se, timm_blocks.SqueezeExcite):
+        block.se = squeeze_excite(channels)
+    block.conv_pwl = create_conv2d(channels, block.conv_pwl.out_channels, 1)
+    block.to(like)
+''')
+
+_ENTRY = Template("""
+
+@register_model
+def $name(pretrained=False, **kwargs):
+    features = {"out_indices": tuple(range(LEVELS)), "flatten_sequential": True}
+    return build_model_with_cfg(Network, $quoted, pretrained, feature_cfg=features, **kwargs)
+""")
+
+# What timm calls the ways in which images come to size (`utils.images.VIEWS`; None: all of a small image is seen).
+VIEWS = {
+    None: {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
+    "squash": {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
+    "bicubic": {"interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"},
+    "bilinear": {"interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"},
+}
+
+
+def module_text(name: str, weights: str, network: TimmNetwork, config: dict) -> str:
+    """The source of the module `name`, whose weights are in the file `weights` beside it; `config` is timm's."""
+    layers = ["create_conv2d", "get_norm_act_layer"] * bool(network.odd_widths)
+    layers += ["make_divisible"] * ("make_divisible" in network.squeezed)
+    values = {
+        "layers": f"from timm.layers import {', '.join(layers)}\n" if layers else "",
+        **{"name": name, "quoted": repr(name), "weights": repr(weights), "squeezed": network.squeezed},
+        **{"base": network.base, "base_class": network.base_class, "levels": network.levels},
+        **{"stages": _lines(network.texts), "options": _lines(network.options), "config": _lines(config, 8)},
+        **{"stride": network.stem_stride, "widths": repr(network.odd_widths)},
+    }
+    parts = [_HEAD, *[_STEM] * (network.stem_stride != 2), *[_WIDTHS] * bool(network.odd_widths), _ENTRY]
+    return "".join(part.substitute(values) for part in parts)
+
+
+def _lines(value: list | dict, indent: int = 4) -> str:
+    """The entries of a list or dictionary as Python reads them, a line for each."""
+    entries = [f"{key!r}: {item!r}" for key, item in value.items()] if isinstance(value, dict) else map(repr, value)
+    return "".join(f"{' ' * indent}{entry},\n" for entry in entries)
+
+
+def check_name(name: str, text: str) -> None:
+    """UserError for a name under which the module `text` cannot be imported, or which means something else."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise UserError(f"--out {name}.py: Python cannot import this name; use letters, digits and _")
+    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    if name in used | {"timm", "torch"} | sys.stdlib_module_names or (is_model(name) and not _is_exported(name)):
+        raise UserError(f"--out {name}.py: this name means something else to Python or timm; choose another")
+
+
+def _is_exported(name: str) -> bool:
+    """Whether a network is none of timm's own, but of a module like these."""
+    return not model_entrypoint(name).__module__.startswith("timm.")
+
+
+# -- writing and running ---------------------------------------------------------------------------------------------
+
+
+def write(file: Path, network: nn.Module, image_size: int, data: dict, view: str | None) -> list[Path]:
+    """Write the module `file` and its weights; returns both. `data` has mean, std and classes."""
+    weights = file.with_suffix(".safetensors")
+    config = {
+        "input_size": (3, image_size, image_size), "num_classes": data["classes"], **VIEWS[view],
+        "mean": tuple(data["mean"]), "std": tuple(data["std"]), "first_conv": "conv_stem", "classifier": "classifier",
+    }  # fmt: skip
+    found = described(network)
+    check_name(file.stem, module_text("_", weights.name, found, config))
+    file.write_text(module_text(file.stem, weights.name, found, config), encoding="utf-8")
+    with imported(file):
+        other = timm.create_model(file.stem)
+    state = mapped(network, other)
+    weights.write_bytes(save({key: value.contiguous() for key, value in state.items()}))
+    return [weights, file]
+
+
+def mapped(network: nn.Module, other: nn.Module) -> dict[str, Tensor]:
+    """The weights of `network` under the names of `other`, which has the same layers in the same order.
+
+    UserError where it has not.
+    """
+    ours, theirs = network.state_dict(), other.state_dict()
+    names = list(zip_longest(ours, theirs))
+    for own, name in names:
+        if own is None or name is None or ours[own].shape != theirs[name].shape or _last(own) != _last(name):
+            raise UserError(f"--format timm: {own} of this network is not {name} of timm's")
+    return {name: ours[own] for own, name in names}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+@contextmanager
+def imported(file: Path) -> Iterator[ModuleType]:
+    """The module in `file`, under a name that no other one has; with it, timm knows the network."""
+    name = f"exported_to_timm_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where timm looks for it
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an earlier export may have had the same name
+            spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[name]
+
+
+def runner(file: Path) -> Callable[[Tensor], Tensor]:
+    """`run(images [B, 3, S, S]) -> logits [B, classes]` by timm's network with the weights beside `file`."""
+    with imported(file):
+        return timm.create_model(file.stem, pretrained=True).eval()
