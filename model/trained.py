@@ -5,6 +5,7 @@ a config and a target (or a file, or a `net.config` of NSGANetV2) say which arch
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -154,6 +155,58 @@ def open_trained(args: argparse.Namespace) -> Trained:
     elif args.data and args.config_path and (Path(args.data) / "val").is_dir():  # the published line, on any config
         data |= {"dataset": "imagefolder", "part": "val"}
     return Trained(args.checkpoint, payload, blueprint, options, data)
+
+
+# -- without data ----------------------------------------------------------------------------------------------------
+
+
+def load_network(
+    architecture: str | Path | None, file: str | Path | None, kinds: tuple[str, ...], options: dict
+) -> nn.Module:
+    """The network of an architecture.json or net.config, or else of the checkpoint `file`; in evaluation mode.
+
+    With the weights in `file`, or without one at random; its `options` are what the checkpoint says, unless they are
+    given. UserError when the network is of none of `kinds`, or anything does not fit.
+    """
+    if architecture is None and file is None:
+        raise UserError("architecture or checkpoint must be given")
+    payload = checkpoint.load(file) if file is not None else {}
+    described, own = None, {}
+    if payload.get("kind") in blueprints.KINDS:
+        described, own = own_network(Path(file), payload)
+    elif architecture is None:
+        raise UserError(f"{file}: it does not say its architecture; give one, too")
+    blueprint = _read_blueprint(Path(architecture)) if architecture is not None else described
+    if blueprint.kind not in kinds:
+        raise UserError(
+            f"{architecture or file}: a network of kind {blueprint.kind}; here it must be {' or '.join(kinds)}"
+        )
+    unknown = sorted(options.keys() - set(blueprint.names))
+    if unknown:
+        allowed = ", ".join(blueprint.names) or "none"
+        raise UserError(f"option {unknown[0]}: networks of kind {blueprint.kind} have {allowed}")
+    if file is None:
+        return blueprint.network(options).eval()
+    weights = checkpoint.weights(payload, file)
+    classifier = weights.get(blueprints.CLASSIFIER[0])
+    if isinstance(blueprint, blueprints.PlainBlueprint) and classifier is not None:
+        blueprint = blueprint.with_classes(len(classifier))
+    network = blueprint.network({**{name: own[name] for name in own if name in blueprint.names}, **options})
+    checkpoint.load_into(network, weights, file)
+    return network.eval()
+
+
+def _read_blueprint(file: Path) -> Blueprint:
+    """That of an architecture.json, or of a `net.config`, which says no format."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as an architecture ({error})") from None
+    if isinstance(record, list):
+        raise UserError(f"{file}: a list of architectures does not say their space; give an architecture.json")
+    if isinstance(record, dict) and "format" not in record:
+        return blueprints.PlainBlueprint.load(file)
+    return blueprints.load_blueprint(file)[0]
 
 
 # -- what describes a network ----------------------------------------------------------------------------------------

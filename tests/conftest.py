@@ -66,15 +66,28 @@ def mixed_space(se: bool = False) -> UnifiedSpace:
     )
 
 
-@pytest.fixture(params=["plain", "wide maps", "mixed", "mixed with squeeze-excite"])
+def plain_space() -> UnifiedSpace:
+    layers = (LayerSpec(4, 6, 2, 6, (3, 5, 7)), LayerSpec(6, 6, 1, 6, (3, 5, 7)))
+    return UnifiedSpace(layers, 10, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12)
+
+
+def wide_space() -> UnifiedSpace:
+    """Maps on which CPUs have our own weight gradients: 8x8, then 4x4."""
+    layers = tuple(LayerSpec(4, 4, stride, 6, (3, 5, 7)) for stride in (1, 2, 1))
+    return UnifiedSpace(layers, 8, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12)
+
+
+SMALL_SPACES = {
+    "plain": plain_space,
+    "wide maps": wide_space,
+    "mixed": mixed_space,
+    "mixed with squeeze-excite": lambda: mixed_space(se=True),
+}
+
+
+@pytest.fixture(params=SMALL_SPACES)
 def small_space(request) -> UnifiedSpace:
-    if request.param == "plain":
-        layers = (LayerSpec(4, 6, 2, 6, (3, 5, 7)), LayerSpec(6, 6, 1, 6, (3, 5, 7)))
-        return UnifiedSpace(layers, 10, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12)
-    if request.param == "wide maps":  # on which CPUs have our own weight gradients: 8x8, then 4x4
-        layers = tuple(LayerSpec(4, 4, stride, 6, (3, 5, 7)) for stride in (1, 2, 1))
-        return UnifiedSpace(layers, 8, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12)
-    return mixed_space(se="squeeze" in request.param)
+    return SMALL_SPACES[request.param]()
 
 
 TINY_CONFIG = """

@@ -1,0 +1,465 @@
+"""Exported networks say what the network itself says, in runtimes of their own; what differs is not written."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import train_cifar
+from model.cell_space import CellSpace
+from model.elastic_space import ElasticSpace
+from model.folding import folded, plain
+from model.mobilenetv3 import MobileNetV3
+from model.nasbench201 import CellNetwork
+from model.space import LayerSpec, UnifiedSpace
+from model.subnet import SubNet
+from tests.conftest import SMALL_SPACES, mixed_space, rng
+from tests.test_stages import refused
+from tools import export, onnx_file, program_file, same_logits, timm_module
+from tools.same_logits import Compared
+from utils.errors import UserError
+from utils.images import ImageData
+
+with_onnx = partial(pytest.importorskip, reason="needs onnx and onnxruntime")
+ELASTIC = ElasticSpace(
+    stages=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), head=(32, 40), stem_stride=1,
+    depths=(1, 2), resolutions=(16, 20), classes=5,
+)  # fmt: skip
+CELLS = CellSpace(channels=4, cells=1, image_size=10, classes=5)  # 10, 5 and 3 pixels
+
+
+@torch.no_grad()
+def lively(network: nn.Module, size: int) -> nn.Module:
+    """With weights and statistics at random, but so that no part is without effect on images of `size` pixels."""
+    random = rng(3)
+    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
+    for part in network.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            part.weight.normal_(0, part.weight[0].numel() ** -0.5, generator=random)
+            if part.bias is not None:
+                part.bias.normal_(0, 0.3, generator=random)
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.weight.normal_(1, 0.3, generator=random)
+        norm.bias.normal_(0, 0.3, generator=random)
+    network.train()(pictures(16, size))
+    for norm in norms:
+        norm.momentum = 0.1
+        spread = norm.running_var.sqrt()
+        norm.running_mean.add_(0.3 * spread * torch.randn(spread.shape, generator=random))
+        norm.running_var.mul_(0.5 + torch.rand(spread.shape, generator=random))
+    return network.eval()
+
+
+def pictures(count: int, size: int) -> torch.Tensor:
+    """Random images `[count, 3, size, size]` that differ as wholes."""
+    return torch.randn(count, 3, size, size, generator=rng()) + 2 * torch.randn(count, 3, 1, 1, generator=rng(1))
+
+
+def unified(space: UnifiedSpace, **options) -> list[nn.Module]:
+    """The smallest and the largest network of a space, and two at random."""
+    paths = [*space.extremes(1), *space.sample(2, rng(1))]
+    return [lively(SubNet(space, space.decode(path), **options), space.image_size) for path in paths]
+
+
+def elastic() -> list[nn.Module]:
+    genes = [*ELASTIC.extremes(), *ELASTIC.sample(3, np.random.default_rng(2))]
+    return [lively(MobileNetV3.of(ELASTIC, ELASTIC.decode(row)), 16) for row in genes]
+
+
+def cells() -> list[nn.Module]:
+    return [lively(CellNetwork(CELLS, CELLS.decode(path)), 10) for path in CELLS.sample(3, rng(5))]
+
+
+UNIFIED = {
+    f"{name}, {said}": (name, options)
+    for name in SMALL_SPACES
+    for said, options in {"relu6": {}, "se, hswish": {"se": True, "activation": "hswish"}}.items()
+}
+
+
+@pytest.fixture(params=[*UNIFIED, "elastic", "cells"])
+def networks(request) -> list[tuple[nn.Module, int]]:
+    """Networks of a space, and the pixels that each sees."""
+    if request.param == "elastic":
+        return [(network, 16) for network in elastic()]
+    if request.param == "cells":
+        return [(network, 10) for network in cells()]
+    name, options = UNIFIED[request.param]
+    space = SMALL_SPACES[name]()
+    return [(network, space.image_size) for network in unified(space, **options)]
+
+
+@torch.inference_mode()
+def assert_same(network: nn.Module, run, size: int, tolerance: float = 1e-5) -> None:
+    """At batch sizes that the exporter did not see, too; of the largest logit."""
+    images = pictures(7, size)
+    expected = network(images)
+    assert expected.std(dim=0).max() > 1e-2 * expected.abs().max(), "the network says the same of all images"
+    for count in (7, 1, 2):
+        far = (run(images[:count]) - expected[:count]).abs().max()
+        assert far <= tolerance * expected.abs().max()
+
+
+def about(network: nn.Module) -> dict:
+    classes = [module for module in network.modules() if isinstance(module, nn.Linear)][-1].out_features
+    return {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 2.0], "classes": classes}
+
+
+# -- folding ---------------------------------------------------------------------------------------------------------
+
+
+def test_folding_changes_no_logit_and_leaves_no_norm_behind_a_convolution(networks):
+    for network, size in networks:
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        for other, left in ((plain(network), None), (folded(network), isinstance(network, CellNetwork))):
+            assert_same(network, other, size)
+            assert all(type(m) is nn.Conv2d for m in other.modules() if isinstance(m, nn.Conv2d))
+            norms = sum(isinstance(module, nn.BatchNorm2d) for module in other.modules())
+            assert left is None or norms == left, "the last norm of cells comes behind a sum"
+        assert all(before[key].equal(value) for key, value in network.state_dict().items()), "it is as it was"
+
+
+# -- formats ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [plain, folded])
+def test_onnx_files_give_the_same_logits(networks, change, tmp_path):
+    onnx, _ = with_onnx("onnx"), with_onnx("onnxruntime")
+    for network, size in networks:
+        onnx_file.write(tmp_path / "net.onnx", change(network), size, 15, {"name": "a b", "mean": [0.5]})
+        model = onnx.load(tmp_path / "net.onnx")
+        assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in model.graph.input] == [("images", "batch")]
+        assert [output.name for output in model.graph.output] == ["logits"]
+        assert model.opset_import[0].version == 15
+        assert {entry.key: entry.value for entry in model.metadata_props} == {"name": "a b", "mean": "[0.5]"}
+        assert not {"BatchNormalization", "MatMul", "Transpose"} & {
+            node.op_type for node in model.graph.node if change is folded and not isinstance(network, CellNetwork)
+        }
+        assert_same(network, onnx_file.runner(tmp_path / "net.onnx"), size)
+
+
+def test_programs_give_the_same_logits(networks, tmp_path):
+    for network, size in networks[2:3]:
+        program_file.write(tmp_path / "net.pt2", folded(network), size, {"a": 1})
+        assert_same(network, program_file.runner(tmp_path / "net.pt2"), size)
+
+
+def test_modules_of_timm_give_the_same_logits_and_count_their_features(networks, tmp_path):
+    for network, size in networks:
+        if isinstance(network, CellNetwork):
+            with pytest.raises(UserError, match=r"^--format timm: cells of NAS-Bench-201 are no network of timm's"):
+                timm_module.write(tmp_path / "net.py", network, size, about(network), None)
+            continue
+        timm_module.write(tmp_path / "net.py", network, size, about(network), None)
+        assert_same(network, timm_module.runner(tmp_path / "net.py"), size)
+
+
+def test_a_first_block_as_wide_as_the_stem_gets_no_residual(tmp_path):
+    space = UnifiedSpace(
+        (LayerSpec(8, 8, 1, 2, (3, 5), may_vanish=True), LayerSpec(8, 8, 2, 3, (3,))), 8, 5, 8, 2, 8, 16
+    )
+    for network in unified(space):
+        timm_module.write(tmp_path / "net.py", network, 8, about(network), None)
+        assert "set_width" not in (tmp_path / "net.py").read_text(), "widths that timm has need no code"
+        assert_same(network, timm_module.runner(tmp_path / "net.py"), 8)
+
+
+def test_a_network_that_strides_further_than_timm_is_not_dilated(tmp_path):
+    layers = tuple(LayerSpec(8, 8, 2, 2, (3, 5)) for _ in range(5))
+    space = UnifiedSpace(layers, 128, 5, 8, 2, 8, 16)
+    network = unified(space)[2]
+    timm_module.write(tmp_path / "net.py", network, 128, about(network), None)
+    assert_same(network, timm_module.runner(tmp_path / "net.py"), 128)
+    steep = UnifiedSpace((LayerSpec(8, 8, 3, 2, (3,)),), 9, 5, 8, 2, 8, 16)
+    with pytest.raises(UserError, match=r"^--format timm: a block has a stride of 3; timm's have 1 or 2"):
+        timm_module.write(tmp_path / "net.py", unified(steep)[0], 9, about(network), None)
+
+
+@pytest.mark.parametrize("name", ["two-words", "class", "json", "torch", "resnet18", "Network", "nn", "1st"])
+def test_a_module_of_timm_has_a_name_of_its_own(name, tmp_path):
+    with pytest.raises(UserError, match=r"Python cannot import this name|means something else"):
+        timm_module.write(tmp_path / f"{name}.py", elastic()[0], 16, about(elastic()[0]), None)
+    assert not list(tmp_path.iterdir())
+
+
+# -- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def foreign(folder: Path, code: str) -> str:
+    """What `code` prints in a process of its own, in `folder`, which cannot import this project."""
+    lines = ["import sys", f"sys.path.insert(0, {str(folder)!r})", code]
+    lines += [f"assert not any({str(Path(export.__file__).parents[1])!r} in place for place in sys.path)"]
+    lines += ["assert not {'model', 'utils', 'tools'} & set(sys.modules)"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_timm_builds_the_networks_in_a_process_without_this_project(tmp_path):
+    expected = {}
+    for name, network, size in (
+        ("found", unified(mixed_space(se=True))[2], 12),
+        ("narrow", unified(mixed_space(), activation="hswish")[0], 12),
+        ("mobile", elastic()[1], 20),
+    ):
+        timm_module.write(tmp_path / f"{name}.py", network, size, about(network), None)
+        images = pictures(2, size)
+        with torch.inference_mode():
+            expected[name] = (images, network(images))
+    torch.save(expected, tmp_path / "expected.pth")
+    found = foreign(tmp_path, """
+import torch, timm, importlib
+for name, (images, logits) in torch.load("expected.pth").items():
+    importlib.import_module(name)
+    network = timm.create_model(name, pretrained=True).eval()
+    with torch.inference_mode():
+        assert (network(images) - logits).abs().max() <= 1e-5 * logits.abs().max(), name
+    body = timm.create_model(name, pretrained=True, features_only=True).eval()
+    for maps, channels, less in zip(body(images), body.feature_info.channels(), body.feature_info.reduction()):
+        assert maps.shape[1] == channels and maps.shape[2] == -(-images.shape[2] // less), (name, maps.shape, less)
+    assert len(body(images)) == len(body.feature_info.channels()) >= 2
+    few = timm.create_model(name, pretrained=True, num_classes=3, drop_rate=0.2, drop_path_rate=0.1)
+    same = [key for key in few.state_dict() if few.state_dict()[key].equal(network.state_dict().get(key))
+            if few.state_dict()[key].shape == network.state_dict()[key].shape]
+    assert few(images).shape == (2, 3) and set(few.state_dict()) - set(same) == {"classifier.weight", "classifier.bias"}
+    network.reset_classifier(0)
+    assert network(images).ndim == 2
+    config = timm.data.resolve_model_data_config(few)
+    print(name, config["input_size"], config["mean"], config["std"], config["crop_pct"], config["crop_mode"])
+""")  # fmt: skip
+    assert found.splitlines()[2] == "mobile (3, 20, 20) (0.1, 0.2, 0.3) (1.0, 1.0, 2.0) 1.0 squash"
+
+
+def test_pytorch_loads_programs_in_a_process_without_this_project(tmp_path):
+    network = unified(mixed_space(se=True), activation="hswish")[2]
+    program_file.write(tmp_path / "net.pt2", plain(network), 12, {"mean": [0.5]})
+    images = pictures(3, 12)
+    with torch.inference_mode():
+        torch.save((images, network(images)), tmp_path / "expected.pth")
+    foreign(tmp_path, """
+import json, torch
+images, logits = torch.load("expected.pth")
+about = {"network.json": ""}
+run = torch.export.load("net.pt2", extra_files=about).module()
+for count in (1, 2, 3):
+    assert (run(images[:count]) - logits[:count]).abs().max() <= 1e-5 * logits.abs().max()
+assert json.loads(about["network.json"]) == {"mean": [0.5]}
+""")  # fmt: skip
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(searched) -> Path:
+    """The run folder of a network trained for an epoch, with an average of its weights."""
+    few = ["--set", "epochs=1"]
+    train_cifar.main(["--cfg", f"{searched}/tiny.yml", "--flops", "0.15", "--title", "net", "--ema", "0.9", *few])
+    return searched / "logs" / "net"
+
+
+@pytest.fixture
+def command(trained, tmp_path) -> list[str]:
+    return ["--checkpoint", f"{trained}/checkpoints/last.pth", "--runs", "2", "--out", str(tmp_path / "out" / "net")]
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """The rows of the printed table, by format."""
+    rows = [line.rsplit(maxsplit=4) for line in text.splitlines()[2:]]
+    return {row[0].strip(): row[1:] for row in rows if len(row) == 5 and ("." in row[-1] or row[-1] == "-")}
+
+
+def out(command: list[str], ending: str) -> list[str]:
+    return [*command[:-1], command[-1] + ending]
+
+
+@pytest.mark.parametrize("name", ["last", "best", "ema"])
+def test_a_checkpoint_becomes_a_verified_onnx_file(command, trained, tmp_path, capsys, name):
+    onnx, _ = with_onnx("onnx"), with_onnx("onnxruntime")
+    command[1] = f"{trained}/checkpoints/{name}.pth"
+    export.main([*out(command, ".onnx"), "--format", "onnx", "--verify"])
+    printed = capsys.readouterr().out
+    rows = table(printed)
+    score = json.loads((trained / "result.json").read_text())
+    expected = {"last": score["top1"], "best": score["top1"], "ema": score["ema"]["top1"]}[name]
+    assert rows["pytorch"][:3] == ["-", f"{expected:.2f}", "-"]
+    assert rows["onnx, opset 17"][1] == f"{expected:.2f}"
+    assert float(rows["onnx, opset 17"][2]) < 1e-5
+    assert "359 test images of digits, at batch sizes 1, 7, 103, 256" in printed
+    assert ("chosen by test images" in printed) == (name == "best")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["net.onnx"], "one file, and nothing beside it"
+    about = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "net.onnx").metadata_props}
+    assert json.loads(about["architecture"])["kind"] == "subnet"
+    assert (about["image_size"], about["classes"], about["dataset"]) == ("16", "10", "digits")
+    assert len(json.loads(about["mean"])) == len(json.loads(about["std"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending", "options"),
+    [("torch-export", ".pt2", ["--fuse"]), ("timm", ".py", []), ("torch-export", ".pt2", [])],
+)
+def test_a_checkpoint_becomes_other_verified_files(command, trained, tmp_path, capsys, kind, ending, options):
+    export.main([*out(command, ending), "--format", kind, "--verify", "--images", "50", *options])
+    printed = capsys.readouterr().out
+    assert "50 test images of digits, at batch sizes 1, 7, 50" in printed
+    assert float(table(printed)[kind][2]) < 1e-5
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == (["net.py", "net.safetensors"] if kind == "timm" else ["net.pt2"])
+    for file in files:
+        content = file.read_bytes()
+        for place in (tmp_path, trained.parent, Path(export.__file__).parents[1]):
+            assert str(place).encode() not in content, "no folder of this machine"
+
+
+def test_int8_is_calibrated_on_training_images_and_reported_beside_single_precision(
+    command, trained, monkeypatch, capsys, tmp_path
+):
+    onnx, _ = with_onnx("onnx"), with_onnx("onnxruntime")
+    seen, quantise = [], onnx_file.quantise
+    monkeypatch.setattr(onnx_file, "quantise", lambda a, b, batches: (seen.extend(batches), quantise(a, b, seen)))
+    calibrated = ["--calibration", "100", "--verify"]
+    export.main([*out(command, ".onnx"), "--format", "onnx", "--int8", *calibrated])
+    rows = table(capsys.readouterr().out)
+    single, eight = rows["onnx, opset 17"], rows["the same, int8"]
+    assert float(single[2]) < 1e-5 < float(eight[2])
+    assert abs(float(eight[1]) - float(single[1])) < 5
+    assert len(torch.cat(seen)) == 100
+    opened = export.open_trained(export.parse_arguments([*out(command, ".onnx"), "--format", "onnx"]))
+    batches = opened.batches(opened.training_images(), 2000)
+    training = {image.numpy().tobytes() for image in next(batches.epoch())[0]}
+    assert {image.contiguous().numpy().tobytes() for image in torch.cat(seen)} <= training
+    model = onnx.load(tmp_path / "out" / "net.onnx")
+    assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    assert "architecture" in {entry.key for entry in model.metadata_props}
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("onnx", ".onnx"), ("torch-export", ".pt2"), ("timm", ".py")])
+def test_what_says_something_else_is_not_written(command, tmp_path, monkeypatch, capsys, kind, ending):
+    def tampered(change):
+        def tamper(*arguments):
+            result = change(*arguments)
+            state = result if isinstance(result, dict) else result.state_dict()
+            with torch.no_grad():
+                state[list(state)[-1]].add_(torch.tensor([0.01] + 9 * [0.0]))
+            return result
+
+        return tamper
+
+    if kind == "onnx":
+        with_onnx("onnxruntime")
+    monkeypatch.setattr(export, "plain", tampered(plain))
+    monkeypatch.setattr(timm_module, "mapped", tampered(lambda *a: {k: v.clone() for k, v in mapped(*a).items()}))
+    line = refused(capsys, export.main, *out(command, ending), "--format", kind, "--verify")
+    assert "at batch size" in line
+    assert "logits differ by 0.01" in line
+    assert "nothing is written" in line
+    assert not (tmp_path / "out").exists()
+
+
+mapped = timm_module.mapped
+
+
+def test_weights_that_know_no_architecture_are_described_by_a_config(command, trained, searched, tmp_path, capsys):
+    weights = torch.load(trained / "checkpoints" / "last.pth", weights_only=True)["model"]
+    torch.save(weights, tmp_path / "weights.pth")
+    command[1] = str(tmp_path / "weights.pth")
+    line = refused(capsys, export.main, *out(command, ".pt2"), "--format", "torch-export")
+    assert "it does not say its architecture; give --config_path" in line
+    config = ["--config_path", str(searched / "tiny.yml"), "--architecture", str(trained / "architecture.json")]
+    export.main([*out(command, ".pt2"), "--format", "torch-export", *config, "--verify", "--images", "9"])
+    assert "9 test images of digits, at batch sizes 1, 7, 9" in capsys.readouterr().out
+
+
+def test_a_net_config_with_its_weights(tmp_path, capsys):
+    network = elastic()[0]
+    torch.save(network.state_dict(), tmp_path / "net.inherited")
+    (tmp_path / "net.config").write_text(json.dumps(network.config()))
+    line = ["--model", f"{tmp_path}/net.config", "--pretrained", f"{tmp_path}/net.inherited", "--img-size", "16"]
+    line += ["--dataset", "cifar10", "--data", "nowhere", "--format", "timm", "--out", f"{tmp_path}/small_net.py"]
+    export.main([*line, "--runs", "0"])
+    assert capsys.readouterr().out.splitlines()[2].split() == ["pytorch", "-", "-", "-", "-"]
+    assert_same(network, timm_module.runner(tmp_path / "small_net.py"), 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--format", "timm", "--fuse", "--out", "a.py"], "--fuse: timm's networks have batch norms"),
+        (["--format", "timm", "--out", "a.pth"], "--out a.pth: of timm it is a module; its name must end with .py"),
+        (["--format", "timm", "--out", "a-b.py"], "--out a-b.py: Python cannot import this name"),
+        (["--format", "timm", "--int8", "--out", "a.py"], "--int8: it goes with --format onnx"),
+        (["--format", "torch-export", "--opset", "17", "--out", "a"], "--opset: it goes with --format onnx"),
+        (["--format", "onnx", "--opset", "9", "--out", "a"], "argument --opset: invalid choice: 9"),
+        (["--format", "onnx", "--images", "9", "--out", "a"], "--images: it goes with --verify or --int8"),
+        (["--format", "torch-export", "--out", "."], "--out .: a file is to be written here, but it is a folder"),
+        (["--format", "torch-export", "--img-size", "9", "--out", "a"], "--img-size goes with --model"),
+        (["--out", "a"], "the following arguments are required: --format"),
+        (["--format", "torch-export", "--out", "a", "nowhere", "--checkpoint", "b"], "b: there is no such checkpoint"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(command, monkeypatch, tmp_path, capsys, options, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, export.main, *command[:4], *options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnxruntime_one_line_says_how_to_get_it(command, monkeypatch, capsys):
+    with_onnx("onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    line = refused(capsys, export.main, *command, "--format", "onnx")
+    assert "--format onnx: onnxruntime is not installed; pip install onnx onnxruntime" in line
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+def test_differences_are_shares_of_the_largest_logit_of_all_images():
+    found, labels = Compared(), torch.tensor([0, 1])
+    found.add(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.5]]), labels)
+    assert (found.images, found.top1, found.changed) == (2, 100.0, 0)
+    assert found.difference == pytest.approx(0.5 / 1.5)
+    found.add(torch.tensor([[0.0, -5.0]]), torch.tensor([[0.0, 5.0]]), labels[:1])
+    assert (found.images, found.changed) == (3, 1)
+    assert found.differences == {2: 0.5, 1: 10.0}
+    with pytest.raises(UserError, match=r"^--verify: net: at batch size 2 logits differ by 0.5, 0.1 of the largest"):
+        found.check("net")
+
+
+@pytest.mark.parametrize("logits", [[[float("nan"), 0.0]], [[float("inf"), 0.0]], [[1.0]]])
+def test_logits_that_are_no_numbers_or_of_another_shape_are_never_the_same(logits):
+    found = Compared()
+    found.compare(torch.tensor(logits), torch.tensor([[1.0, 0.0]]))
+    found.largest = 1.0
+    with pytest.raises(UserError, match="differ by inf"):
+        found.check("net")
+
+
+def test_rounding_is_no_difference():
+    found = Compared()
+    expected = torch.tensor([[100.0, -3.0]])
+    found.add(expected + 0.9e-2, expected, torch.tensor([0]))
+    found.check("net")
+
+
+def test_some_images_are_evenly_spread():
+    images = ImageData(torch.zeros(10, 3, 1, 1), torch.arange(10))
+    assert export.some_of(images, 4).labels.tolist() == [0, 2, 5, 7]
+    assert export.some_of(images, 11) is export.some_of(images, None) is images
+
+
+def test_latencies_are_medians_of_rounds_without_the_first(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(same_logits.time, "perf_counter", lambda: next(clock) / 1000)
+    calls = []
+    times = same_logits.latencies([calls.append, calls.append], torch.zeros(1), 5)
+    assert times == pytest.approx([1.0, 1.0])
+    assert len(calls) == 2 * 2 * (same_logits.WARM_UP + 5)
