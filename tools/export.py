@@ -42,7 +42,7 @@ CALIBRATION_BATCH = 32  # images at a time
 
 @dataclass(frozen=True)
 class Written:
-    """Files of an exported network, the first of all those it is run by, and what runs it."""
+    """Files of an exported network, that which it is run by last, and what runs it."""
 
     name: str
     files: list[Path]
