@@ -161,6 +161,24 @@ def test_modules_of_timm_give_the_same_logits_and_count_their_features(networks,
         assert_same(network, timm_module.runner(tmp_path / "net.py"), size)
 
 
+def test_networks_of_the_published_spaces_are_timm_s_to_the_last_digits(imagenet_space, tmp_path):
+    """In double precision: deep networks at random make much of the rounding of single precision."""
+    mobile, genes = ElasticSpace(width=1.2), ElasticSpace().sample(1, np.random.default_rng(0))[0]
+    path = imagenet_space.sample(1, rng())[0]
+    for network in (
+        SubNet(imagenet_space, imagenet_space.decode(path), se=True, activation="hswish"),
+        MobileNetV3.of(mobile, mobile.decode(genes)),
+    ):
+        network = lively(network, 64)
+        timm_module.write(tmp_path / "net.py", network, 64, about(network), "bicubic")
+        assert "set_width" not in (tmp_path / "net.py").read_text(), "widths that timm has need no code"
+        other, images = timm_module.runner(tmp_path / "net.py").double(), pictures(2, 64).double()
+        with torch.inference_mode():
+            expected = network.double()(images)
+            for run in (other, folded(network)):
+                assert (run(images) - expected).abs().max() < 1e-9 * expected.abs().max()
+
+
 def test_a_first_block_as_wide_as_the_stem_gets_no_residual(tmp_path):
     space = UnifiedSpace(
         (LayerSpec(8, 8, 1, 2, (3, 5), may_vanish=True), LayerSpec(8, 8, 2, 3, (3,))), 8, 5, 8, 2, 8, 16
