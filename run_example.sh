@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole pipeline on the embedded data set (handwritten digits), on any computer: search, generate, train, validate.
+# The whole pipeline on the embedded data set (handwritten digits), on any computer: search, generate, train, validate,
+# and a page that shows it.
 #
 #   bash run_example.sh
 #   bash run_example.sh imagenet DATA_DIR [TARGET_FLOPS] [GPUS] [more flags]
@@ -72,14 +73,16 @@ RUN=logs/digits_config
 FOUND=$RUN/found.json
 TRAINED=logs/digits_5.5M
 
-echo "== 1 of 4: supernet warm-up and generator training"
+echo "== 1 of 5: supernet warm-up and generator training"
 python3 search.py --cfg $CFG
-echo "== 2 of 4: architectures for eleven targets, in one forward pass"
+echo "== 2 of 5: architectures for eleven targets, in one forward pass"
 python3 -m tools.generate --run $RUN --flops 3:8:0.5 --out $FOUND
-echo "== 3 of 4: the middle one from scratch"
+echo "== 3 of 5: the middle one from scratch"
 python3 train_cifar.py --cfg $CFG --flops 5.5 --architecture $FOUND --title "$(basename $TRAINED)"
-echo "== 4 of 4: its checkpoint on the test images"
+echo "== 4 of 5: its checkpoint on the test images"
 python3 validate.py --checkpoint $TRAINED/checkpoints/last.pth
+echo "== 5 of 5: a page that shows it all"
+python3 -m tools.report $RUN $TRAINED
 echo
 python3 -m tools.summary --cfg $CFG --architectures $FOUND --result $TRAINED/result.json
-echo "search: $RUN; trained network: $TRAINED; to look at the curves: tensorboard --logdir logs"
+echo "search: $RUN; trained network: $TRAINED; to look at: $RUN/report.html"

@@ -137,8 +137,8 @@ def open_trained(args: argparse.Namespace) -> Trained:
     if args.model:
         blueprint, options, data = _published(args, payload)
     elif payload.get("kind") in blueprints.KINDS:
-        blueprint, options = own_network(args.checkpoint, payload)
-        data = _own_data(args.checkpoint, payload, blueprint)
+        own = _own(args.checkpoint, payload)
+        blueprint, options, data = own.blueprint, own.options, own.data
     else:
         blueprint, options, data = _by_config(args)
     for name in ("se", "activation"):
@@ -155,6 +155,16 @@ def open_trained(args: argparse.Namespace) -> Trained:
     elif args.data and args.config_path and (Path(args.data) / "val").is_dir():  # the published line, on any config
         data |= {"dataset": "imagefolder", "part": "val"}
     return Trained(args.checkpoint, payload, blueprint, options, data)
+
+
+def open_own(file: Path) -> Trained:
+    """What a checkpoint of ours says by itself; UserError when it describes no network."""
+    return _own(file, checkpoint.load(file))
+
+
+def _own(file: Path, payload: dict) -> Trained:
+    blueprint, options = own_network(file, payload)
+    return Trained(file, payload, blueprint, options, _own_data(file, payload, blueprint))
 
 
 # -- without data ----------------------------------------------------------------------------------------------------

@@ -11,10 +11,9 @@ from PIL import Image
 
 import train_cifar
 import validate
-from model.blueprint import described
+from model.trained import open_own
 from tests.test_stages import refused
 from tools import adapt
-from utils import checkpoint
 from utils.data import class_names, load_dataset, load_test_images
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
@@ -91,12 +90,10 @@ def test_a_network_learns_colours_and_its_checkpoint_says_all(trained, painted, 
 
 
 def test_all_but_the_classifier_begins_as_it_was(trained, painted, tmp_path):
-    payload = checkpoint.load(trained)
-    args = adapt.parse_arguments(["--checkpoint", str(trained), "--data", str(painted)])
-    own = validate.own_description(trained, payload)
-    config = adapt.recipe(args, own, load_dataset("imagefolder", str(painted), 16, 3), 16)
-    network = adapt.with_new_classifier(described(payload).with_classes(3), payload, config, trained)
-    state, old = network.state_dict(), payload["model"]
+    args, own = adapt.parse_arguments(["--checkpoint", str(trained), "--data", str(painted)]), open_own(trained)
+    config = adapt.recipe(args, own, load_dataset("imagefolder", str(painted), 16, 3))
+    network = adapt.with_new_classifier(own.blueprint.with_classes(3), own, config)
+    state, old = network.state_dict(), own.payload["model"]
     assert state["classifier.1.weight"].shape == (3, 16)
     assert all(state[key].equal(old[key]) for key in old if not key.startswith("classifier."))
     assert (config.batch_size, config.epochs) == (12, 100)  # 48 images, a quarter a batch

@@ -22,6 +22,7 @@ from model.blueprint import Blueprint
 from model.candidates import NORMS_IMAGES
 from model.forecast import saved_bytes, seconds
 from model.scratch_training import network_options, train_from_scratch
+from model.trained import Trained, open_own
 from utils import checkpoint
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, command, not_negative, positive
 from utils.config import Config, load_config
@@ -31,7 +32,6 @@ from utils.loader import Normalisation, loader
 from utils.run_folder import RunFolder
 from utils.runtime import pick_device, stream
 from utils.table import format_table
-from validate import own_description
 
 RECIPE = Path(__file__).parent.parent / "config_file" / "adapt_config.yml"
 STEPS, EPOCHS = 1500, (10, 100)  # about so many steps by default, in no fewer and no more epochs
@@ -40,16 +40,14 @@ STEPS, EPOCHS = 1500, (10, 100)  # about so many steps by default, in no fewer a
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    payload = checkpoint.load(args.checkpoint)
-    described = own_description(args.checkpoint, payload)
-    size = args.img_size or described["data"]["network_size"] or described["data"]["image_size"]
-    dataset = load_dataset("imagefolder", args.data, size, None, strict=args.strict_data)
-    config = recipe(args, described, dataset, size)
+    trained = open_own(args.checkpoint)
+    dataset = load_dataset("imagefolder", args.data, args.img_size or trained.image_size, None, strict=args.strict_data)
+    config = recipe(args, trained, dataset)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     run = RunFolder.open("tools.adapt", config, args.title or Path(args.data).resolve().name, args.resume)
     run.minutes = args.checkpoint_minutes
-    blueprint = described["blueprint"].with_classes(config.classes)
-    network = with_new_classifier(blueprint, payload, config, args.checkpoint).to(place.device)
+    blueprint = trained.blueprint.with_classes(config.classes)
+    network = with_new_classifier(blueprint, trained, config).to(place.device)
     print(forecast(network, dataset, config, place), flush=True)
     if args.dry_run:
         return
@@ -79,9 +77,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def recipe(args: argparse.Namespace, described: dict, dataset: Dataset, size: int) -> Config:
+def recipe(args: argparse.Namespace, trained: Trained, dataset: Dataset) -> Config:
     """The keys of config_file/adapt_config.yml, for this network and these images; --set has the last word."""
-    count = len(dataset.train.labels)
+    size, count = args.img_size or trained.image_size, len(dataset.train.labels)
     batch_size = args.batch_size or min(64, max(1, count // 4))
     least, most = EPOCHS
     values = {
@@ -89,24 +87,24 @@ def recipe(args: argparse.Namespace, described: dict, dataset: Dataset, size: in
         "classes": int(dataset.train.labels.max()) + 1,
         "input_size": size,
         "network_size": size,
-        "mean": list(described["data"]["mean"]),
-        "std": list(described["data"]["std"]),
+        "mean": list(trained.data["mean"]),
+        "std": list(trained.data["std"]),
         "crop_padding": size // 8,
         "batch_size": batch_size,
         "epochs": args.epochs or min(most, max(least, -(-STEPS * batch_size // count))),
         "seed": args.seed,
         "network_config": str(args.checkpoint),
     }
-    values |= {key: value for key, value in described["options"].items() if key in ("se", "activation")}
+    values |= {key: value for key, value in trained.options.items() if key in ("se", "activation")}
     return load_config(RECIPE, [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *args.set])
 
 
-def with_new_classifier(blueprint: Blueprint, payload: dict, config: Config, file: Path) -> nn.Module:
+def with_new_classifier(blueprint: Blueprint, trained: Trained, config: Config) -> nn.Module:
     """The network with the weights of a checkpoint, but for its classifier."""
     network = blueprint.network(network_options(blueprint, config), stream(config.seed, "scratch"))
     own = network.state_dict()
     fresh = {key: own[key] for key in own if key.startswith("classifier.")}
-    checkpoint.load_into(network, checkpoint.weights(payload, file) | fresh, file)
+    checkpoint.load_into(network, checkpoint.weights(trained.payload, trained.file) | fresh, trained.file)
     return network
 
 

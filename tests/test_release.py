@@ -1,0 +1,113 @@
+"""What is given away: small, complete, and as accurate as it says."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import train_cifar
+import validate
+from model.blueprint import load_blueprint
+from model.build import build_supernet, load_supernet
+from model.generation import find_generator, run_config, supernet_of
+from model.trained import open_own
+from tests.test_stages import refused
+from tools import draw, release
+from utils import checkpoint
+from utils.engine import Placement, evaluate
+
+DIGITS = Path(__file__).parent.parent / "release" / "digits"
+
+
+@pytest.fixture(scope="module")
+def network(searched) -> Path:
+    train_cifar.main(["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--title", "net"])
+    return searched / "logs" / "net"
+
+
+@pytest.fixture(scope="module")
+def released(searched, network, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("release")
+    release.main([str(searched / "logs" / "tiny"), str(network), "--out", str(out)])
+    return out
+
+
+def test_weights_are_rounded_and_nothing_of_training_is_kept(network, released):
+    before, after = (
+        checkpoint.load(file) for file in (network / "checkpoints" / "last.pth", released / "net/last.pth")
+    )
+    assert not after.keys() & set(release.TRAINING)
+    for key, value in before["model"].items():
+        kept = after["model"][key]
+        if value.is_floating_point() and value.ndim > 1:
+            assert kept.dtype == torch.float16
+            assert torch.allclose(kept.float(), value, rtol=2**-10, atol=1e-7)
+        else:
+            assert kept.equal(value)
+
+
+def test_a_released_network_validates_and_describes_itself(network, released, capsys):
+    record = json.loads((released / "net" / "result.json").read_text())
+    validate.main(["--checkpoint", str(released / "net" / "last.pth"), "--json"])
+    assert json.loads(capsys.readouterr().out)["top1"] == record["top1"]
+    assert (
+        load_blueprint(released / "net" / "architecture.json")[0] == open_own(released / "net" / "last.pth").blueprint
+    )
+
+
+def test_a_released_search_generates_what_the_search_did(searched, released):
+    targets = torch.tensor([0.12, 0.15, 0.18], dtype=torch.float64)
+    answers = []
+    for run in (searched / "logs" / "tiny", released / "tiny"):
+        ready = find_generator(run_config(run), run)
+        answers.append(ready.logits(targets))
+    assert torch.allclose(*answers, rtol=0.02, atol=0.01)
+    config = run_config(released / "tiny")
+    load_supernet(build_supernet(config), str(supernet_of(released / "tiny")))
+    assert str(searched) not in (released / "tiny" / "config.yml").read_text()
+
+
+def test_what_is_there_is_not_written_over(network, released, searched, capsys):
+    assert "is there already" in refused(capsys, release.main, network, "--out", released)
+    said = refused(capsys, release.main, searched, "--out", released / "more")
+    assert "there is no such checkpoint" in said
+    assert not (released / "more").exists()
+
+
+# -- ours ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_release_is_small():
+    assert sum(file.stat().st_size for file in DIGITS.rglob("*") if file.is_file()) < 2e6
+
+
+@pytest.mark.parametrize("folder", sorted(file.parent for file in DIGITS.glob("*/last.pth")), ids=lambda f: f.name)
+def test_released_networks_are_as_accurate_as_they_say(folder):
+    trained, record = open_own(folder / "last.pth"), json.loads((folder / "result.json").read_text())
+    score = evaluate(trained.network, trained.batches(trained.test_images(), 256), Placement(torch.device("cpu")))
+    assert score.top1 == pytest.approx(record["top1"], abs=0.3)  # one image of 359
+    assert record["top1"] > 98
+
+
+def test_the_released_generator_hits_its_targets():
+    run = DIGITS / "digits_config"
+    ready = find_generator(run_config(run), run)
+    found = ready.generate(torch.arange(3, 8.01, 0.5, dtype=torch.float64))
+    misses = [abs(one.cost / one.target - 1) for one in found]
+    assert sum(misses) / len(misses) < 0.02
+
+
+# -- a picture -------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_has_a_bar_for_each_sub_block(network, tmp_path):
+    draw.main([str(network / "architecture.json"), "--out", str(tmp_path / "net.svg")])
+    root = ElementTree.fromstring((tmp_path / "net.svg").read_text())
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    ids = [element.get("id", "") for element in root.iter()]
+    kernels = [k for row in load_blueprint(network / "architecture.json")[0].architecture.choices for k in row]
+    for kernel in (3, 5, 7):
+        assert sum(name.startswith(f"net-k{kernel}-") for name in ids) == kernels.count(kernel)
+    assert sum(name.startswith("net-skip-") for name in ids) == kernels.count(None)
