@@ -132,7 +132,7 @@ QUICK = {
 def test_what_is_not_marked_runs(block, tmp_path, monkeypatch):
     """In an empty folder beside the repository's config_file and release, with fewer epochs."""
     monkeypatch.chdir(tmp_path)
-    for name in ("config_file", "release"):
+    for name in ("config_file", "release", "hubconf.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     for command in commands(block):
         module, arguments = script(command)
@@ -142,7 +142,7 @@ def test_what_is_not_marked_runs(block, tmp_path, monkeypatch):
 @pytest.mark.parametrize("block", [b for b in of("python") if not b.mark], ids=str)
 def test_python_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("config_file", "release"):
+    for name in ("config_file", "release", "hubconf.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     exec(compile(block.text, str(block), "exec"), {"__name__": "docs"})
 
