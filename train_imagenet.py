@@ -37,7 +37,7 @@ from utils import checkpoint, distributed
 from utils.command import Parser, command
 from utils.config import load_config
 from utils.data import Dataset, load_dataset
-from utils.engine import EarlyMeans, Placement, Recipe, Score
+from utils.engine import Placement, Recipe, Score
 from utils.errors import UserError
 from utils.image_sets import IMAGE_SETS
 from utils.imagenet_flags import add_imagenet_flags, flags_that_matter
@@ -268,9 +268,7 @@ def build_training(
             average.update(network, steps if args.model_ema_warmup else None)
 
     compiled = torch.compile(network) if args.compile else network
-    from_scratch = args.bn_momentum is not None and not args.initial_checkpoint
-    settle = EarlyMeans(network, args.bn_momentum) if from_scratch and not args.compile else lambda: None
-    forwards = partial(passes, compiled, teacher.to(place.device) if teacher else None, args.accumulate, place, settle)
+    forwards = partial(passes, compiled, teacher.to(place.device) if teacher else None, args.accumulate, place)
     return ScratchTraining(network, recipe, described, batches.batch_size, average, move_average, forwards), epochs
 
 
@@ -279,17 +277,12 @@ def passes(
     teacher: Teacher | None,
     parts: int,
     place: Placement,
-    settle: Callable[[], None],
     images: Tensor,
     labels: Tensor,
     rng: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A step: the accumulated parts of a batch one after another, with the answers of the teacher if there is one.
-
-    `settle` is called before each part.
-    """
+    """A step: the accumulated parts of a batch one after another, with the answers of the teacher if there is one."""
     for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
-        settle()
         with place.autocast():
             logits = network(some)
             targets = theirs if teacher is None else (theirs, teacher(some))

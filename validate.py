@@ -11,12 +11,16 @@ target (or a file, or a `net.config` of NSGANetV2) say which architecture they b
 
 import argparse
 import json
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
 
 from model.blueprint import costs_of
-from model.trained import add_network_options, check_network_options, open_trained
+from model.trained import Trained, add_network_options, check_network_options, open_trained
 from utils.command import Parser, boolean, command, not_negative, positive
-from utils.engine import Placement, evaluate
-from utils.runtime import pick_device
+from utils.engine import Placement, evaluate, reset_norms
+from utils.runtime import pick_device, stream
 from utils.table import format_table
 
 
@@ -27,12 +31,16 @@ def main(argv: list[str] | None = None) -> None:
     network = trained.network
     batches = trained.batches(trained.test_images(args.strict_data), args.batch_size, args.workers)
     place = Placement(pick_device(args.cuda))
-    score = evaluate(network.to(place.device), batches, place, together=True)
+    network = network.to(place.device)
+    if args.norms:
+        reset_norms(network, norm_batches(trained, args), place)
+    score = evaluate(network, batches, place, together=True)
     result = {
         **score.to_dict(),
         **costs_of(trained.blueprint, network, trained.image_size),
         "checkpoint": str(args.checkpoint),
         "chosen_by": trained.chosen_by,
+        "norms": args.norms,
     }
     if args.json:
         print(json.dumps(result))
@@ -41,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     columns = ["top-1 %", "top-5 %", "loss", "cost M", "counted M", "params M"]
     print(format_table(columns, [[f"{result[name]:.3f}" for name in numbers]]))
     print(f"{score.images} test images of {trained.data['dataset']}; checkpoint {args.checkpoint}")
+    if args.norms:
+        print(f"batch norms were re-estimated on {args.norms} training images")
     if result["chosen_by"]:
         print(f"this checkpoint was chosen by {result['chosen_by']}: on them it looks better than it is")
 
@@ -50,6 +60,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_network_options(parser)
     parser.add_argument("-b", "--batch-size", type=positive, default=256)
     parser.add_argument("-j", "--workers", type=not_negative, default=0, help="processes that read images")
+    norms = "training images that re-estimate batch norms first, where a short training left them behind (default 0)"
+    parser.add_argument("--norms", type=not_negative, default=0, metavar="N", help=norms)
     parser.add_argument(
         "--cuda", type=boolean, default=True, metavar="BOOL", help="use an accelerator when there is one"
     )
@@ -57,6 +69,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_network_options(parser, args)
     return args
+
+
+def norm_batches(trained: Trained, args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some training images, as the network sees test images; the same ones each time."""
+    images = trained.training_images(args.strict_data)
+    drawn = torch.randperm(len(images.labels), generator=stream(0, "norms"))[: args.norms]
+    return trained.batches(images.subset(drawn), args.batch_size, args.workers).epoch()
 
 
 if __name__ == "__main__":

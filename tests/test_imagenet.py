@@ -34,7 +34,7 @@ from tests.test_training import CPU, Batches
 from utils import checkpoint, folder2lmdb, stopping
 from utils.command import Parser
 from utils.config import load_config
-from utils.engine import EarlyMeans, Recipe, Tally, train_epoch
+from utils.engine import Recipe, Tally, train_epoch
 from utils.errors import UserError
 from utils.imagenet_flags import add_imagenet_flags
 from utils.optim import TimmSchedule
@@ -344,7 +344,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole():
         tally = Tally()
 
         def forwards(x, y, g, network=network, parts=parts):
-            return train_imagenet.passes(network, None, parts, CPU, lambda: None, x, y, g)
+            return train_imagenet.passes(network, None, parts, CPU, x, y, g)
 
         with Progress("test", 1) as progress:
             train_epoch(forwards, recipe, Batches([(images, labels)]), 0, tally, progress)
@@ -360,23 +360,6 @@ def teacher_file(folder) -> str:
     network = timm.create_model("resnet18", num_classes=10)
     checkpoint.save(folder / "teacher.pth", {"state_dict": network.state_dict()})
     return str(folder / "teacher.pth")
-
-
-def test_running_statistics_begin_as_means():
-    """Of 4 batches with a momentum of 1/4, then by the momentum; also when the network is taken up again."""
-    batches = torch.randn(7, 8, 3, 5, 5, generator=rng()) * torch.arange(1, 8)[:, None, None, None, None]
-    norm = nn.BatchNorm2d(3)
-    for start in (0, 3):
-        settle = EarlyMeans(nn.Sequential(norm), 0.25)
-        for batch in batches[start : 3 if start == 0 else 7]:
-            settle()
-            norm(batch)
-    means, variances = batches.mean(dim=(1, 3, 4)), batches.transpose(1, 2).flatten(2).var(dim=2)
-    for seen, running in ((means, norm.running_mean), (variances, norm.running_var)):
-        expected = seen[:4].mean(dim=0)
-        for value in seen[4:]:
-            expected = 0.75 * expected + 0.25 * value
-        assert torch.allclose(running, expected, atol=1e-5)
 
 
 def test_the_distillation_loss_is_the_published_one():

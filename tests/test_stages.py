@@ -325,6 +325,25 @@ def test_train_then_validate_agree(searched, capsys):
     assert f"{result['top1']:.3f}" in capsys.readouterr().out
 
 
+def test_norms_are_estimated_anew_where_asked(searched, tmp_path, capsys):
+    """Then it does not matter what a checkpoint says of them."""
+    train_cifar.main(["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--title", "net"])
+    file = searched / "logs" / "net" / "checkpoints" / "last.pth"
+    payload = checkpoint.load(file)
+    for key, value in payload["model"].items():
+        if key.endswith(("running_mean", "running_var")):
+            value.fill_(3)
+    checkpoint.save(tmp_path / "spoilt.pth", payload)
+    capsys.readouterr()
+    losses = {}
+    for name in (file, tmp_path / "spoilt.pth"):
+        for norms in (0, 300):
+            validate.main(["--checkpoint", str(name), "--json", "--norms", str(norms)])
+            losses[name.stem, norms] = json.loads(capsys.readouterr().out)["loss"]
+    assert losses["last", 300] == losses["spoilt", 300]
+    assert len(set(losses.values())) == 3
+
+
 def test_training_goes_on_to_the_same_bits(searched, monkeypatch):
     arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.12", "--title"]
     train_cifar.main([*arguments, "unbroken"])

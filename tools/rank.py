@@ -1,7 +1,7 @@
 """Does the supernet know? Architectures trained from scratch, beside what the search said of them.
 
     python3 -m tools.rank logs/small --out ranking --set epochs=4
-    python3 -m tools.rank logs/small --out ranking --set epochs=4 --targets 3,5,7 --search DIR --seeds 2
+    python3 -m tools.rank logs/small --out ranking --set epochs=4 --targets 4,5.5,7 --search DIR --seeds 2
 
 Random architectures of the run's space: Kendall tau of what its supernet says of them, on all images that did not train
 it, with the accuracy on the test images after training from scratch by one recipe: the run's config, changed by --set.

@@ -156,26 +156,6 @@ def check_finite(loss: float, what: str, step: int, checkpoint: Path) -> None:
         raise UserError(f"{what}: the loss is {loss} at step {step}; {last_good(checkpoint)}")
 
 
-class EarlyMeans:
-    """Called before each batch, lets the running statistics of batch norms begin as means of the batches so far.
-
-    From where 1 / `momentum` batches have been seen, `momentum` is that of all. A small one would otherwise keep the
-    values that they begin with for long: with 0.001 they still count 5 % after 3,000 batches, and the variances behind
-    depthwise convolutions are a hundredth of the 1 that they begin with.
-    """
-
-    def __init__(self, network: nn.Module, momentum: float):
-        self.norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        self.momentum, self.seen = momentum, None
-
-    def __call__(self) -> None:
-        if self.seen is None:  # a continued run has the number of its batches in its checkpoint
-            self.seen = int(self.norms[0].num_batches_tracked)
-        for norm in self.norms:
-            norm.momentum = max(self.momentum, 1 / (self.seen + 1))
-        self.seen += 1
-
-
 def average_norms(*networks: nn.Module) -> None:
     """Give the batch norms of `networks` the mean statistics of all processes, each of which saw images of its own.
 
