@@ -11,8 +11,6 @@ reported is chosen by them. Source: SGNAS, section 4.1.
 """
 
 import argparse
-import json
-import shutil
 import time
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from model.blueprint import (
 from model.build import build_space
 from model.elastic_space import ElasticArchitecture
 from model.generation import choose, choose_from_file, newest_config
-from model.scratch_training import build_network, read_size, train_from_scratch
+from model.scratch_training import build_network, check_compiler, read_size, train_from_scratch
 from model.space import Architecture
 from utils.command import (
     Parser,
@@ -38,7 +36,7 @@ from utils.command import (
     positive,
     positive_number,
 )
-from utils.config import Config, load_config
+from utils.config import Config, as_overrides, load_config
 from utils.data import load_dataset
 from utils.engine import Placement
 from utils.errors import UserError
@@ -66,8 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     run.minutes = args.checkpoint_minutes
     blueprint, target, source = stored_choice(run, args, config) or new_choice(config, args)
     print(f"architecture from {source}")
-    if config.compile and place.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise UserError("compile: on a CPU it needs a C++ compiler, and none is there")
+    check_compiler(config, place)
     continued = run.continues and run.checkpoint("last").exists()  # then what it inherited is in its own weights
     network = build_network(blueprint, config, inherit=not continued)
     size = read_size(blueprint, config)
@@ -111,10 +108,6 @@ def open_config(args: argparse.Namespace) -> Config:
     if args.network_config is not None:
         return load_config(args.cfg or NSGANETV2, [*as_overrides(published_keys(args)), *args.set, *flags])
     return load_config(args.cfg, args.set + flags) if args.cfg else newest_config(Path("./logs"), args.set + flags)
-
-
-def as_overrides(values: dict) -> list[str]:
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
 def published_keys(args: argparse.Namespace) -> dict:

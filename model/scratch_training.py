@@ -1,6 +1,7 @@
 """Training a network from scratch with the published recipe and its options (SGNAS, section 4.1)."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,6 +15,7 @@ from model.build import build_recipe
 from utils.config import Config
 from utils.data import Dataset
 from utils.engine import Forwards, Placement, Recipe, Score, Tally, average_norms, evaluate, train_epoch
+from utils.errors import UserError
 from utils.loader import Augmentation, Loader, Normalisation, Resized, loader
 from utils.optim import moving_average
 from utils.run_folder import RunFolder
@@ -127,6 +129,12 @@ def build_network(blueprint: Blueprint, config: Config, inherit: bool = True) ->
     return blueprint.inherited(config.inherit, options, rng)
 
 
+def check_compiler(config: Config, place: Placement) -> None:
+    """UserError where a network is to be compiled, and nothing is there to do it."""
+    if config.compile and place.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError("compile: on a CPU it needs a C++ compiler, and none is there")
+
+
 def read_size(blueprint: Blueprint, config: Config) -> int:
     """The side in pixels at which images are read: small ones that a network is to see larger are read as they are."""
     return config.input_size if config.network_size else blueprint.image_size
@@ -146,7 +154,7 @@ def train_from_scratch(
     On all training images; `provenance` is what `architecture.json` says of where the architecture comes from.
     """
     run.begin(config, place.device)
-    costs = costs_of(blueprint, network, blueprint.image_size)
+    costs = costs_of(blueprint, network, config.network_size or blueprint.image_size)
     run.write_once("architecture.json", lambda file: blueprint.save(file, costs, provenance))
     described = {
         **blueprint.describe(),

@@ -89,7 +89,7 @@ class UnderstoodError(Exception):
 def script(command: list[str]) -> tuple[str, list[str]]:
     """The module that a command runs, and its arguments."""
     launcher, *rest = command
-    while launcher == "torchrun" and rest[0].startswith("--n"):
+    while launcher == "torchrun" and rest[0].startswith("--"):
         rest = rest[1:]
     if rest[0] == "-m":
         return rest[1], rest[2:]

@@ -3,10 +3,8 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import kendalltau
 
 import msunas
 import train_cifar
@@ -41,36 +39,8 @@ def test_random_architectures_of_a_target_cost_as_much(table):
 
 def test_too_few_of_a_cost_are_an_error(table, monkeypatch):
     monkeypatch.setattr(rank, "DRAWS", 1)
-    with pytest.raises(rank.UserError, match=r"of 4096 random architectures 0 are of 9 M \+- 0.5 %"):
+    with pytest.raises(rank.UserError, match="--random 2: of 9 M, of 4096 random architectures 0 are such"):
         rank.drawn(table, 2, 0, 9.0)
-
-
-def test_tau_b_is_scipys():
-    draw = np.random.default_rng(0)
-    a, b = draw.integers(0, 4, (2, 30, 8)).astype(float)  # with ties
-    assert np.allclose(rank.tau_b(a, b), [kendalltau(*pair).statistic for pair in zip(a, b, strict=True)])
-    assert np.isnan(rank.tau_b(np.ones(5), np.arange(5.0)))
-
-
-def test_kendall_tau_and_its_interval():
-    order = np.arange(12.0)
-    assert rank.kendall(order, order) == pytest.approx((1.0, 1.0, 1.0))
-    swapped = order.copy()
-    swapped[[0, 1]] = swapped[[1, 0]]  # one of 66 pairs is discordant
-    tau, low, high = rank.kendall(order, swapped)
-    assert tau == pytest.approx(64 / 66)
-    assert low < tau < high <= 1.0
-
-
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-    """Pairs of normal numbers of correlation 0.8 have a tau of 2 / pi arcsin 0.8 = 0.590."""
-    draw, held, trials = np.random.default_rng(1), 0, 60
-    for _ in range(trials):
-        a = draw.normal(size=20)
-        tau, low, high = rank.kendall(a, 0.8 * a + 0.6 * draw.normal(size=20))
-        assert low <= tau <= high
-        held += low <= 2 / np.pi * np.arcsin(0.8) <= high
-    assert 0.85 * trials <= held < trials
 
 
 def trained(searched, out, *more) -> list[dict]:
@@ -96,6 +66,7 @@ def test_networks_are_trained_once_and_all_numbers_may_grow(searched, tmp_path, 
     said = capsys.readouterr().out
     assert "Kendall tau of the supernet" in said
     assert "Kendall tau of cost alone" in said
+    assert said.count("too few architectures for an interval") == 3
 
     with_answers = ("--count", "4", "--targets", "0.15", "--random", "2", "--search", str(evolution))
     lines = trained(searched, tmp_path, *with_answers)

@@ -14,7 +14,7 @@ from model.build import build_supernet, load_supernet
 from model.generation import find_generator, run_config, supernet_of
 from model.trained import open_own
 from tests.test_stages import refused
-from tools import draw, release
+from tools import draw, release, report
 from utils import checkpoint
 from utils.engine import Placement, evaluate
 
@@ -69,17 +69,30 @@ def test_a_released_search_generates_what_the_search_did(searched, released):
     assert str(searched) not in (released / "tiny" / "config.yml").read_text()
 
 
+def test_a_page_can_be_made_of_it(released, tmp_path, capsys):
+    report.main([str(released / "tiny"), str(released / "net"), "--out", str(tmp_path / "report.html")])
+    assert "0 remarks" in capsys.readouterr().out
+
+
+def test_a_failure_leaves_nothing_behind(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "evaluate", None)
+    with pytest.raises(TypeError):
+        release.main([str(network), "--out", str(tmp_path / "out")])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_what_is_there_is_not_written_over(network, released, searched, capsys):
     assert "is there already" in refused(capsys, release.main, network, "--out", released)
     said = refused(capsys, release.main, searched, "--out", released / "more")
     assert "there is no such checkpoint" in said
-    assert not (released / "more").exists()
+    assert list((released / "more").iterdir()) == []
 
 
 # -- ours ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_release_is_small():
+def test_the_release_is_small_and_whole():
+    assert {folder.name for folder in DIGITS.iterdir()} == {"digits_config", "digits_3M", "digits_5.5M"}
     assert sum(file.stat().st_size for file in DIGITS.rglob("*") if file.is_file()) < 2e6
 
 

@@ -2,15 +2,14 @@
 
     python3 -m tools.adapt --checkpoint logs/NET/checkpoints/last.pth --data IMAGE_FOLDER --title mine
 
-IMAGE_FOLDER has train/ and val/ (or test/) with a folder of images for each class; or just such folders, of which every
-fifth image of a class is then a test image. The checkpoint is one that describes its network, as train_cifar.py and
-train_imagenet.py write them. Says first what it will take (--dry-run: only that), and at last what it reached on the
-test images, by which nothing is chosen. The same command goes on where it stopped.
+IMAGE_FOLDER has train/ and val/ (or test/) with a folder of images for each class; or just such folders, of which about
+a fifth of the images, by their names, are then test images. The checkpoint is one that describes its network, as
+train_cifar.py and train_imagenet.py write them. Says first what it will take (--dry-run: only that), and at last what
+it reached on the test images, by which nothing is chosen. The same command goes on where it stopped.
 """
 
 import argparse
 import copy
-import json
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +20,14 @@ from torch.nn import functional as F
 from model.blueprint import Blueprint
 from model.candidates import NORMS_IMAGES
 from model.forecast import saved_bytes, seconds
-from model.scratch_training import network_options, train_from_scratch
+from model.scratch_training import check_compiler, network_options, train_from_scratch
 from model.trained import Trained, open_own
 from utils import checkpoint
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, command, not_negative, positive
-from utils.config import Config, load_config
+from utils.config import Config, as_overrides, load_config
 from utils.data import Dataset, class_names, load_dataset
 from utils.engine import Placement, reset_norms
+from utils.errors import UserError
 from utils.loader import Normalisation, loader
 from utils.run_folder import RunFolder
 from utils.runtime import pick_device, stream
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = load_dataset("imagefolder", args.data, args.img_size or trained.image_size, None, strict=args.strict_data)
     config = recipe(args, trained, dataset)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
+    check_compiler(config, place)
     run = RunFolder.open("tools.adapt", config, args.title or Path(args.data).resolve().name, args.resume)
     run.minutes = args.checkpoint_minutes
     blueprint = trained.blueprint.with_classes(config.classes)
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     print(forecast(network, dataset, config, place), flush=True)
     if args.dry_run:
         return
-    if not run.continues:
+    if not (run.continues and run.checkpoint("last").exists()):
         reset_norms(network, norm_batches(dataset, config), place)
     provenance = {"source": f"tools.adapt {args.checkpoint}", "target": None, "unit": config.unit}
     provenance["classes"] = class_names(args.data)
@@ -80,11 +81,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def recipe(args: argparse.Namespace, trained: Trained, dataset: Dataset) -> Config:
     """The keys of config_file/adapt_config.yml, for this network and these images; --set has the last word."""
     size, count = args.img_size or trained.image_size, len(dataset.train.labels)
-    batch_size = args.batch_size or min(64, max(1, count // 4))
+    batch_size = args.batch_size or min(64, max(2, count // 4))
+    names = class_names(args.data)
+    if len(names) < 2:
+        raise UserError(f"--data {args.data}: it has one class; at least 2 are needed")
     least, most = EPOCHS
     values = {
         "dataset_dir": args.data,
-        "classes": int(dataset.train.labels.max()) + 1,
+        "classes": len(names),
         "input_size": size,
         "network_size": size,
         "mean": list(trained.data["mean"]),
@@ -96,7 +100,7 @@ def recipe(args: argparse.Namespace, trained: Trained, dataset: Dataset) -> Conf
         "network_config": str(args.checkpoint),
     }
     values |= {key: value for key, value in trained.options.items() if key in ("se", "activation")}
-    return load_config(RECIPE, [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *args.set])
+    return load_config(RECIPE, [*as_overrides(values), *args.set])
 
 
 def with_new_classifier(blueprint: Blueprint, trained: Trained, config: Config) -> nn.Module:
@@ -144,9 +148,9 @@ def forecast(network: nn.Module, dataset: Dataset, config: Config, place: Placem
 
 def report(result: dict, dataset: Dataset, run: RunFolder) -> None:
     """What was reached, beside what a constant answer reaches."""
-    counts = torch.bincount(dataset.test.labels)
-    most = f"{100 * float(counts.max()) / len(dataset.test.labels):.2f}"
-    rows = [["adapted network", f"{result['top1']:.2f}"], ["always the most frequent class", most]]
+    usual = torch.bincount(dataset.train.labels).argmax()
+    constant = 100 * float((dataset.test.labels == usual).float().mean())
+    rows = [["adapted network", f"{result['top1']:.2f}"], ["always the most frequent class", f"{constant:.2f}"]]
     print(format_table(["answer", "test top-1 %"], rows))
     print(f"{result['epochs']} epochs; {result['checkpoint']} (for validate.py and tools.export); classes are in")
     print(run.file("architecture.json"))

@@ -8,8 +8,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from model.results import Design, Found, RunResults
-from tools.rank import kendall
 from utils import figures
+from utils.statistics import kendall
 
 MOST_DRAWN = 24
 TRAINED = ("trained from scratch", "fine-tuned")  # how methods are called whose networks were trained on their own

@@ -14,18 +14,17 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from model.blueprint import blueprint_of
 from model.build import build_cost_table, build_space, build_supernet, load_supernet
+from model.cell_space import from_string
 from model.generation import find_generator, run_config, supernet_of
 from model.lookup_table import CostTable
 from model.scratch_training import build_network, train_from_scratch
@@ -41,12 +40,12 @@ from utils.engine import Placement
 from utils.errors import UserError
 from utils.run_folder import RunFolder
 from utils.runtime import pick_device, stream
+from utils.statistics import CONFIDENCE, kendall, kendall_difference, spread, tau_b
 from utils.stopping import check_stop
 from utils.table import format_table
 
 EQUAL = 0.005  # costs that differ from a target by this share of it count as equal
 DRAWN, DRAWS = 4096, 64  # random architectures at once, and how often, to find some of equal cost
-RESAMPLES, CONFIDENCE = 2000, 0.95
 RANDOM, GENERATOR, EVOLVED = "random", "generator", "msunas"
 
 
@@ -114,7 +113,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def recipe_of(args: argparse.Namespace) -> Config:
     """The run's config with what changes the training; its networks go to OUT."""
     config = run_config(args.run, args.set)
-    return replace(config, log_dir=str(args.out), write_dir=None, path_to_save_scratch=None)
+    return replace(config, log_dir=str(args.out), write_dir=None, path_to_save_scratch=None, inherit=None)
 
 
 # -- which architectures ---------------------------------------------------------------------------------------------
@@ -136,8 +135,10 @@ def drawn(table: CostTable, count: int, seed: int, target: float | None = None) 
         found |= {answer.name: answer for answer in described(RANDOM, target, paths[: 2 * count], table)}
         if len(found) >= count:
             return list(found.values())[:count]
-    where = "" if target is None else f" of {target:g} {table.unit} +- {100 * EQUAL:g} %"
-    raise UserError(f"--random {count}: of {DRAWN * DRAWS} random architectures {len(found)} are{where}")
+    asked = f"--count {count}: of" if target is None else f"--random {count}: of {target:g} {table.unit}, of"
+    raise UserError(
+        f"{asked} {DRAWN * DRAWS} random architectures {len(found)} are such; choose a target nearer the mean"
+    )
 
 
 def answers_for(target: float, table: CostTable, config: Config, args: argparse.Namespace) -> list[Answer]:
@@ -151,7 +152,7 @@ def answers_for(target: float, table: CostTable, config: Config, args: argparse.
 
 
 def evolved(target: float, table: CostTable, args: argparse.Namespace) -> Tensor:
-    """Of a search's archive, the path of the best validation accuracy that costs no more than the target.
+    """Of a search's archive, the path of the best validation accuracy that costs as much as the target, or less.
 
     UserError when the search was on another supernet, or knew test images.
     """
@@ -159,7 +160,7 @@ def evolved(target: float, table: CostTable, args: argparse.Namespace) -> Tensor
         settings = json.loads((args.search / "search.json").read_text())["settings"]
         if settings["supernet_path"] != checkpoint.digest(supernet_of(args.run)) or settings["test"]:
             raise UserError(f"--search {args.search}: it was on another supernet than the run's, or knew test images")
-        rows = [(Architecture.of(record["choices"]), error) for record, error, _ in last_archive(args.search)]
+        rows = [(architecture_of(record), error) for record, error, _ in last_archive(args.search)]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--search {args.search}: no search of this space by msunas.py ({error})") from None
     paths = torch.stack([table.space.encode(architecture) for architecture, _ in rows])
@@ -168,6 +169,11 @@ def evolved(target: float, table: CostTable, args: argparse.Namespace) -> Tensor
     if not errors.isfinite().any():
         raise UserError(f"--search {args.search}: it has no architecture of at most {target:g} {table.unit}")
     return paths[errors.argmin()]
+
+
+def architecture_of(record: dict) -> Architecture:
+    """What an archive stores, of either space with a generator."""
+    return from_string(record["cell"]) if "cell" in record else Architecture.of(record["choices"])
 
 
 # -- what the supernet says, and what is true ------------------------------------------------------------------------
@@ -181,6 +187,7 @@ def supernet_scores(
     images = split_for_search(dataset, config.train_portion, config.seed, args.run / "split.json")
     images = replace(images, validate=images.held_out)
     by = {"supernet": checkpoint.digest(weights), "images": len(images.validate.labels)}
+    by |= {"norms": config.bn_recalibration_images, "seed": config.seed}
     known = read_scores(kept, by)
     paths = {a.name: table.space.encode(a.architecture) for a in answers if a.name not in known}
     if paths:
@@ -205,7 +212,9 @@ def read_scores(file: Path, by: dict) -> dict[str, float]:
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: it holds no scores ({error})") from None
     if any(record.get(key) != value for key, value in by.items()):
-        raise UserError(f"--out {file.parent}: its networks were scored by another supernet; choose another folder")
+        raise UserError(
+            f"--out {file.parent}: its networks were scored by another supernet, or otherwise; choose another folder"
+        )
     return known
 
 
@@ -288,56 +297,47 @@ def print_ranking(ranked: list[Judged], unit: str) -> None:
     ordered = sorted(ranked, key=lambda one: one.answer.cost)
     rows = [[one.answer.name, f"{one.answer.cost:.3f}", f"{one.supernet:.2f}", f"{one.test:.2f}"] for one in ordered]
     print(format_table(["random", f"cost {unit}", "supernet top-1 %", "test top-1 %"], rows))
-    tests = np.array([one.test for one in ranked])
-    for what, values in (
-        ("the supernet", [one.supernet for one in ranked]),
-        ("cost alone", [one.answer.cost for one in ranked]),
-    ):
-        tau, low, high = kendall(np.array(values), tests)
-        print(f"Kendall tau of {what}: {tau:.3f}, {100 * CONFIDENCE:g} % interval {low:.3f} to {high:.3f}")
+    tests, said, costs = np.array([(one.test, one.supernet, one.answer.cost) for one in ranked]).T
+    print(f"Kendall tau of the supernet: {with_interval(kendall(said, tests))}")
+    print(f"Kendall tau of cost alone: {with_interval(kendall(costs, tests))}")
+    print(f"the supernet's above that of cost: {with_interval(kendall_difference(said, costs, tests))}")
 
 
-def kendall(a: NDArray, b: NDArray) -> tuple[float, float, float]:
-    """Kendall's tau-b of samples `[n]`, and its confidence interval by the percentiles of a paired bootstrap.
-
-    Draws in which all values are the same have no tau, and are left out.
-    """
-    draws = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
-    tails = (1 - CONFIDENCE) / 2
-    return float(tau_b(a, b)), *np.nanquantile(tau_b(a[draws], b[draws]), [tails, 1 - tails]).tolist()
-
-
-def tau_b(a: NDArray, b: NDArray) -> NDArray:
-    """Kendall's tau-b along the last axis; not a number where all values of one are the same."""
-    order_a, order_b = (np.sign(x[..., :, None] - x[..., None, :]) for x in (a, b))
-    pairs_a, pairs_b = ((order**2).sum(axis=(-2, -1)) for order in (order_a, order_b))
-    with np.errstate(invalid="ignore"):
-        return (order_a * order_b).sum(axis=(-2, -1)) / np.sqrt(pairs_a * pairs_b)
+def with_interval(found: tuple[float, float, float]) -> str:
+    value, low, high = found
+    if np.isnan(low):
+        return f"{value:.3f}; too few architectures for an interval"
+    return f"{value:.3f}, {100 * CONFIDENCE:g} % interval {low:.3f} to {high:.3f}"
 
 
 def print_answers(answered: list[Judged], unit: str) -> None:
+    """Means over the architectures of a method; their spread, and that of the trainings of one, are apart."""
     rows, inside = [], []
     for target in dict.fromkeys(one.answer.target for one in answered):
         here = [one for one in answered if one.answer.target == target]
         for method in dict.fromkeys(one.answer.method for one in here):
             own = [one for one in here if one.answer.method == method]
-            tests = [test for one in own for test in one.tests]
-            costs = [one.answer.cost for one in own]
-            said = np.mean([one.supernet for one in own])
-            row = [f"{target:g}", method, f"{np.mean(costs):.3f}", f"{100 * (np.mean(costs) / target - 1):+.1f}"]
-            rows.append([*row, f"{said:.2f}", f"{np.mean(tests):.2f} +- {spread(tests):.2f}", len(tests)])
-        inside.append(tau_b(*np.array([(one.supernet, one.test) for one in here]).T))
-    columns = [f"target {unit}", "method", f"cost {unit}", "miss %", "supernet top-1 %", "test top-1 %", "trainings"]
-    print(format_table(columns, rows))
-    noise = np.sqrt(np.mean([spread(one.tests) ** 2 for one in answered]))
-    print(f"standard deviation of a network's trainings by seed: {noise:.2f}")
-    print(f"Kendall tau of the supernet among the answers to a target, mean: {np.nanmean(inside):.3f}")
+            cost = np.mean([one.answer.cost for one in own])
+            numbers = [
+                np.mean([one.supernet for one in own]),
+                np.mean([one.test for one in own]),
+                spread(one.test for one in own),
+                seed_noise(own),
+            ]
+            shown = [None if np.isnan(number) else f"{number:.2f}" for number in numbers]
+            rows.append([f"{target:g}", method, len(own), f"{cost:.3f}", f"{100 * (cost / target - 1):+.1f}", *shown])
+        inside.append(float(tau_b(*np.array([(one.supernet, one.test) for one in here]).T)))
+    columns = [f"target {unit}", "method", "networks", f"cost {unit}", "miss %", "supernet top-1 %", "test top-1 %"]
+    print(format_table([*columns, "sd of networks", "sd of seeds"], rows))
+    known = [tau for tau in inside if not np.isnan(tau)]
+    if known:
+        print(f"Kendall tau of the supernet among the answers to a target, mean: {np.mean(known):.3f}")
 
 
-def spread(values: Iterable[float]) -> float:
-    """Standard deviation of a sample; not a number for one value."""
-    values = list(values)
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+def seed_noise(judged: list[Judged]) -> float:
+    """Standard deviation of the trainings of one network by seed, pooled; not a number for one seed each."""
+    variances = [spread(one.tests) ** 2 for one in judged if len(one.tests) > 1]
+    return float(np.sqrt(np.mean(variances))) if variances else float("nan")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,18 @@ reach on the test images.
 """
 
 import json
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import yaml
 from torch import Tensor
 
 from model.blueprint import KINDS, costs_of
-from model.generation import GENERATOR_FILE, run_config, supernet_of
+from model.generation import GENERATOR_FILE, LATENCY_FILE, run_config, supernet_of
 from model.trained import open_own
 from utils import checkpoint
 from utils.command import Parser, command
@@ -23,6 +27,7 @@ from utils.engine import Placement, evaluate
 from utils.errors import UserError
 from utils.table import format_table
 
+T = TypeVar("T")
 TRAINING = ("optimizer", "scaler", "average", "tally", "scores", "best_top1", "batch_size")
 
 
@@ -37,42 +42,66 @@ def main(argv: list[str] | None = None) -> None:
         folder = args.out / run.resolve().name
         if folder.exists():
             raise UserError(f"--out {args.out}: {folder} is there already")
-        if (run / "checkpoints" / f"{GENERATOR_FILE}.pth").exists():
-            release_search(run, folder)
-            reached = None
-        else:
-            reached = f"{release_network(run, folder):.2f}"
+        is_search = (run / "checkpoints" / f"{GENERATOR_FILE}.pth").exists()
+        top1 = whole_or_not(folder, partial(release_search if is_search else release_network, run))
+        reached = None if is_search else f"{top1:.2f}"
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         rows.append([str(folder), f"{size / 1e6:.3f}", reached])
     print(format_table(["folder", "MB", "test top-1 %"], rows))
 
 
+def whole_or_not(folder: Path, write: Callable[[Path], T]) -> T:
+    """Let `write` fill a folder that is there when it is done, and only then."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        result = write(unfinished)
+        unfinished.rename(folder)
+        return result
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def copy_records(run: Path, folder: Path, *names: str) -> None:
+    """How the run was begun, but for the machine, and what it measured."""
+    environment = json.loads((run / "environment.json").read_text())
+    kept = {key: environment[key] for key in ("stage", "python", "torch", "commit") if key in environment}
+    checkpoint.write_text(folder / "environment.json", json.dumps(kept, indent=1) + "\n")
+    for name in ("metrics.jsonl", *names):
+        if (run / name).exists():
+            checkpoint.copy(run / name, folder / name)
+
+
 def release_search(run: Path, folder: Path) -> None:
-    """What `tools.generate --run` and `msunas.py` need."""
+    """What `tools.generate --run`, `msunas.py` and `tools.report` need."""
     config = run_config(run).to_dict()
-    for key in config:
-        config[key] = None if key.startswith("path_to_") else config[key]
-    config |= {"log_dir": "./logs/", "write_dir": None, "model_pretrained": None, "generator_pretrained": None}
+    places = [key for key in config if key.startswith("path_to_") or key.endswith("_pretrained")]
+    config |= {**dict.fromkeys(places), "log_dir": "./logs/", "write_dir": None}
+    if (run / LATENCY_FILE).exists():  # by which a run folder is read, wherever it lies
+        checkpoint.copy(run / LATENCY_FILE, folder / LATENCY_FILE)
+        config["latency_table"] = LATENCY_FILE
     checkpoint.write_text(folder / "config.yml", yaml.safe_dump(config, sort_keys=False))
     for file in (supernet_of(run), run / "checkpoints" / f"{GENERATOR_FILE}.pth"):
         checkpoint.save(folder / "checkpoints" / file.name, small(checkpoint.load(file)))
-    for name in ("prior_pool.json", "architectures.json", "split.json"):
-        checkpoint.copy(run / name, folder / name)
+    copy_records(run, folder, "prior_pool.json", "architectures.json", "split.json", "supernet_evaluate.csv")
 
 
 def release_network(run: Path, folder: Path) -> float:
-    """Its last weights; top-1 in % of the test images."""
+    """Its last weights, and their average when there is one; top-1 of the last in % of the test images."""
     payload = checkpoint.load(run / "checkpoints" / "last.pth")
     if payload.get("kind") not in KINDS:
         raise UserError(f"{run}: no run of search.py with a generator, and none of a trained network")
     file = folder / "last.pth"
     checkpoint.save(file, small(payload))
+    if (average := run / "checkpoints" / "ema.pth").exists():
+        checkpoint.save(folder / "ema.pth", small(checkpoint.load(average)))
     trained = open_own(file)
     network, place = trained.network, Placement(torch.device("cpu"))
     score = evaluate(network, trained.batches(trained.test_images(), 256), place)
     result = {**score.to_dict(), **costs_of(trained.blueprint, network, trained.image_size), "checkpoint": file.name}
     checkpoint.write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
-    checkpoint.copy(run / "architecture.json", folder / "architecture.json")
+    copy_records(run, folder, "architecture.json", "config.yml")
     return score.top1
 
 

@@ -8,6 +8,7 @@ The published YAMLs load unchanged. A `Config` is read by the stage scripts and 
 import contextlib
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Callable
@@ -249,6 +250,11 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     for override in overrides:
         _override(values, override)
     return Config.from_dict(values, str(path))
+
+
+def as_overrides(values: dict) -> list[str]:
+    """Plain values as `load_config` takes them."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
 def _read_yaml(path: Path, root: Path):

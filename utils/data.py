@@ -4,6 +4,7 @@ Images are `ImageData` (decoded once into one uint8 tensor; all sets of small im
 fly); `utils/loader.py` turns either into batches.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,9 @@ class Dataset:
         parts = (self.train, self.test, self.held_out)
         return Dataset(*(replace(part, view=view) if isinstance(part, EncodedImages) else part for part in parts))
 
+
+# Of a folder without parts: the share of its images that test.
+TEST_SHARE = 0.2
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 
@@ -136,7 +140,8 @@ def _digits(size: int) -> Dataset:
 class _Parts:
     """The parts train, val and maybe test on disk: folders with a folder for each class, or LMDB files.
 
-    Of a directory that is itself a folder of classes, every fifth image of each class is a test image.
+    A directory without any of them may itself be a folder of classes: then about a fifth of its images, by their
+    names, are test images.
     """
 
     directory: Path
@@ -153,16 +158,32 @@ class _Parts:
         read = lmdb_images if self.packed else image_folder
         images, names = read(self.directory if self.undivided else self.path(part), self.size, self.strict)
         if self.undivided:
-            train, test = stratified_split(images.labels, 0.8, stream(0, "test images"))
-            images = images.subset(train if part == "train" else test)
+            tests = self._by_name(images, names)
+            images = images.subset((~tests if part == "train" else tests).nonzero().flatten())
         return (fitted(images) if self.size <= self.in_memory else images), names
 
     @property
     def undivided(self) -> bool:
         """Whether the directory is itself a folder with a folder of images for each class."""
-        if self.packed or self.path("train").exists() or not self.directory.is_dir():
+        if self.packed or any(self.path(part).exists() for part in ("train", "val", "test")):
             return False
         return any(has_file_allowed_extension(str(file), IMG_EXTENSIONS) for file in self.directory.glob("*/*"))
+
+    def _by_name(self, images: EncodedImages, names: list[str]) -> Tensor:
+        """Which are test images `[N]`, by digests of their names, so that files that are added move no other one.
+
+        At least one image of each class tests, and one trains; UserError for a class that has only one.
+        """
+        files = (Path(images.source.name(number)).relative_to(self.directory) for number in range(len(images.labels)))
+        keys = torch.tensor([hashlib.sha256(file.as_posix().encode()).digest()[0] / 256 for file in files])
+        tests = keys < TEST_SHARE
+        for label, name in enumerate(names):
+            own = (images.labels == label).nonzero().flatten()
+            if len(own) < 2:
+                raise UserError(f"{self.directory / name}: one image; at least 2 are needed, to train and to test")
+            order = own[keys[own].argsort(stable=True)]
+            tests[order[0]], tests[order[-1]] = True, False
+        return tests
 
     def classes(self) -> list[str]:
         folder = self.directory if self.undivided else self.path("train")

@@ -195,7 +195,7 @@ def divided(count: int, work: Callable[[int], T]) -> list[Outcome[T]]:
     """
     number = next(_works)
     taken = range(count) if size() == 1 else _taken(number, count)
-    outcomes = _gathered({index: _outcome(work, index) for index in taken})
+    outcomes = _gathered(_until_interrupted(work, taken))
     for outcome in outcomes.values():
         if isinstance(outcome.error, KeyboardInterrupt):
             raise outcome.error
@@ -219,6 +219,16 @@ def _taken(work: int, count: int) -> Iterator[int]:
     store = dist.distributed_c10d._get_default_store()
     while (index := store.add(f"work {work}", 1) - 1) < count:
         yield index
+
+
+def _until_interrupted(work: Callable[[int], T], taken: Iterable[int]) -> dict[int, Outcome[T]]:
+    """The outcomes of the works that are taken; none is taken after one that was interrupted."""
+    outcomes = {}
+    for index in taken:
+        outcomes[index] = _outcome(work, index)
+        if isinstance(outcomes[index].error, KeyboardInterrupt):
+            break
+    return outcomes
 
 
 def _outcome(work: Callable[[int], T], index: int) -> Outcome[T]:

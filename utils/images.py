@@ -98,8 +98,9 @@ def image_folder(directory: Path, size: int, strict: bool) -> tuple[EncodedImage
     """The images of a folder with a folder for each class, and the names of the classes; UserError when it is none."""
     try:
         folder = ImageFolder(str(directory))
-    except FileNotFoundError:
-        raise UserError(f"{directory}: it must be a folder with a folder of images for each class") from None
+    except FileNotFoundError as error:
+        wrong = f"{directory}: it must be a folder with a folder of images for each class"
+        raise UserError(f"{wrong} ({str(error).split('. ')[0]})") from None
     source = FileSource(Path(directory), tuple(path for path, _ in folder.samples))
     labels = torch.tensor(folder.targets)
     return EncodedImages(source, torch.arange(len(labels)), labels, size, strict), folder.classes
