@@ -282,6 +282,8 @@ def _read_trained(run: RunResults) -> None:
     target = result.get("target") if result.get("unit", "M") == "M" else None
     inherits = run.config.get("inherit") or run.config.get("initial_checkpoint")
     method = "fine-tuned from a supernet" if inherits else "trained from scratch"
+    if run.stage == "tools.adapt":
+        method = "fine-tuned from another data set"
     given = {"params_m": costs.get("params_m"), "target": target, "design": design}
     file = "result.json" if result else "architecture.json"
     cost = costs.get("macs_m")

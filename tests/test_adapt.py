@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import train_cifar
 import validate
+from model.results import read_run
 from model.trained import open_own
 from tests.test_stages import refused
 from tools import adapt
@@ -106,6 +108,7 @@ def test_a_network_learns_colours_and_its_checkpoint_says_all(trained, painted, 
     assert re.search(r"always the most frequent class +[234]\d\.\d\d", said)
     record = json.loads((tmp_path / "mine" / "architecture.json").read_text())
     assert record["provenance"]["classes"] == ["blue", "green", "red"]
+    assert {one.method for one in read_run(tmp_path / "mine", "mine").found} == {"fine-tuned from another data set"}
     validate.main(["--checkpoint", result["checkpoint"], "--json"])
     scored = json.loads(capsys.readouterr().out)
     assert scored["top1"] == result["top1"]
@@ -128,6 +131,29 @@ def test_what_is_finished_is_not_trained_again(trained, painted, tmp_path):
     before = (tmp_path / "mine" / "metrics.jsonl").read_bytes()
     assert adapted(tmp_path, trained, painted, "--epochs", "2") == first
     assert (tmp_path / "mine" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_the_same(trained, painted, tmp_path):
+    first = adapted(tmp_path, trained, painted, "--epochs", "2")
+    for file in [*(tmp_path / "mine").glob("checkpoints/*"), tmp_path / "mine" / "result.json"]:
+        file.unlink()
+    assert adapted(tmp_path, trained, painted, "--epochs", "2") == first
+
+
+def test_few_images_are_enough_and_one_class_is_not(trained, tmp_path, capsys):
+    result = adapted(tmp_path, trained, paint(tmp_path / "few", 2), "--epochs", "1")
+    assert result["epochs"] == 1
+    one = paint(tmp_path / "one", 3)
+    for name in ("green", "blue"):
+        shutil.rmtree(one / name)
+    assert "it has one class" in refused(capsys, adapt.main, "--checkpoint", trained, "--data", one)
+
+
+def test_larger_images_are_read_from_disk(trained, painted, tmp_path):
+    result = adapted(tmp_path, trained, painted, "--epochs", "1", "--img-size", "72")
+    own = open_own(Path(result["checkpoint"]))
+    assert own.image_size == 72
+    assert result["macs_m_counted"] > 10 * result["macs_m"]  # the table's are those of 16 pixels
 
 
 def test_a_dry_run_writes_nothing(trained, painted, tmp_path, capsys):

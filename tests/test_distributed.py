@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import search
 from model.build import build_space
 from model.supernet import UnifiedSupernet
 from model.warm_up import path_logits, supernet_payload
@@ -250,6 +251,19 @@ def test_two_processes_search_as_one_does(folder):
         archives.append(json.loads((folder / f"found{processes}" / "iter_2.stats").read_text())["archive"])
     assert archives[0] == archives[1]
     assert len(archives[0]) == 6 + 2 * 2
+
+
+def test_two_processes_rank_as_one_does(folder):
+    search.main(["--cfg", str(folder / "tiny.yml"), "--title", "search"])
+    results = []
+    for processes in (1, 2):
+        command = ["-m", "tools.rank", "logs/search", "--out", f"ranking{processes}", "--count", "3"]
+        done = torchrun(processes, folder, *command, "--set", "epochs=1")
+        said = done.communicate(timeout=300)[0]
+        assert done.returncode == 0, said
+        results.append((folder / f"ranking{processes}" / "results.jsonl").read_text())
+    assert results[0] == results[1]
+    assert results[0].count("\n") == 3
 
 
 def test_what_is_wrong_is_said_once(folder):

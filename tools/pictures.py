@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from model.results import Design, Found, RunResults
 from utils import figures
-from utils.statistics import kendall
+from utils.statistics import CONFIDENCE, kendall
 
 MOST_DRAWN = 24
 TRAINED = ("trained from scratch", "fine-tuned")  # how methods are called whose networks were trained on their own
@@ -158,7 +158,8 @@ def correlations(found: list[Found]) -> str:
         pairs = grouped(ranked, lambda one: "", lambda one: (getattr(one, key), one.test)).get("", np.empty((0, 2)))
         if len(pairs) > 2 and np.ptp(pairs, axis=0).all():
             tau, low, high = kendall(*pairs.T)
-            said.append(f"{what} {tau:.3f} (95 % interval {low:.3f} to {high:.3f})")
+            known = f" ({100 * CONFIDENCE:g} % interval {low:.3f} to {high:.3f})" if low == low else ""
+            said.append(f"{what} {tau:.3f}{known}")
     return f"Kendall tau with the test accuracy of {len(ranked)} random ones: {', '.join(said)}." if said else ""
 
 
