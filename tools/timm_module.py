@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from itertools import zip_longest
 from pathlib import Path
 from string import Template
@@ -186,11 +187,18 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+class _FromSource(SourceFileLoader):
+    """Reads the source each time: of two files of one name and size within a second, Python's cache keeps the first."""
+
+    def get_code(self, fullname: str):
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 @contextmanager
 def imported(file: Path) -> Iterator[ModuleType]:
     """The module in `file`, under a name that no other one has; with it, timm knows the network."""
     name = f"exported_to_timm_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where timm looks for it
     try:
