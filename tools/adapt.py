@@ -10,11 +10,12 @@ it reached on the test images, by which nothing is chosen. The same command goes
 
 import argparse
 import copy
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.blueprint import Blueprint
@@ -112,7 +113,7 @@ def with_new_classifier(blueprint: Blueprint, trained: Trained, config: Config) 
     return network
 
 
-def norm_batches(dataset: Dataset, config: Config):
+def norm_batches(dataset: Dataset, config: Config) -> Iterator[tuple[Tensor, Tensor]]:
     """Training images as evaluation sees them, for the statistics of batch norms."""
     drawn = torch.randperm(len(dataset.train.labels), generator=stream(config.seed, "recalibrate"))[:NORMS_IMAGES]
     return loader(dataset.train.subset(drawn), config.batch_size, Normalisation(config.mean, config.std)).epoch()
@@ -127,7 +128,7 @@ def forecast(network: nn.Module, dataset: Dataset, config: Config, place: Placem
     images = torch.randn(count, 3, config.network_size, config.network_size, generator=stream(0, "forecast"))
     images, labels = place.batch(images, torch.zeros(count, dtype=torch.long))
 
-    def loss() -> torch.Tensor:
+    def loss() -> Tensor:
         with place.autocast():
             return F.cross_entropy(copied(images), labels)
 
