@@ -3,6 +3,7 @@
 A mark is a comment above the block: <!-- needs a GPU -->, <!-- needs a download: WHAT --> or <!-- takes N min -->.
 """
 
+import dataclasses
 import importlib
 import re
 import subprocess
@@ -161,10 +162,43 @@ def test_spaces_are_spaces(block):
     Config.from_dict({**values, **yaml.safe_load(block.text)})
 
 
-# -- links -----------------------------------------------------------------------------------------------------------
+# -- links, tests and keys that are named ----------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+def test_the_tests_that_numbers_are_checked_by_exist():
+    named = re.findall(r"`(tests/\w+\.py)`(?:, `(test_\w+)`)?", (ROOT / "docs" / "numbers.md").read_text())
+    assert named
+    for file, name in named:
+        assert f"def {name}" in (ROOT / file).read_text(), name
+
+
+def test_every_key_of_a_config_is_described_with_its_default():
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|", (ROOT / "docs" / "configuration.md").read_text(), re.MULTILINE)
+    described = {key: text.strip().strip("`") for key, text in rows}
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    assert len(rows) == len(described)
+    assert set(described) == set(fields)
+    for key, field in fields.items():
+        if key.startswith("path_to") or key.endswith("_pretrained"):
+            assert field.default is None
+        elif key in ("optim_state", "g_optim_state"):
+            assert described[key].lower() == field.default_factory().optimizer
+        elif field.default is dataclasses.MISSING:
+            assert described[key] == "-"
+        else:
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            assert (None if described[key] == "none" else yaml.safe_load(described[key])) == default, key
