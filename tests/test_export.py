@@ -22,8 +22,9 @@ from model.space import LayerSpec, UnifiedSpace
 from model.subnet import SubNet
 from tests.conftest import SMALL_SPACES, mixed_space, rng
 from tests.test_stages import refused
-from tools import export, onnx_file, program_file, same_logits, timm_module
-from tools.same_logits import Compared
+from tools import export
+from tools.formats import onnx_file, program_file, same_logits, timm_module
+from tools.formats.same_logits import Compared
 from utils.errors import UserError
 from utils.images import ImageData
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from model.folding import folded, plain
 from model.trained import Trained, add_network_options, check_network_options, open_trained
-from tools import onnx_file, program_file, timm_module
-from tools.same_logits import Compared, Runner, compare, latencies
+from tools.formats import onnx_file, program_file, timm_module
+from tools.formats.same_logits import Compared, Runner, compare, latencies
 from utils import checkpoint
 from utils.command import Parser, command, not_negative, positive
 from utils.errors import UserError

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from timm.models import is_model, model_entrypoint
 from torch import Tensor, nn
 
-from tools.timm_network import TimmNetwork, described
+from tools.formats.timm_network import TimmNetwork, described
 from utils.errors import UserError
 
 _HEAD = Template('''"""A network that one-shot architecture search found, on the classes of timm.
