@@ -304,6 +304,25 @@ def test_onnxruntime_measures_too(timed, tmp_path):
     assert UnifiedLatency(Latencies.read("other.yaml"), build_space(load_config("tiny.yml"))).base > 0
 
 
+def test_onnxruntime_measures_networks_as_they_are_deployed(monkeypatch):
+    """Without batch norms, of convolutions that all say so; with the same logits."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    files, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda file, *a, **k: files.append(file) or session(file, *a, **k)
+    )
+    network = SubNet(SMALL, SMALL.decode(SMALL.sample(1, rng(0))[0])).eval()
+    images = torch.randn(1, 3, 8, 8)
+    with torch.inference_mode():
+        logits = network(images)
+    profile_latency.by_onnxruntime(network, images)
+    nodes = [node.op_type for node in onnx.load_from_string(files[0]).graph.node]
+    assert "BatchNormalization" not in nodes
+    assert "MatMul" not in nodes
+    found = session(files[0]).run(None, {"images": images.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), logits, rtol=1e-4, atol=1e-5)
+
+
 def test_without_onnxruntime_one_line_says_how_to_get_it(timed, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     line = refused(capsys, profile_latency.main, "--cfg", "tiny.yml", "--out", "o.yaml", "--backend", "onnxruntime")

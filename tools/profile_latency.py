@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from model.build import build_elastic_space, build_unified_space
 from model.elastic_space import ElasticSpace
+from model.folding import folded
 from model.generation import read_generated
 from model.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.latency_parts import Part, parts_of
@@ -165,7 +166,7 @@ def by_torch(network: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
-    """UserError when onnx or onnxruntime is not installed, or cannot use the device."""
+    """Of the network as `tools.export` would fold it; UserError without onnx, onnxruntime or the device."""
     try:
         import onnx  # noqa: F401, for torch's exporter
         import onnxruntime
@@ -177,7 +178,7 @@ def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every choice by shape; shapes do not change here
-        torch.onnx.export(network, (images,), file, dynamo=False, input_names=["images"])
+        torch.onnx.export(folded(nn.Sequential(network)), (images,), file, dynamo=False, input_names=["images"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=[provider])
