@@ -6,8 +6,9 @@
 Random architectures of the run's space: Kendall tau of what its supernet says of them, on all images that did not train
 it, with the accuracy on the test images after training from scratch by one recipe: the run's config, changed by --set.
 With targets also the generator's answer to each, that of an msunas.py search on the same supernet, and random
-architectures of equal cost. Every network has a run folder of its own in OUT. The same command goes on where it
-stopped, all numbers may grow, and under torchrun the processes share the networks. Nothing is chosen by test images.
+architectures of equal cost. Trainings are seeded 0, 1, ...; each has a run folder of its own in OUT. The same command
+goes on where it stopped, all numbers may grow, and under torchrun the processes share the networks. Nothing is chosen by
+test images.
 """
 
 import argparse
@@ -234,9 +235,11 @@ def train_all(
         (name, seed), architecture = list(trials.items())[index]
         top1 = train_one(name, seed, architecture, table, dataset, config)
         done = sum(file.exists() for file in folders)
-        left = (time.monotonic() - began) / max(1, done - done_before) * (len(trials) - done)
-        print(f"{done} of {len(trials)} networks: {name} seed {seed} has {top1:.2f} %, ", end="")
-        print(f"left {tqdm.format_interval(left)}", flush=True)
+        line = f"{done} of {len(trials)} networks: {name} seed {seed} has {top1:.2f} %"
+        if done > done_before:
+            left = (time.monotonic() - began) / (done - done_before) * (len(trials) - done)
+            line += f", left {tqdm.format_interval(left)}"
+        print(line, flush=True)
         return top1
 
     reached = dict(zip(trials, distributed.results(distributed.divided(len(trials), trained)), strict=True))
