@@ -321,6 +321,8 @@ def _read_evolution(run: RunResults) -> None:
         cost = str(record.get("sec_obj", "flops"))
         axis = COST_AXES.get(cost, f"{cost} latency, ms")
         method = "msunas.py, guided by test images" if run.config.get("test") else "msunas.py"
+        if epochs := number(run.config.get("n_epochs")):
+            method += f", fine-tuned for {epochs:g} epoch{'s' * (epochs != 1)}"
         for found, error, cost in record["archive"]:
             run.add(method, last, float(cost), axis=axis, validation=100 - float(error), design=Design.of_record(found))
         run.facts["architectures"] = str(len(record["archive"]))

@@ -357,6 +357,22 @@ def test_accuracies_on_different_images_are_never_in_one_picture(tmp_path):
     ]
 
 
+def test_candidates_that_were_fine_tuned_are_a_method_of_their_own(evolution, tmp_path):
+    tuned = shutil.copytree(evolution, tmp_path / "tuned")
+    record = json.loads((tuned / "search.json").read_text())
+    record["settings"]["n_epochs"] = 5
+    (tuned / "search.json").write_text(json.dumps(record))
+    runs = [read_run(evolution, "found"), read_run(tuned, "tuned")]
+    assert [{one.method for one in run.found} for run in runs] == [
+        {"msunas.py"},
+        {"msunas.py, fine-tuned for 5 epochs"},
+    ]
+    [one] = pictures.accuracy_pictures(runs[0].found, "validation", pictures.Drawing())
+    [both] = pictures.accuracy_pictures([*runs[0].found, *runs[1].found], "validation", pictures.Drawing())
+    assert "of their own" in both.caption
+    assert "of their own" not in one.caption
+
+
 # -- what is wrong ---------------------------------------------------------------------------------------------------
 
 

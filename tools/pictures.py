@@ -128,7 +128,9 @@ def accuracy_picture(found: list[Found], kind: str, several: bool, draw: Drawing
     counts = "; ".join(f"{name}: {len(points)}" for name, points in series.items())
     what = f"Top-1 against {axis}" + (f", on {found[0].data or 'a data set not recorded'}" if several else "")
     picture = draw(figures.fronts(series, axis), f"{what}. {counts}. The best has {best:.2f} %")
-    return Picture(picture, f"{what}. A line is the front of its method. Points: {counts}.")
+    own_images = kind == "validation" and len({one.run for one in found}) > 1
+    remark = " Runs validate on held-out images, and maybe by a supernet, of their own." if own_images else ""
+    return Picture(picture, f"{what}. A line is the front of its method. Points: {counts}.{remark}")
 
 
 def method_names(found: list[Found]) -> Callable[[Found], str]:

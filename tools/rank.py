@@ -7,8 +7,8 @@ Random architectures of the run's space: Kendall tau of what its supernet says o
 it, with the accuracy on the test images after training from scratch by one recipe: the run's config, changed by --set.
 With targets also the generator's answer to each, that of an msunas.py search on the same supernet, and random
 architectures of equal cost. Trainings are seeded 0, 1, ...; each has a run folder of its own in OUT. The same command
-goes on where it stopped, all numbers may grow, and under torchrun the processes share the networks. Nothing is chosen by
-test images.
+goes on where it stopped, all numbers may grow, and under torchrun the processes share the networks. Nothing is
+chosen by test images.
 """
 
 import argparse
