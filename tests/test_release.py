@@ -15,7 +15,7 @@ from model.generation import find_generator, run_config, supernet_of
 from model.trained import open_own
 from tests.test_stages import refused
 from tools import draw, release, report
-from utils import checkpoint
+from utils import checkpoint, figures
 from utils.engine import Placement, evaluate
 
 DIGITS = Path(__file__).parent.parent / "release" / "digits"
@@ -124,3 +124,14 @@ def test_a_picture_has_a_bar_for_each_sub_block(network, tmp_path):
     for kernel in (3, 5, 7):
         assert sum(name.startswith(f"net-k{kernel}-") for name in ids) == kernels.count(kernel)
     assert sum(name.startswith("net-skip-") for name in ids) == kernels.count(None)
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[-len(set(kernels)) :] == [*(f"{kernel}x{kernel}" for kernel in sorted(set(kernels) - {None})), "skip"]
+    assert {"layer", "sub-block"} < set(texts)
+
+
+def test_elastic_networks_are_drawn_as_high_as_their_expansion_ratios():
+    [axes] = figures.standing_alone(figures.blocks((((3, 4), (5, 6)), ((7, 3),))), "block", "expansion ratio").axes
+    assert [bar.get_height() for bar in axes.patches] == [4, 6, 3]
+    assert axes.get_yticks().tolist() == [1, 2, 3, 4, 5, 6]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3", "4", "5", "6"]
+    assert axes.get_xticks().tolist() == [0.5, 1.5, 3.0]

@@ -28,7 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     design = Design.of_blueprint(load_blueprint(args.architecture)[0])
     if not design.has_blocks:
         raise UserError(f"{args.architecture}: a cell of NAS-Bench-201 is a string, not blocks of kernels")
-    figure = figures.sub_blocks(design.choices) if design.choices else figures.blocks(design.stages)
+    if design.choices:
+        figure = figures.standing_alone(figures.sub_blocks(design.choices), "layer", "sub-block")
+    else:
+        figure = figures.standing_alone(figures.blocks(design.stages), "block", "expansion ratio")
     width, height = figure.get_size_inches() * 96
     size = f'xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" color="{GREY}"'
     write_text(args.out, figures.svg(figure, "net", spoken(design)).replace("<svg", f"<svg {size}", 1) + "\n")

@@ -219,3 +219,30 @@ def _bars(bars: list[tuple], empty: list[tuple], columns: float, rows: float) ->
         filled = {"facecolor": kernel_colour(kernel), "linewidth": 0}
         axes.add_patch(Rectangle((centre - width / 2, bottom), width, height, clip_on=False, gid=gid, **filled))
     return figure
+
+
+@_drawn
+def standing_alone(figure: Figure, columns: str, rows: str) -> Figure:
+    """A picture of `sub_blocks` or `blocks`, larger, with axes called `columns` and `rows` and a legend."""
+    [axes] = figure.axes
+    width, height = 2 * figure.get_size_inches()
+    whole = (max(width, 3.4) + 0.7, height + 0.9)  # the legend needs 3.4 inches
+    figure.set_size_inches(*whole)
+    axes.set_position((0.6 / whole[0], 0.5 / whole[1], width / whole[0], height / whole[1]))
+    centres = sorted({round(bar.get_x() + bar.get_width() / 2, 3) for bar in axes.patches})
+    counted = np.arange(1, int(axes.get_ylim()[1]) + 1)
+    cells = any(bar.get_gid().startswith("skip") for bar in axes.patches) or axes.patches[0].get_height() < 1
+    axes.set(xticks=centres, xticklabels=range(1, len(centres) + 1), xlabel=columns, ylabel=rows)
+    axes.set(yticks=counted - 0.5 * cells, yticklabels=counted)
+    axes.set_axis_on()
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    kernels = sorted({int(bar.get_gid()[1:].split("-")[0]) for bar in axes.patches if bar.get_gid().startswith("k")})
+    handles = [
+        Rectangle((0, 0), 1, 1, facecolor=kernel_colour(kernel), label=f"{kernel}x{kernel}") for kernel in kernels
+    ]
+    if cells:
+        handles.append(Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=INK, alpha=0.5, linewidth=0.6, label="skip"))
+    figure.legend(handles=handles, loc="upper left", ncols=len(handles), handlelength=1, columnspacing=1)
+    return figure
