@@ -14,40 +14,32 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 import yaml
-from timm.data import Mixup, create_transform
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from model.blueprint import Blueprint, PlainBlueprint, blueprint_of, costs_of, load_blueprint
 from model.build import build_space
 from model.generation import choose
+from model.imagenet_training import MEAN, STD, build_training, loaders
 from model.scratch_training import ScratchTraining
-from model.teacher import DistillationLoss, Teacher, load_teacher
 from utils import checkpoint, distributed
 from utils.command import Parser, command
 from utils.config import load_config
-from utils.data import Dataset, load_dataset
-from utils.engine import Placement, Recipe, Score
+from utils.data import load_dataset
+from utils.engine import Placement, Score, Tally
 from utils.errors import UserError
-from utils.image_sets import IMAGE_SETS
 from utils.imagenet_flags import add_imagenet_flags, flags_that_matter
-from utils.loader import FileLoader, Normalisation, evaluation_transform
-from utils.optim import TimmSchedule
+from utils.loader import FileLoader
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table
 
-MEAN, STD = IMAGE_SETS["imagenet"].mean, IMAGE_SETS["imagenet"].std
 DRY_STEPS = 3
 
 
@@ -188,116 +180,7 @@ def build_network(blueprint: Blueprint, args: argparse.Namespace, place: Placeme
     return network.to(place.device, memory_format=layout)
 
 
-# -- how it is trained -----------------------------------------------------------------------------------------------
-
-
-def loaders(dataset: Dataset, size: int, args: argparse.Namespace) -> tuple[FileLoader, FileLoader]:
-    """Training batches of all processes and all accumulated parts together, augmented by timm; and test batches."""
-    try:
-        augment = create_transform(
-            size,
-            is_training=True,
-            scale=tuple(args.scale),
-            hflip=args.hflip,
-            color_jitter=args.color_jitter,
-            auto_augment=args.aa,
-            interpolation=args.train_interpolation,
-            mean=MEAN,
-            std=STD,
-            re_prob=args.reprob,
-            re_mode=args.remode,
-            re_count=args.recount,
-        )
-    except (ValueError, TypeError, AssertionError, KeyError, IndexError) as error:
-        raise UserError(f"--aa {args.aa}, --color-jitter {args.color_jitter}: timm refuses it ({error})") from None
-    normalise, seed = Normalisation(MEAN, STD), stream(args.seed, "imagenet batches").initial_seed()
-    together = args.batch_size * distributed.size() * args.accumulate
-    batches = FileLoader(dataset.train, together, augment, True, seed, args.workers)
-    of_test = args.validation_batch_size or args.batch_size
-    return batches, FileLoader(dataset.test, of_test, evaluation_transform(size, normalise), False, 0, args.workers)
-
-
-def build_training(
-    network: nn.Module,
-    classes: int,
-    batches: FileLoader,
-    described: dict,
-    args: argparse.Namespace,
-    place: Placement,
-    run: RunFolder,
-) -> tuple[ScratchTraining, int]:
-    """With the number of epochs, which the schedule decides."""
-    optional = {"eps": args.opt_eps} if args.opt_eps is not None else {}
-    given = {"lr": args.lr, "weight_decay": args.weight_decay, "momentum": args.momentum, **optional}
-    try:
-        optimizer = create_optimizer_v2(network, args.opt, **given)
-        scheduler, epochs = create_scheduler_v2(
-            optimizer,
-            args.sched,
-            num_epochs=args.epochs,
-            decay_epochs=args.decay_epochs,
-            decay_rate=args.decay_rate,
-            cooldown_epochs=args.cooldown_epochs,
-            min_lr=args.min_lr,
-            warmup_lr=args.warmup_lr,
-            warmup_epochs=args.warmup_epochs,
-        )
-        if scheduler is None or args.sched == "plateau":  # which waits for a score, and scores choose nothing here
-            raise ValueError("a schedule of the epoch is needed")
-    except (ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"--opt {args.opt}, --sched {args.sched}: {' '.join(str(error).split())}") from None
-    mixes = bool(args.mixup or args.cutmix)
-    smoothing = 0.0 if mixes else args.smoothing  # mixed labels are smoothed as they are mixed
-    teacher = load_teacher(args.teacher, classes, args.teacher_checkpoint) if args.teacher else None
-    recipe = Recipe(
-        DistillationLoss(args.kd_ratio, smoothing) if teacher else nn.CrossEntropyLoss(label_smoothing=smoothing),
-        optimizer,
-        TimmSchedule(scheduler, len(batches)),
-        place,
-        (args.seed, "imagenet"),
-        run.checkpoint("last"),
-        args.clip_grad or 0.0,
-        1 / args.accumulate,
-        torch.amp.GradScaler(place.device.type, enabled=args.amp and args.amp_dtype == "float16"),
-        **({"mix": even_mix(args, classes)} if mixes else {}),
-    )
-    average = ModelEmaV3(network, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
-
-    def move_average(steps: int) -> None:
-        if average:
-            average.update(network, steps if args.model_ema_warmup else None)
-
-    compiled = torch.compile(network) if args.compile else network
-    forwards = partial(passes, compiled, teacher.to(place.device) if teacher else None, args.accumulate, place)
-    return ScratchTraining(network, recipe, described, batches.batch_size, average, move_average, forwards), epochs
-
-
-def passes(
-    network: nn.Module,
-    teacher: Teacher | None,
-    parts: int,
-    place: Placement,
-    images: Tensor,
-    labels: Tensor,
-    rng: torch.Generator,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """A step: the accumulated parts of a batch one after another, with the answers of the teacher if there is one."""
-    for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
-        with place.autocast():
-            logits = network(some)
-            targets = theirs if teacher is None else (theirs, teacher(some))
-        yield logits, targets
-
-
-def even_mix(args: argparse.Namespace, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Mixup and CutMix of timm, which pairs images: of an odd number, the last one is left out."""
-    mix = Mixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=classes)
-
-    def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        count = len(images) // 2 * 2
-        return mix(images[:count].clone(), labels[:count])
-
-    return mixed
+# -- training, and what came of it -----------------------------------------------------------------------------------
 
 
 def train(
@@ -310,24 +193,16 @@ def train(
 ) -> dict[str, Score]:
     """All epochs; returns the test scores of the final weights, "last" and maybe "ema"."""
 
-    def one_epoch(epoch: int) -> None:
-        title = f"epoch {epoch + 1}/{epochs}"
-        with Progress(title, len(batches), args.log_interval, training.tally.steps) as progress:
-            means = training.epoch(batches, epoch, progress)
-        scores = training.score(test)
-        shown = ", ".join(f"{name} {score.top1:.2f} %" for name, score in scores.items())
-        print(f"{title} loss {means.loss:.4f}, test top-1: {shown}", flush=True)
+    def log(epoch: int, means: Tally, scores: dict[str, Score]) -> None:
         [lr, *_] = (group["lr"] for group in training.recipe.optimizer.param_groups)
         numbers = {"train_loss": means.loss, "train_top1": means.top1, "lr": lr}
         for name, score in scores.items():
             start = "eval" if name == "last" else name
             numbers |= {f"{start}_{key}": getattr(score, key) for key in ("loss", "top1", "top5")}
-        run.log("imagenet", epoch + 1, **numbers)
+        run.log("imagenet", epoch, **numbers)
         write_summary(run)
-        training.keep_beside(run, epoch + 1, None)
 
-    run.train("imagenet", "last", training, epochs, one_epoch)
-    return training.scores
+    return training.train(batches, test, epochs, run, "imagenet", args.log_interval, log)
 
 
 def write_summary(run: RunFolder) -> None:

@@ -79,6 +79,35 @@ class ScratchTraining:
         average_norms(*self._weights().values())
         return self.tally
 
+    def train(
+        self,
+        batches: Loader,
+        test: Loader,
+        epochs: int,
+        run: RunFolder,
+        stage: str,
+        every: int,
+        log: Callable[[int, Tally, dict[str, Score]], None],
+        mirror: str | None = None,
+    ) -> dict[str, Score]:
+        """All epochs that are left, each scored on `test` and logged; the scores of the final weights, by name.
+
+        `every` is the number of steps between two lines of progress, `mirror` where `best` is copied to.
+        """
+
+        def one_epoch(epoch: int) -> None:
+            title = f"epoch {epoch + 1}/{epochs}"
+            with Progress(title, len(batches), every, self.tally.steps) as progress:
+                means = self.epoch(batches, epoch, progress)
+            scores = self.score(test)
+            shown = ", ".join(f"{name} {score.top1:.2f} %" for name, score in scores.items())
+            print(f"{title} loss {means.loss:.4f}, test top-1: {shown}", flush=True)
+            log(epoch + 1, means, scores)
+            self.keep_beside(run, epoch + 1, mirror)
+
+        run.train(stage, "last", self, epochs, one_epoch)
+        return self.scores
+
     def _weights(self) -> dict[str, nn.Module]:
         return {"last": self.network} | ({"ema": self.average.module} if self.average is not None else {})
 
@@ -210,17 +239,10 @@ def _train(
         partial(one_pass, torch.compile(network) if config.compile else network, place),
     )
 
-    def one_epoch(epoch: int) -> None:
-        title = f"epoch {epoch + 1}/{config.epochs}"
-        with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
-            means = training.epoch(batches, epoch, progress)
-        scores = training.score(test)
-        shown = ", ".join(f"{name} {score.top1:.2f} %" for name, score in scores.items())
-        print(f"{title} loss {means.loss:.4f}, test top-1: {shown}", flush=True)
+    def log(epoch: int, means: Tally, scores: dict[str, Score]) -> None:
         numbers = {"train_loss": means.loss, "train_top1": means.top1, "test_loss": scores["last"].loss}
         numbers |= {"top1": scores["last"].top1, "top5": scores["last"].top5}
-        run.log("scratch", epoch + 1, **numbers, **({"ema_top1": scores["ema"].top1} if "ema" in scores else {}))
-        training.keep_beside(run, epoch + 1, config.path_to_save_scratch)
+        run.log("scratch", epoch, **numbers, **({"ema_top1": scores["ema"].top1} if "ema" in scores else {}))
 
-    run.train("scratch", "last", training, config.epochs, one_epoch)
-    return training.scores
+    mirror = config.path_to_save_scratch
+    return training.train(batches, test, config.epochs, run, "scratch", config.print_freq, log, mirror)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import train_imagenet
 import validate
+from model import imagenet_training
 from model.build import build_space
 from model.elastic import ElasticSupernet
 from model.elastic_space import ElasticSpace
@@ -322,12 +323,12 @@ def test_rmsprop_is_that_of_tensorflow():
 def test_training_images_have_the_size_and_statistics_they_should(folder):
     args = flags(f"{folder} --reprob 0 --color-jitter 0 --img-size 20 -b 40 -j 0")
     dataset = train_imagenet.load_dataset("imagenet", str(folder), 20, 10, in_memory=0)
-    batches, test = train_imagenet.loaders(dataset, 20, args)
+    batches, test = imagenet_training.loaders(dataset, 20, args)
     for images, labels in (next(batches.epoch(0)), next(test.epoch())):
         assert images.shape == (len(labels), 3, 20, 20)
         for image, label in zip(images, labels, strict=True):  # class l is of grey 25 l, and some noise up to 12
             grey = (25 * int(label) + 5.5) / 255
-            expected = (grey - torch.tensor(train_imagenet.MEAN)) / torch.tensor(train_imagenet.STD)
+            expected = (grey - torch.tensor(imagenet_training.MEAN)) / torch.tensor(imagenet_training.STD)
             assert ((image.mean(dim=(1, 2)) - expected).abs() < 0.1).all()
 
 
@@ -344,7 +345,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole():
         tally = Tally()
 
         def forwards(x, y, g, network=network, parts=parts):
-            return train_imagenet.passes(network, None, parts, CPU, x, y, g)
+            return imagenet_training.passes(network, None, parts, CPU, x, y, g)
 
         with Progress("test", 1) as progress:
             train_epoch(forwards, recipe, Batches([(images, labels)]), 0, tally, progress)
