@@ -21,7 +21,7 @@ from model.build import (
 from model.cell_space import CellSpace
 from model.cell_table import CellTable
 from model.elastic import ElasticSupernet
-from model.forecast import forecast
+from model.forecast import forecast, forecast_elastic
 from model.generation import GENERATOR_FILE, LATENCY_FILE, Generated, ReadyGenerator, find_generator, miss_table
 from model.generator import PriorPool
 from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
@@ -284,22 +284,22 @@ def look_up(truth: CellTable, ready: ReadyGenerator, config: Config, run: RunFol
 
 def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
     """Print the reachable costs, the parameters, and the memory and time that the run would take."""
-    if isinstance(supernet, ElasticSupernet):
-        (least, most), _ = supernet.space.costs(supernet.space.extremes())
-        print(f"reachable cost    {least / 1e6:.3f} to {most / 1e6:.3f} M multiply-adds")
-        return print(f"parameters        supernet {sum(p.numel() for p in supernet.parameters()) / 1e6:.2f} M")
-    rng = stream(config.seed, "dry run")
-    needs = forecast(supernet, config.batch_size, config.paths_per_step, config.sampled_paths, place, rng)
-    table = build_cost_table(config, supernet.space)
-    least, most = table.reach()
-    print(f"reachable cost    {least:.3f} to {most:.3f} {table.unit}{' multiply-adds' * (table.unit == 'M')}")
-    print(f"targets           {config.low_flops:g} to {config.high_flops:g} {table.unit}")
+    rng, space = stream(config.seed, "dry run"), supernet.space
+    if elastic := isinstance(supernet, ElasticSupernet):
+        needs = forecast_elastic(supernet, config.batch_size, config.paths_per_step, place, rng)
+        unit, (least, most) = "M", space.costs(space.extremes())[0] / 1e6
+    else:
+        needs = forecast(supernet, config.batch_size, config.paths_per_step, config.sampled_paths, place, rng)
+        table = build_cost_table(config, space)
+        unit, (least, most) = table.unit, table.reach()
+    print(f"reachable cost    {least:.3f} to {most:.3f} {unit}{' multiply-adds' * (unit == 'M')}")
+    if not elastic:
+        print(f"targets           {config.low_flops:g} to {config.high_flops:g} {unit}")
     print(f"parameters        supernet {sum(p.numel() for p in supernet.parameters()) / 1e6:.2f} M")
     print(f"peak memory       about {needs.peak_bytes / 2**30:.2f} GiB at batch {config.batch_size}")
-    print(
-        f"time of a step    warm-up {needs.warmup_seconds:.2f} s, generator {needs.generator_seconds:.2f} s "
-        f"on {place.device}, scaled from a batch of {min(config.batch_size, 16)}"
-    )
+    steps = f"warm-up {needs.warmup_seconds:.2f} s"
+    steps += "" if elastic else f", generator {needs.generator_seconds:.2f} s"
+    print(f"time of a step    {steps} on {place.device}, scaled from a batch of {min(config.batch_size, 16)}")
     try:
         dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes, download=False)
     except UserError as error:
@@ -311,10 +311,9 @@ def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
         train, held_out = images, len(dataset.held_out.labels)
     warm_up_minutes = config.warmup_epochs * train / config.batch_size * needs.warmup_seconds / 60
     generator_minutes = config.search_epochs * 0.75 * held_out / config.batch_size * needs.generator_seconds / 60
-    print(
-        f"projected time    warm-up {warm_up_minutes:.1f} min, generator {generator_minutes:.1f} min, "
-        "validation not counted"
-    )
+    stages = f"warm-up {warm_up_minutes:.1f} min"
+    stages += "" if elastic else f", generator {generator_minutes:.1f} min"
+    print(f"projected time    {stages}, validation not counted")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.elastic import ElasticSupernet
+from model.elastic_space import Genes
 from model.warm_up import PathSupernet
 from utils.engine import Placement
 from utils.runtime import synchronise
@@ -64,9 +67,42 @@ def forecast(
     frozen = supernet.eval().frozen()
     activations = max(activations, saved_bytes(lambda: loss(frozen, soft), frozen))
     generator = seconds(generator_step, place)
-    weights = 3 * sum(p.numel() * p.element_size() for p in supernet.parameters())  # and gradients, and momentum
     scale = batch_size / count
-    return Forecast(weights + activations * scale, warmup * scale, generator * scale)
+    return Forecast(trained_bytes(supernet) + activations * scale, warmup * scale, generator * scale)
+
+
+def forecast_elastic(
+    supernet: ElasticSupernet,
+    batch_size: int,
+    networks: int,
+    place: Placement,
+    rng: torch.Generator,
+    measured: int = 16,
+) -> Forecast:
+    """As `forecast`, for a step by the sandwich rule of `networks` networks at the largest resolution; no generator."""
+    space, count = supernet.space, min(batch_size, measured)
+    size = max(space.resolutions)
+    images, labels = place.batch(torch.randn(count, 3, size, size, generator=rng), torch.zeros(count, dtype=torch.long))
+    smallest, largest = space.extremes()
+    others = space.sample(max(0, networks - 2), np.random.default_rng(rng.initial_seed()))
+
+    def loss(genes: Genes) -> Tensor:
+        with place.autocast():
+            return F.cross_entropy(supernet(images, space.decode(genes)), labels)
+
+    def step():
+        for genes in (largest, smallest, *others):
+            loss(genes).backward()
+
+    supernet.train()
+    activations = saved_bytes(lambda: loss(largest), supernet)
+    scale = batch_size / count
+    return Forecast(trained_bytes(supernet) + activations * scale, seconds(step, place) * scale, 0.0)
+
+
+def trained_bytes(network: nn.Module) -> int:
+    """Bytes of the weights, their gradients and their momentum."""
+    return 3 * sum(p.numel() * p.element_size() for p in network.parameters())
 
 
 def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:

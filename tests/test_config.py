@@ -44,7 +44,9 @@ def test_every_config_of_the_project_loads():
 @pytest.mark.parametrize("name", ["cifar_config.yml", "imagenet_config.yml"])
 def test_the_configs_here_say_what_the_published_ones_say(name):
     ours = PUBLISHED.parent.parent.parent / "config_file" / name
-    published = load_config(PUBLISHED / name, [f"dataset_dir={load_config(ours).dataset_dir}"])  # an author's own folder
+    published = load_config(
+        PUBLISHED / name, [f"dataset_dir={load_config(ours).dataset_dir}"]
+    )  # an author's own folder
     assert load_config(ours) == published
 
 

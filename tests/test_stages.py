@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -204,6 +205,18 @@ def test_a_dry_run_says_what_the_run_needs_and_writes_nothing(tiny_config, capsy
     for words in ("reachable cost", "parameters", "peak memory", "time of a step", "projected time"):
         assert words in out
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_dry_run_of_an_elastic_space_says_its_memory_and_time(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Path(search.__file__).parent / "config_file" / "digits_elastic_config.yml"
+    search.main(["--cfg", str(config), "--dry-run", "--set", "warmup_epochs=1"])
+    out = capsys.readouterr().out
+    assert re.search(r"reachable cost +0\.386 to 4\.782 M", out)
+    assert 0.01 < float(re.search(r"about ([\d.]+) GiB at batch 64", out)[1]) < 1  # weights alone need 0.002
+    assert float(re.search(r"time of a step +warm-up ([\d.]+) s on", out)[1]) > 0
+    assert "generator" not in out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_of_the_published_cifar_config_needs_no_data(capsys, tmp_path, monkeypatch):
