@@ -107,6 +107,22 @@ def test_the_evolved_answer_is_the_best_of_what_is_allowed(searched, evolution, 
     assert found in [Architecture.of(record["choices"]) for record, error, _ in rows if error == least]
 
 
+def judged(supernet: float, *tests: float) -> rank.Judged:
+    answer = rank.Answer("random", 4.0, Architecture(((int(100 * supernet),),)), 4.0, 0.1)
+    return rank.Judged(answer, supernet, tests)
+
+
+def test_one_training_is_compared_with_another_of_the_same_networks(capsys):
+    """By eye: the supernet has 2 of 3 pairs right, the second training none; what is there twice counts once."""
+    all_of_them = [judged(1.0, 50.0, 53.0), judged(3.0, 51.0, 52.0), judged(2.0, 52.0, 51.0)]
+    rank.print_agreement([*all_of_them, all_of_them[0], judged(9.0, 40.0)])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("3 networks, Kendall tau with their first training: of the supernet 0.333; too few")
+    assert second.startswith("of their second training -1.000; too few")
+    rank.print_agreement([judged(1.0, 50.0), judged(2.0, 51.0), judged(3.0, 52.0)])
+    assert capsys.readouterr().out == ""
+
+
 def refused(capsys, *argv) -> str:
     with pytest.raises(SystemExit) as error:
         rank.main([str(argument) for argument in argv])

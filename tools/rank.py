@@ -335,6 +335,20 @@ def print_answers(answered: list[Judged], unit: str) -> None:
     known = [tau for tau in inside if not np.isnan(tau)]
     if known:
         print(f"Kendall tau of the supernet among the answers to a target, mean: {np.mean(known):.3f}")
+    print_agreement(answered)
+
+
+def print_agreement(answered: list[Judged]) -> None:
+    """Of all answers to targets: how well the supernet ranks one training of each, and how well another one does.
+
+    The second is as much as anything could reach that knows how good a network is, and not how its training will end.
+    """
+    twice = {one.answer.name: (one.supernet, *one.tests[:2]) for one in answered if len(one.tests) > 1}
+    if len(twice) > 2:
+        supernet, first, second = np.array(list(twice.values())).T
+        print(f"{len(twice)} networks, Kendall tau with their first training: ", end="")
+        print(f"of the supernet {with_interval(kendall(supernet, first))};")
+        print(f"of their second training {with_interval(kendall(second, first))}")
 
 
 def seed_noise(judged: list[Judged]) -> float:
