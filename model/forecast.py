@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.elastic import ElasticSupernet
-from model.elastic_space import Genes
-from model.warm_up import PathSupernet
+from model.warm_up import PathSupernet, path_logits, sandwich_logits
 from utils.engine import Placement
 from utils.runtime import synchronise
+
+RESOLUTIONS = 4  # of an elastic space that are timed
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def forecast(
             return F.cross_entropy(network(images, path), labels)
 
     def warmup_step():
-        for path in space.sample_fair(paths, rng):
-            loss(supernet, path).backward()
+        for logits, targets in path_logits(supernet, paths, place, images, labels, rng):
+            F.cross_entropy(logits, targets).backward()
 
     def generator_step():
         if not sampled:
@@ -79,25 +81,29 @@ def forecast_elastic(
     rng: torch.Generator,
     measured: int = 16,
 ) -> Forecast:
-    """As `forecast`, for a step by the sandwich rule of `networks` networks at the largest resolution; no generator."""
+    """As `forecast`, for a step by the sandwich rule of `networks` networks; no generator.
+
+    Memory is that of the largest network at the largest resolution, time a mean over resolutions.
+    """
     space, count = supernet.space, min(batch_size, measured)
     size = max(space.resolutions)
     images, labels = place.batch(torch.randn(count, 3, size, size, generator=rng), torch.zeros(count, dtype=torch.long))
-    smallest, largest = space.extremes()
-    others = space.sample(max(0, networks - 2), np.random.default_rng(rng.initial_seed()))
+    _, largest = space.extremes()
 
-    def loss(genes: Genes) -> Tensor:
+    def step(resolution: int) -> None:
+        for logits, targets in sandwich_logits(supernet, networks, place, images, labels, rng, (resolution,)):
+            F.cross_entropy(logits, targets).backward()
+
+    def forward() -> None:
         with place.autocast():
-            return F.cross_entropy(supernet(images, space.decode(genes)), labels)
-
-    def step():
-        for genes in (largest, smallest, *others):
-            loss(genes).backward()
+            supernet(images, space.decode(largest))
 
     supernet.train()
-    activations = saved_bytes(lambda: loss(largest), supernet)
+    activations = saved_bytes(forward, supernet)
+    evenly = np.linspace(0, len(space.resolutions) - 1, min(RESOLUTIONS, len(space.resolutions))).round().astype(int)
+    mean = float(np.mean([seconds(partial(step, space.resolutions[index]), place) for index in evenly]))
     scale = batch_size / count
-    return Forecast(trained_bytes(supernet) + activations * scale, seconds(step, place) * scale, 0.0)
+    return Forecast(trained_bytes(supernet) + activations * scale, mean * scale, 0.0)
 
 
 def trained_bytes(network: nn.Module) -> int:

@@ -86,8 +86,8 @@ class Design:
 class Found:
     """An architecture, or a random path, and what a run says of it.
 
-    `validation` is top-1 in % with weights of the supernet, on images that did not train it; `test` that of a network
-    trained on its own, on the test images.
+    `validation` is top-1 in % on images that did not train the supernet, with its weights or, where the method says so,
+    with fine-tuned ones; `test` that of a network trained on its own, on the test images.
     """
 
     method: str

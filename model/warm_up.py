@@ -3,7 +3,7 @@
 An elastic supernet is warmed up by the sandwich rule instead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -102,16 +102,23 @@ def path_logits(
 
 
 def sandwich_logits(
-    supernet: ElasticSupernet, networks: int, place: Placement, images: Tensor, labels: Tensor, rng: torch.Generator
+    supernet: ElasticSupernet,
+    networks: int,
+    place: Placement,
+    images: Tensor,
+    labels: Tensor,
+    rng: torch.Generator,
+    resolutions: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The sandwich rule: the largest sub-network learns the labels; the smallest, and random ones, its answers.
 
-    All at one random resolution. Source: Yu and Huang, "Universally Slimmable Networks", ICCV 2019 (the sandwich rule,
-    in-place distillation).
+    All at one random resolution, by default of all. Source: Yu and Huang, "Universally Slimmable Networks", ICCV 2019
+    (the sandwich rule, in-place distillation).
     """
     space, draw = supernet.space, np.random.default_rng(rng.initial_seed())
     smallest, largest = space.extremes()
-    resolution = space.resolutions[draw.integers(len(space.resolutions))]
+    resolutions = resolutions or space.resolutions
+    resolution = resolutions[draw.integers(len(resolutions))]
     images, answers = resize(images, resolution), None
     for genes in [largest, smallest, *space.sample(max(0, networks - 2), draw)]:
         with place.autocast():

@@ -72,6 +72,9 @@ def test_networks_are_trained_once_and_all_numbers_may_grow(searched, tmp_path, 
     lines = trained(searched, tmp_path, *with_answers)
     assert lines[:3] == first
     assert all(file.read_bytes() == content for file, content in before.items())
+    said = capsys.readouterr().out
+    assert "of one training with another" in said
+    assert ", left 0" in said
     answers = lines[4:]
     assert [(line["method"], line["seed"]) for line in answers] == [
         *[("generator", 0), ("generator", 1), ("msunas", 0), ("msunas", 1)],
@@ -84,6 +87,7 @@ def test_networks_are_trained_once_and_all_numbers_may_grow(searched, tmp_path, 
     monkeypatch.setattr(rank, "train_from_scratch", None)  # nothing is left to train
     monkeypatch.setattr(rank, "top1_of_all", None)  # nor to score
     assert trained(searched, tmp_path, *with_answers) == lines
+    assert ", left" not in capsys.readouterr().out
 
 
 def test_a_network_is_what_train_cifar_trains(searched, tmp_path):
@@ -107,20 +111,23 @@ def test_the_evolved_answer_is_the_best_of_what_is_allowed(searched, evolution, 
     assert found in [Architecture.of(record["choices"]) for record, error, _ in rows if error == least]
 
 
-def judged(supernet: float, *tests: float) -> rank.Judged:
-    answer = rank.Answer("random", 4.0, Architecture(((int(100 * supernet),),)), 4.0, 0.1)
+def judged(target: float, supernet: float, *tests: float) -> rank.Judged:
+    answer = rank.Answer("random", target, Architecture(((int(100 * supernet),),)), target, 0.1)
     return rank.Judged(answer, supernet, tests)
 
 
-def test_one_training_is_compared_with_another_of_the_same_networks(capsys):
-    """By eye: the supernet has 2 of 3 pairs right, the second training none; what is there twice counts once."""
-    all_of_them = [judged(1.0, 50.0, 53.0), judged(3.0, 51.0, 52.0), judged(2.0, 52.0, 51.0)]
-    rank.print_agreement([*all_of_them, all_of_them[0], judged(9.0, 40.0)])
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("3 networks, Kendall tau with their first training: of the supernet 0.333; too few")
-    assert second.startswith("of their second training -1.000; too few")
-    rank.print_agreement([judged(1.0, 50.0), judged(2.0, 51.0), judged(3.0, 52.0)])
-    assert capsys.readouterr().out == ""
+def test_agreement_is_that_within_targets(capsys):
+    """By hand: both targets have the supernet's order in their first training and the opposite one in their second."""
+    cheap = [judged(4, 1.0, 50.0, 53.0), judged(4, 3.0, 52.0, 50.0), judged(4, 2.0, 51.0, 52.0)]
+    dear = [judged(8, 1.1, 70.0, 73.0), judged(8, 3.1, 72.0, 70.0), judged(8, 2.1, 71.0, 72.0)]
+    rank.print_agreement([*cheap, cheap[0], *dear])  # what several methods gave counts once
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  -0.816 of the supernet with the mean of all trainings",  # 51.5, 51, 51.5: -2 / sqrt(3 * 2), for the tie
+        "  0.000 of the supernet with one training",
+        "  -1.000 of one training with another",
+    ]
+    rank.print_agreement([judged(4, 1.0, 50.0), judged(4, 2.0, 51.0)])
+    assert "another" not in capsys.readouterr().out
 
 
 def refused(capsys, *argv) -> str:

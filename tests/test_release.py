@@ -1,6 +1,7 @@
 """What is given away: small, complete, and as accurate as it says."""
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +12,7 @@ import train_cifar
 import validate
 from model.blueprint import load_blueprint
 from model.build import build_supernet, load_supernet
+from model.elastic_space import ElasticArchitecture, ElasticSpace, save_elastic_architecture
 from model.generation import find_generator, run_config, supernet_of
 from model.trained import open_own
 from tests.test_stages import refused
@@ -129,9 +131,19 @@ def test_a_picture_has_a_bar_for_each_sub_block(network, tmp_path):
     assert {"layer", "sub-block"} < set(texts)
 
 
-def test_elastic_networks_are_drawn_as_high_as_their_expansion_ratios():
-    [axes] = figures.standing_alone(figures.blocks((((3, 4), (5, 6)), ((7, 3),))), "block", "expansion ratio").axes
+def test_elastic_networks_are_drawn_as_high_as_their_expansion_ratios(tmp_path):
+    [axes] = figures.blocks((((3, 4), (5, 6)), ((7, 3),)), alone=True).axes
     assert [bar.get_height() for bar in axes.patches] == [4, 6, 3]
     assert axes.get_yticks().tolist() == [1, 2, 3, 4, 5, 6]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3", "4", "5", "6"]
     assert axes.get_xticks().tolist() == [0.5, 1.5, 3.0]
+    architecture = ElasticArchitecture((3, 7), (4, 6), (1, 1), 24)
+    space = ElasticSpace(
+        stages=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), head=(32, 40),
+        resolutions=(24,), depths=(1,),
+    )  # fmt: skip
+    save_elastic_architecture(tmp_path / "architecture.json", space, architecture, {}, {})
+    draw.main([str(tmp_path / "architecture.json"), "--out", str(tmp_path / "net.svg")])
+    texts = re.findall(r">([^<>]+)</text>", (tmp_path / "net.svg").read_text())
+    assert texts[-2:] == ["3x3", "7x7"]
+    assert {"block", "expansion ratio"} < set(texts)

@@ -202,7 +202,7 @@ def test_a_page_says_what_the_files_of_its_runs_say(searched, trained, evolution
     assert all(row["test top-1 %"] == "" for row in evolved)
     headings = [text for _, text in page.all("h2")]
     assert headings == [
-        *("Runs", "Curves", "Targets and costs", "Accuracy with the supernet's weights"),
+        *("Runs", "Curves", "Targets and costs", "Accuracy on held-out images"),
         *("Test accuracy after training", "The evolutionary search", "Architectures", "All architectures"),
     ]
     environment = json.loads((run / "environment.json").read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model.blueprint import load_blueprint
 from model.results import Design
-from tools.pictures import spoken
+from tools.pictures import picture_of, spoken
 from utils import figures
 from utils.checkpoint import write_text
 from utils.command import Parser, command
@@ -28,10 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     design = Design.of_blueprint(load_blueprint(args.architecture)[0])
     if not design.has_blocks:
         raise UserError(f"{args.architecture}: a cell of NAS-Bench-201 is a string, not blocks of kernels")
-    if design.choices:
-        figure = figures.standing_alone(figures.sub_blocks(design.choices), "layer", "sub-block")
-    else:
-        figure = figures.standing_alone(figures.blocks(design.stages), "block", "expansion ratio")
+    figure = picture_of(design, alone=True)
     width, height = figure.get_size_inches() * 96
     size = f'xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" color="{GREY}"'
     write_text(args.out, figures.svg(figure, "net", spoken(design)).replace("<svg", f"<svg {size}", 1) + "\n")

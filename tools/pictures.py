@@ -129,7 +129,7 @@ def accuracy_picture(found: list[Found], kind: str, several: bool, draw: Drawing
     what = f"Top-1 against {axis}" + (f", on {found[0].data or 'a data set not recorded'}" if several else "")
     picture = draw(figures.fronts(series, axis), f"{what}. {counts}. The best has {best:.2f} %")
     own_images = kind == "validation" and len({one.run for one in found}) > 1
-    remark = " Runs validate on held-out images, and maybe by a supernet, of their own." if own_images else ""
+    remark = " Runs may have held-out images, and supernets, of their own." if own_images else ""
     return Picture(picture, f"{what}. A line is the front of its method. Points: {counts}.{remark}")
 
 
@@ -242,9 +242,13 @@ def card(number: int, design: Design, own: list[Found], draw: Drawing) -> Card:
     says += [f"{design.resolution} x {design.resolution} pixels"] if design.resolution else []
     picture, width = None, 0.0
     if design.has_blocks:
-        figure = figures.sub_blocks(design.choices) if design.choices else figures.blocks(design.stages)
+        figure = picture_of(design)
         picture, width = draw(figure, f"Architecture {number}. {spoken(design)}"), figure.get_figwidth() / figures.CELL
     return Card(number, design, picture, width, list(dict.fromkeys(says)))
+
+
+def picture_of(design: Design, alone: bool = False) -> Figure:
+    return figures.sub_blocks(design.choices, alone) if design.choices else figures.blocks(design.stages, alone)
 
 
 def spoken(design: Design) -> str:

@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     space, options = open_space(args, config)
     measure = Measure(BACKENDS[args.backend], device, args.batch_size, args.runs)
     about = {key: value for key, value in describe_environment(device).items() if key in ("device", "threads", "torch")}
-    about |= {"backend": args.backend, "batch size": args.batch_size, "runs": args.runs}
+    about |= {"backend": args.backend, "batch norms": "folded" if args.backend == "onnxruntime" else "not folded"}
+    about |= {"batch size": args.batch_size, "runs": args.runs}
     latencies = Latencies.read(args.lut) if args.lut else profile(args, space, options, measure, about)
     if args.architectures:
         compared = listed_networks(latencies, space, args.architectures, **options)
@@ -166,7 +167,7 @@ def by_torch(network: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
-    """Of the network as `tools.export` would fold it; UserError without onnx, onnxruntime or the device."""
+    """Of the network with folded batch norms; UserError without onnx, onnxruntime or the device."""
     try:
         import onnx  # noqa: F401, for torch's exporter
         import onnxruntime
@@ -178,7 +179,7 @@ def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every choice by shape; shapes do not change here
-        torch.onnx.export(folded(nn.Sequential(network)), (images,), file, dynamo=False, input_names=["images"])
+        torch.onnx.export(folded(network), (images,), file, dynamo=False, input_names=["images"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file.getvalue(), options, providers=[provider])

@@ -16,6 +16,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -315,9 +316,8 @@ def with_interval(found: tuple[float, float, float]) -> str:
 
 def print_answers(answered: list[Judged], unit: str) -> None:
     """Means over the architectures of a method; their spread, and that of the trainings of one, are apart."""
-    rows, inside = [], []
-    for target in dict.fromkeys(one.answer.target for one in answered):
-        here = [one for one in answered if one.answer.target == target]
+    rows = []
+    for target, here in by_target(answered).items():
         for method in dict.fromkeys(one.answer.method for one in here):
             own = [one for one in here if one.answer.method == method]
             cost = np.mean([one.answer.cost for one in own])
@@ -329,26 +329,37 @@ def print_answers(answered: list[Judged], unit: str) -> None:
             ]
             shown = [None if np.isnan(number) else f"{number:.2f}" for number in numbers]
             rows.append([f"{target:g}", method, len(own), f"{cost:.3f}", f"{100 * (cost / target - 1):+.1f}", *shown])
-        inside.append(float(tau_b(*np.array([(one.supernet, one.test) for one in here]).T)))
     columns = [f"target {unit}", "method", "networks", f"cost {unit}", "miss %", "supernet top-1 %", "test top-1 %"]
     print(format_table([*columns, "sd of networks", "sd of seeds"], rows))
-    known = [tau for tau in inside if not np.isnan(tau)]
-    if known:
-        print(f"Kendall tau of the supernet among the answers to a target, mean: {np.mean(known):.3f}")
     print_agreement(answered)
 
 
-def print_agreement(answered: list[Judged]) -> None:
-    """Of all answers to targets: how well the supernet ranks one training of each, and how well another one does.
+def by_target(answered: list[Judged]) -> dict[float, list[Judged]]:
+    groups: dict[float, list[Judged]] = {}
+    for one in answered:
+        groups.setdefault(one.answer.target, []).append(one)
+    return groups
 
-    The second is as much as anything could reach that knows how good a network is, and not how its training will end.
+
+def print_agreement(answered: list[Judged]) -> None:
+    """Kendall tau among the different answers to a target, where costs do not help: means over targets and trainings.
+
+    How well one training foretells another is a measure of their noise, and no limit: who knew how good each network
+    is would foretell a training better than another noisy one does.
     """
-    twice = {one.answer.name: (one.supernet, *one.tests[:2]) for one in answered if len(one.tests) > 1}
-    if len(twice) > 2:
-        supernet, first, second = np.array(list(twice.values())).T
-        print(f"{len(twice)} networks, Kendall tau with their first training: ", end="")
-        print(f"of the supernet {with_interval(kendall(supernet, first))};")
-        print(f"of their second training {with_interval(kendall(second, first))}")
+    taus: dict[str, list[float]] = {}
+    for here in by_target(answered).values():
+        different = list({one.answer.name: one for one in here}.values())
+        said, tests = np.array([one.supernet for one in different]), np.array([one.tests for one in different]).T
+        taus.setdefault("of the supernet with the mean of all trainings", []).append(tau_b(said, tests.mean(axis=0)))
+        taus.setdefault("of the supernet with one training", []).extend(tau_b(said, test) for test in tests)
+        pairs = combinations(tests, 2)
+        taus.setdefault("of one training with another", []).extend(tau_b(one, other) for one, other in pairs)
+    print("Kendall tau among the answers to a target, mean over targets:")
+    for what, found in taus.items():
+        known = [tau for tau in found if not np.isnan(tau)]
+        if known:
+            print(f"  {np.mean(known):.3f} {what}")
 
 
 def seed_noise(judged: list[Judged]) -> float:

@@ -80,7 +80,7 @@ class Section:
 
 
 def all_sections(runs: list[RunResults], found: list[Found], draw: Drawing) -> list[Section]:
-    """What the supernet says and what is true are never in one picture but where they are compared."""
+    """What a search sees and what is true are never in one picture but where they are compared."""
 
     def of_each(pictures_of: Callable[[RunResults, Drawing], Iterable[Picture]]) -> list[Picture]:
         return [picture for run in runs for picture in pictures_of(run, draw)]
@@ -89,10 +89,10 @@ def all_sections(runs: list[RunResults], found: list[Found], draw: Drawing) -> l
         Section("Curves", of_each(pictures.curve_pictures)),
         Section("Targets and costs", of_each(pictures.miss_pictures)),
         Section(
-            "Accuracy with the supernet's weights",
+            "Accuracy on held-out images",
             pictures.accuracy_pictures(found, "validation", draw),
-            "On images that did not train the supernet: it says which architecture looks best, and not how accurate "
-            "the trained network will be.",
+            "With the supernet's weights, but where a method says that it fine-tuned them. It says which architecture "
+            "looks best, and not how accurate the trained network will be.",
         ),
         Section(
             "Test accuracy after training",

@@ -178,10 +178,11 @@ def kernel_colour(kernel: int) -> str:
 
 
 @_drawn
-def sub_blocks(choices: Sequence[Sequence[int | None]]) -> Figure:
+def sub_blocks(choices: Sequence[Sequence[int | None]], alone: bool = False) -> Figure:
     """A column for each layer, a cell for each sub-block from the bottom up; skips are empty.
 
-    Larger kernels have wider bars, so that colours are not all that tells them apart.
+    Larger kernels have wider bars, so that colours are not all that tells them apart. A picture that stands `alone` is
+    larger and has axes and a legend.
     """
     bars, empty = [], []
     for layer, row in enumerate(choices):
@@ -191,11 +192,13 @@ def sub_blocks(choices: Sequence[Sequence[int | None]]) -> Figure:
                 empty.append((*place, f"skip-{layer}-{block}"))
             else:
                 bars.append((*place, kernel, f"k{kernel}-{layer}-{block}"))
-    return _bars(bars, empty, len(choices), max(map(len, choices)))
+    rows = max(map(len, choices))
+    figure = _bars(bars, empty, len(choices), rows)
+    return _with_axes(figure, bars, empty, "layer", "sub-block", np.arange(rows) + 0.5) if alone else figure
 
 
 @_drawn
-def blocks(stages: Sequence[Sequence[tuple[int, int]]]) -> Figure:
+def blocks(stages: Sequence[Sequence[tuple[int, int]]], alone: bool = False) -> Figure:
     """A column for each block, as high as its expansion ratio; pairs are (kernel, expansion), stages lie apart."""
     bars, left = [], 0.0
     for stage, pairs in enumerate(stages):
@@ -203,7 +206,9 @@ def blocks(stages: Sequence[Sequence[tuple[int, int]]]) -> Figure:
             bars.append((left + 0.5, 0.0, expansion, kernel, f"k{kernel}-{stage}-{position}"))
             left += 1
         left += GAP
-    return _bars(bars, [], left - GAP, max([6, *(bar[2] for bar in bars)]))
+    rows = max([6, *(bar[2] for bar in bars)])
+    figure = _bars(bars, [], left - GAP, rows)
+    return _with_axes(figure, bars, [], "block", "expansion ratio", np.arange(rows) + 1) if alone else figure
 
 
 def _bars(bars: list[tuple], empty: list[tuple], columns: float, rows: float) -> Figure:
@@ -221,28 +226,25 @@ def _bars(bars: list[tuple], empty: list[tuple], columns: float, rows: float) ->
     return figure
 
 
-@_drawn
-def standing_alone(figure: Figure, columns: str, rows: str) -> Figure:
-    """A picture of `sub_blocks` or `blocks`, larger, with axes called `columns` and `rows` and a legend."""
+def _with_axes(
+    figure: Figure, bars: list[tuple], empty: list[tuple], x_label: str, y_label: str, heights: NDArray
+) -> Figure:
+    """What `_bars` drew, twice as large, with numbered columns and `heights`, and with a legend above."""
     [axes] = figure.axes
+    kernels = sorted({kernel for _, _, _, kernel, _ in bars})
+    handles = [Rectangle((0, 0), 1, 1, facecolor=kernel_colour(size), label=f"{size}x{size}") for size in kernels]
+    if empty:
+        handles.append(Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=INK, alpha=0.5, linewidth=0.6, label="skip"))
     width, height = 2 * figure.get_size_inches()
-    whole = (max(width, 3.4) + 0.7, height + 0.9)  # the legend needs 3.4 inches
+    whole = (max(width, 0.75 * len(handles)) + 0.7, height + 0.9)  # inches; an entry of the legend needs 0.75
     figure.set_size_inches(*whole)
     axes.set_position((0.6 / whole[0], 0.5 / whole[1], width / whole[0], height / whole[1]))
-    centres = sorted({round(bar.get_x() + bar.get_width() / 2, 3) for bar in axes.patches})
-    counted = np.arange(1, int(axes.get_ylim()[1]) + 1)
-    cells = any(bar.get_gid().startswith("skip") for bar in axes.patches) or axes.patches[0].get_height() < 1
-    axes.set(xticks=centres, xticklabels=range(1, len(centres) + 1), xlabel=columns, ylabel=rows)
-    axes.set(yticks=counted - 0.5 * cells, yticklabels=counted)
+    centres = sorted({place[0] for place in (*bars, *empty)})
+    axes.set(xticks=centres, xticklabels=range(1, len(centres) + 1), xlabel=x_label)
+    axes.set(yticks=heights, yticklabels=range(1, len(heights) + 1), ylabel=y_label)
     axes.set_axis_on()
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    kernels = sorted({int(bar.get_gid()[1:].split("-")[0]) for bar in axes.patches if bar.get_gid().startswith("k")})
-    handles = [
-        Rectangle((0, 0), 1, 1, facecolor=kernel_colour(kernel), label=f"{kernel}x{kernel}") for kernel in kernels
-    ]
-    if cells:
-        handles.append(Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=INK, alpha=0.5, linewidth=0.6, label="skip"))
     figure.legend(handles=handles, loc="upper left", ncols=len(handles), handlelength=1, columnspacing=1)
     return figure
