@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,13 +69,16 @@ def test_networks_are_trained_once_and_all_numbers_may_grow(searched, tmp_path, 
     assert "Kendall tau of cost alone" in said
     assert said.count("too few architectures for an interval") == 3
 
-    with_answers = ("--count", "4", "--targets", "0.15", "--random", "2", "--search", str(evolution))
+    with_answers = ("--count", "4", "--targets", "0.15", "--random", "2", "--search", str(evolution), "--scored", "5")
     lines = trained(searched, tmp_path, *with_answers)
     assert lines[:3] == first
     assert all(file.read_bytes() == content for file, content in before.items())
     said = capsys.readouterr().out
     assert "of one training with another" in said
     assert ", left 0" in said
+    assert "by the supernet, 5 random ones of 0.15 have" in said
+    scored = json.loads((tmp_path / "supernet.json").read_text())["top1"]
+    assert len(scored) == len({line["network"] for line in lines}) + 3  # two of the five are answers
     answers = lines[4:]
     assert [(line["method"], line["seed"]) for line in answers] == [
         *[("generator", 0), ("generator", 1), ("msunas", 0), ("msunas", 1)],
@@ -128,6 +132,14 @@ def test_agreement_is_that_within_targets(capsys):
     ]
     rank.print_agreement([judged(4, 1.0, 50.0), judged(4, 2.0, 51.0)])
     assert "another" not in capsys.readouterr().out
+
+
+def test_answers_stand_among_random_ones_of_equal_cost(capsys):
+    found = rank.Answer(rank.GENERATOR, 4.0, Architecture(((3,),)), 4.0, 0.1)
+    scores = np.array([50.0, 52.0, 54.0, 56.0])
+    rank.print_standing([rank.Judged(found, 55.0, (60.0,)), judged(4, 51.0, 50.0)], {4.0: scores})
+    [line] = capsys.readouterr().out.splitlines()
+    assert line == ("by the supernet, 4 random ones of 4 have 53.00 +- 2.58 %; generator's answer is above 75% of them")
 
 
 def refused(capsys, *argv) -> str:

@@ -6,9 +6,10 @@
 Random architectures of the run's space: Kendall tau of what its supernet says of them, on all images that did not train
 it, with the accuracy on the test images after training from scratch by one recipe: the run's config, changed by --set.
 With targets also the generator's answer to each, that of an msunas.py search on the same supernet, and random
-architectures of equal cost. Trainings are seeded 0, 1, ...; each has a run folder of its own in OUT. The same command
-goes on where it stopped, all numbers may grow, and under torchrun the processes share the networks. Nothing is
-chosen by test images.
+architectures of equal cost; with --scored also where answers stand among more of these, by the supernet alone: a
+search may fail to find what its supernet likes, or the supernet may like what is not good. Trainings are seeded 0, 1,
+...; each has a run folder of its own in OUT. The same command goes on where it stopped, all numbers may grow, and under
+torchrun the processes share the networks. Nothing is chosen by test images.
 """
 
 import argparse
@@ -16,11 +17,12 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -90,12 +92,15 @@ def main(argv: list[str] | None = None) -> None:
         answers += answers_for(float(target), table, config, args)
     if not answers:
         raise UserError("--count 0: there is nothing to train without --targets")
+    targets = dict.fromkeys(answer.target for answer in answers if answer.target)
+    others = {target: drawn(table, args.scored, args.seed, target) for target in targets} if args.scored else {}
     dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes)
-    said = supernet_scores(answers, table, dataset, config, args)
+    said = supernet_scores([*answers, *chain(*others.values())], table, dataset, config, args)
     reached = train_all(answers, table, dataset, config, args)
     judged = [Judged(answer, said[answer.name], reached[index]) for index, answer in enumerate(answers)]
     write_results(judged, config, args.out)
     report(judged, table.unit, config, args.out)
+    print_standing(judged, {target: np.array([said[a.name] for a in own]) for target, own in others.items()})
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -106,6 +111,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--targets", help="at which answers are compared: a,b,c or start:stop:step")
     parser.add_argument("--search", type=Path, metavar="DIR", help="an msunas.py search on the run's supernet")
     parser.add_argument("--random", type=positive, default=3, help="random architectures of a target (default 3)")
+    option = parser.add_argument
+    option("--scored", type=not_negative, default=0, help="random architectures of a target that are only scored")
     parser.add_argument("--seeds", type=positive, default=2, help="trainings of each answer to a target (default 2)")
     parser.add_argument("--seed", type=not_negative, default=0, help="of all that is drawn (default 0)")
     add_config_options(parser)
@@ -360,6 +367,16 @@ def print_agreement(answered: list[Judged]) -> None:
         known = [tau for tau in found if not np.isnan(tau)]
         if known:
             print(f"  {np.mean(known):.3f} {what}")
+
+
+def print_standing(judged: list[Judged], others: dict[float, NDArray]) -> None:
+    """Did a search find what its supernet likes? The share of random architectures of equal cost below its answer."""
+    for target, scores in others.items():
+        here = [one for one in judged if one.answer.target == target]
+        found = {one.answer.method: one for one in here if one.answer.method != RANDOM}
+        below = [f"{method}'s answer is above {np.mean(scores < one.supernet):.0%}" for method, one in found.items()]
+        spans = f"{len(scores)} random ones of {target:g} have {scores.mean():.2f} +- {spread(scores):.2f} %"
+        print(f"by the supernet, {spans}; {', '.join(below)} of them")
 
 
 def seed_noise(judged: list[Judged]) -> float:
