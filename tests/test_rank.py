@@ -77,6 +77,7 @@ def test_networks_are_trained_once_and_all_numbers_may_grow(searched, tmp_path, 
     assert "of one training with another" in said
     assert ", left 0" in said
     assert "by the supernet, 5 random ones of 0.15 have" in said
+    assert "all 8 networks together" in said
     scored = json.loads((tmp_path / "supernet.json").read_text())["top1"]
     assert len(scored) == len({line["network"] for line in lines}) + 3  # two of the five are answers
     answers = lines[4:]

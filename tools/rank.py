@@ -301,6 +301,10 @@ def report(judged: list[Judged], unit: str, config: Config, folder: Path) -> Non
         print_ranking(ranked, unit)
     if answered:
         print_answers(answered, unit)
+        trained = {one.answer.name: one for one in judged}  # of a network that is there twice, all its trainings
+        if len(trained) > 2:
+            print(f"all {len(trained)} networks together, answers and random ones (no random sample):")
+            print_taus(list(trained.values()))
     print(f"\n{sum(len(one.tests) for one in judged)} trainings, each in a folder of {folder}; {folder}/results.jsonl")
 
 
@@ -308,7 +312,12 @@ def print_ranking(ranked: list[Judged], unit: str) -> None:
     ordered = sorted(ranked, key=lambda one: one.answer.cost)
     rows = [[one.answer.name, f"{one.answer.cost:.3f}", f"{one.supernet:.2f}", f"{one.test:.2f}"] for one in ordered]
     print(format_table(["random", f"cost {unit}", "supernet top-1 %", "test top-1 %"], rows))
-    tests, said, costs = np.array([(one.test, one.supernet, one.answer.cost) for one in ranked]).T
+    print_taus(ranked)
+
+
+def print_taus(judged: list[Judged]) -> None:
+    """Of different networks: does the supernet foretell their test accuracy, and more than cost does?"""
+    tests, said, costs = np.array([(one.test, one.supernet, one.answer.cost) for one in judged]).T
     print(f"Kendall tau of the supernet: {with_interval(kendall(said, tests))}")
     print(f"Kendall tau of cost alone: {with_interval(kendall(costs, tests))}")
     print(f"the supernet's above that of cost: {with_interval(kendall_difference(said, costs, tests))}")
