@@ -476,13 +476,22 @@ def test_some_images_are_evenly_spread():
     assert export.some_of(images, 11) is export.some_of(images, None) is images
 
 
-def test_latencies_are_medians_of_rounds_without_the_first(monkeypatch):
-    clock = iter(range(10**6))
-    monkeypatch.setattr(same_logits.time, "perf_counter", lambda: next(clock) / 1000)
-    calls = []
-    times = same_logits.latencies([calls.append, calls.append], torch.zeros(1), 5)
-    assert times == pytest.approx([1.0, 1.0])
-    assert len(calls) == 2 * 2 * (same_logits.WARM_UP + 5)
+def test_latencies_are_medians_of_blocks_without_their_first_runs(monkeypatch):
+    now, calls = [0.0], []
+    monkeypatch.setattr(same_logits.time, "perf_counter", lambda: now[0])
+
+    def runner(name: str, slow: int, fast: int):
+        def run(image):
+            begins_a_block = calls[-1:] != [name] or calls[-same_logits.WARM_UP :] != [name] * same_logits.WARM_UP
+            calls.append(name)
+            now[0] += (slow if begins_a_block else fast) / 1000
+
+        return run
+
+    times = same_logits.latencies([runner("a", 90, 2), runner("b", 70, 3)], torch.zeros(1), 12)
+    assert times == pytest.approx([2.0, 3.0])
+    first, rest = same_logits.WARM_UP + same_logits.IN_A_ROW, same_logits.WARM_UP + 12 - same_logits.IN_A_ROW
+    assert "".join(calls) == "a" * first + "b" * first + "a" * rest + "b" * rest
 
 
 def test_a_module_of_the_same_size_and_time_is_read_anew(tmp_path):

@@ -94,7 +94,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--opset", type=int, choices=onnx_file.OPSETS, metavar="V",
         help=f"of onnx, {onnx_file.OPSETS[0]} to {onnx_file.OPSETS[-1]} (default {onnx_file.USUAL_OPSET})",
     )  # fmt: skip
-    parser.add_argument("--runs", type=not_negative, default=20, help="timed, of each (default 20; 0: none)")
+    parser.add_argument("--runs", type=not_negative, default=50, help="timed, of each (default 50; 0: none)")
     parser.add_argument("-b", "--batch-size", type=positive, default=256, help="of test images (default 256)")
     parser.add_argument("-j", "--workers", type=not_negative, default=0, help="processes that read images")
     args = parser.parse_args(argv)

@@ -40,6 +40,7 @@ from model.latency_parts import Part, parts_of
 from model.mobilenetv3 import MobileNetV3
 from model.space import UnifiedSpace
 from model.subnet import SubNet
+from tools.formats import onnx_file
 from utils.checkpoint import write_text
 from utils.command import Parser, add_config_options, command, not_negative, positive, positive_number
 from utils.config import Config, load_config
@@ -180,9 +181,7 @@ def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every choice by shape; shapes do not change here
         torch.onnx.export(folded(network), (images,), file, dynamo=False, input_names=["images"])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=[provider])
+    session = onnxruntime.InferenceSession(file.getvalue(), onnx_file.session_options(), providers=[provider])
     if session.get_providers()[0] != provider:
         raise UserError(f"--device {images.device}: onnxruntime cannot use {provider} here")
     place = (images.device.type, images.device.index or 0)

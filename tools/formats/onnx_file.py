@@ -57,14 +57,25 @@ def _describe(model, about: dict) -> None:
     onnx.helper.set_model_props(model, texts)
 
 
-def runner(file: Path) -> Callable[[Tensor], Tensor]:
-    """`run(images [B, 3, S, S]) -> logits [B, classes]` by onnxruntime on the CPU."""
+def session_options():
+    """Of onnxruntime: as many threads as PyTorch has, which sleep when there is nothing to do.
+
+    By default they wait in a loop after each run, and slow down whatever is measured next to it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return options
+
+
+def runner(file: Path) -> Callable[[Tensor], Tensor]:
+    """`run(images [B, 3, S, S]) -> logits [B, classes]` by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file.read_bytes(), session_options(), providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": images.contiguous().numpy()})[0])

@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 # Smaller batches that are tried, too.
 FEW = (1, 7)
 
-WARM_UP = 3  # runs that do not count
+WARM_UP, IN_A_ROW = 3, 10  # runs that do not count, and that do
 
 
 @dataclass
@@ -94,14 +94,20 @@ def compare(
 
 
 @torch.inference_mode()
-def latencies(runners: list[Runner], image: Tensor, rounds: int) -> list[float]:
-    """Medians in ms for `image [1, 3, S, S]`; they take turns, so that what disturbs the machine disturbs them all."""
-    times = [[] for _ in runners]
-    for turn in range(WARM_UP + rounds):
+def latencies(runners: list[Runner], image: Tensor, runs: int) -> list[float]:
+    """Medians in ms for `image [1, 3, S, S]`.
+
+    They take turns, so that what disturbs the machine disturbs them all; each runs `IN_A_ROW` times behind `WARM_UP`
+    that do not count, since threads of the one before are still awake for a while.
+    """
+    times: list[list[float]] = [[] for _ in runners]
+    for done in range(0, runs, IN_A_ROW):
         check_stop()
         for run, own in zip(runners, times, strict=True):
-            run(image)  # brings its weights back to the cache
-            began = time.perf_counter()
-            run(image)
-            own.append(1000 * (time.perf_counter() - began) if turn >= WARM_UP else 0.0)
-    return [statistics.median(own[WARM_UP:]) for own in times]
+            for _ in range(WARM_UP):
+                run(image)
+            for _ in range(min(IN_A_ROW, runs - done)):
+                began = time.perf_counter()
+                run(image)
+                own.append(1000 * (time.perf_counter() - began))
+    return [statistics.median(own) for own in times]
