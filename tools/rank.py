@@ -358,7 +358,7 @@ def by_target(answered: list[Judged]) -> dict[float, list[Judged]]:
 
 
 def print_agreement(answered: list[Judged]) -> None:
-    """Kendall tau among the different answers to a target, where costs do not help: means over targets and trainings.
+    """Kendall tau among the different answers to a target, whose costs differ little: means over targets and trainings.
 
     How well one training foretells another is a measure of their noise, and no limit: who knew how good each network
     is would foretell a training better than another noisy one does.

@@ -96,14 +96,16 @@ def quantise(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     ready = target.with_name(target.name + ".ready.onnx")
-    with _quiet():
-        quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
-        quantize_static(
-            str(ready), str(target), _reader(batches), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax, reduce_range=True,
-        )  # fmt: skip
-    ready.unlink()
+    try:
+        with _quiet():
+            quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+            quantize_static(
+                str(ready), str(target), _reader(batches), quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax, reduce_range=True,
+            )  # fmt: skip
+    finally:
+        ready.unlink(missing_ok=True)
     model = onnx.load(target)
     _describe(model, {entry.key: entry.value for entry in onnx.load(source).metadata_props})
     onnx.save(model, target)
