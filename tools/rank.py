@@ -111,8 +111,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--targets", help="at which answers are compared: a,b,c or start:stop:step")
     parser.add_argument("--search", type=Path, metavar="DIR", help="an msunas.py search on the run's supernet")
     parser.add_argument("--random", type=positive, default=3, help="random architectures of a target (default 3)")
-    option = parser.add_argument
-    option("--scored", type=not_negative, default=0, help="random architectures of a target that are only scored")
+    parser.add_argument("--scored", type=not_negative, default=0, help="of these, only by the supernet (default 0)")
     parser.add_argument("--seeds", type=positive, default=2, help="trainings of each answer to a target (default 2)")
     parser.add_argument("--seed", type=not_negative, default=0, help="of all that is drawn (default 0)")
     add_config_options(parser)
@@ -368,7 +367,7 @@ def print_agreement(answered: list[Judged]) -> None:
         different = list({one.answer.name: one for one in here}.values())
         said, tests = np.array([one.supernet for one in different]), np.array([one.tests for one in different]).T
         taus.setdefault("of the supernet with the mean of all trainings", []).append(tau_b(said, tests.mean(axis=0)))
-        taus.setdefault("of the supernet with one training", []).extend(tau_b(said, test) for test in tests)
+        taus.setdefault("of the supernet with one training", []).extend(tau_b(said, tests))
         pairs = combinations(tests, 2)
         taus.setdefault("of one training with another", []).extend(tau_b(one, other) for one, other in pairs)
     print("Kendall tau among the answers to a target, mean over targets:")
