@@ -3,19 +3,22 @@
     torch.hub.load(DIR, "sgnas", source="local", checkpoint="logs/NET/checkpoints/last.pth")
     torch.hub.load(DIR, "nsganetv2", source="local", architecture="net.config", checkpoint="net.inherited")
 
-What else is imported is imported inside of functions, where `torch.hub` has already checked `dependencies`.
+What else is imported is imported inside of functions, where `torch.hub` has already checked
+`dependencies`.
 """
 
 dependencies = ["torch", "torchvision", "numpy", "yaml", "PIL", "lmdb", "thop", "timm", "tqdm"]
 
 
 def sgnas(architecture=None, checkpoint=None, **options):
-    """A network of SGNAS, or of a cell of NAS-Bench-201, in evaluation mode: images `[B, 3, S, S]` -> logits.
+    """A network of SGNAS, or of a cell of NAS-Bench-201, in evaluation mode: images `[B, 3, S, S]`
+    -> logits.
 
-    `architecture` is the path of an architecture.json, `checkpoint` that of weights: a checkpoint of this project,
-    which describes its network, so that `architecture` may be left out, or a plain state dict. Without it the weights
-    are random. `options` are se (bool), activation ("relu6" or "hswish"), dropout and drop_path; those of a checkpoint
-    are its own unless they are given. Raises a ValueError that says what is wrong in one line.
+    `architecture` is the path of an architecture.json, `checkpoint` that of weights: a checkpoint
+    of this project, which describes its network, so that `architecture` may be left out, or a plain
+    state dict. Without it the weights are random. `options` are se (bool), activation ("relu6" or
+    "hswish"), dropout and drop_path; those of a checkpoint are its own unless they are given.
+    Raises a ValueError that says what is wrong in one line.
     """
     return _load(("subnet", "cell-network"), architecture, checkpoint, options)
 
@@ -23,7 +26,8 @@ def sgnas(architecture=None, checkpoint=None, **options):
 def nsganetv2(architecture=None, checkpoint=None, **options):
     """A network of NSGANetV2, a MobileNetV3, in evaluation mode: images `[B, 3, S, S]` -> logits.
 
-    As `sgnas`; `architecture` may also be a published net.config, and `options` are dropout and drop_path.
+    As `sgnas`; `architecture` may also be a published net.config, and `options` are dropout and
+    drop_path.
     """
     return _load(("elastic-subnet", "mobilenetv3"), architecture, checkpoint, options)
 
@@ -37,7 +41,9 @@ def _load(kinds, architecture, checkpoint, options):
 
 
 def _check_names():
-    """ImportError when packages of the names of this project's are imported already, but are others."""
+    """ImportError when packages of the names of this project's are imported already, but are
+    others.
+    """
     import sys
     from pathlib import Path
 
@@ -45,4 +51,6 @@ def _check_names():
     for name in ("model", "utils"):
         file = getattr(sys.modules.get(name), "__file__", None)
         if name in sys.modules and (file is None or Path(file).resolve().parent != here / name):
-            raise ImportError(f"another module named {name!r} is imported already ({file}); load this network first")
+            raise ImportError(
+                f"another module named {name!r} is imported already ({file}); load this network first"
+            )

@@ -1,12 +1,14 @@
-"""NSGANetV2: search a supernet for networks that are accurate and cheap, with a surrogate that learns as it goes.
+"""NSGANetV2: search a supernet for networks that are accurate and cheap, with a surrogate that
+learns as it goes.
 
     python3 msunas.py --cfg CONFIG --supernet_path SUPERNET --save DIR [--sec_obj flops|params|cpu|gpu]
     python3 msunas.py --dataset cifar10 --data DIR --supernet_path ofa_mbv3_d234_e346_k357_w1.0 --save DIR
 
-Writes into DIR for each iteration the architectures (iter_k/net_i.subnet) and what they scored (iter_k/net_i.stats),
-the archive so far (iter_k.stats) and a picture of the front (iter_k.png). Architectures that cannot be evaluated go to
-failed/. The same command goes on where it stopped; under torchrun the processes share the candidates. Source: Lu et
-al., "NSGANetV2", ECCV 2020; its way to choose candidates is `--selection published`, ours is in `model/evolution.py`.
+Writes into DIR for each iteration the architectures (iter_k/net_i.subnet) and what they scored
+(iter_k/net_i.stats), the archive so far (iter_k.stats) and a picture of the front (iter_k.png).
+Architectures that cannot be evaluated go to failed/. The same command goes on where it stopped;
+under torchrun the processes share the candidates. Source: Lu et al., "NSGANetV2", ECCV 2020; its
+way to choose candidates is `--selection published`, ours is in `model/evolution.py`.
 """
 
 import argparse
@@ -23,7 +25,14 @@ from model.genome import ElasticGenome, Genome, UnifiedGenome, open_genome
 from model.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.search_folder import SearchFolder
 from utils import checkpoint
-from utils.command import Parser, add_supernet_options, command, not_negative, positive, positive_number
+from utils.command import (
+    Parser,
+    add_supernet_options,
+    command,
+    not_negative,
+    positive,
+    positive_number,
+)
 from utils.config import Config, load_config
 from utils.data import PACKED, load_dataset, split_for_search
 from utils.distributed import divided, of_first, rank
@@ -41,7 +50,8 @@ from utils.table import format_table
 
 IMAGENET_HELD_OUT = 10_000
 LATENCIES = ("gpu", "cpu")
-CPU_TABLE = str(Path(__file__).parent / "config_file" / "latency_cpu.yaml")  # of the published space at width 1.0
+# of the published space at width 1.0
+CPU_TABLE = str(Path(__file__).parent / "config_file" / "latency_cpu.yaml")
 
 
 @command
@@ -51,7 +61,9 @@ def main(argv: list[str] | None = None) -> None:
     fine_tuned = args.n_epochs > 0
     genome = open_genome(config, args.space, args.supernet_path, args.n_classes, fine_tuned)
     place = (
-        Placement(pick_device(config.cuda), config.channels_last, config.amp) if config else Placement(pick_device())
+        Placement(pick_device(config.cuda), config.channels_last, config.amp)
+        if config
+        else Placement(pick_device())
     )
     objective = open_objective(args, genome, config)
     evaluation = open_evaluation(args, config, genome, place)
@@ -60,7 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     search = Search(genome, objective, args.predictor, SELECTIONS[args.selection])
     genes = len(genome.largest_genes)
     if args.predictor == "rbf" and args.iterations > 0 and args.n_doe <= genes + 1:
-        print(f"warning: --n_doe {args.n_doe}: rbf needs more than {genes + 1} architectures to learn {genes} genes")
+        print(
+            f"warning: --n_doe {args.n_doe}: rbf needs more than {genes + 1} architectures to learn {genes} genes"
+        )
     with saved_when_stopped(lambda: None):  # what is evaluated is on disk already
         run(search, evaluation, folder, args)
     report(search, folder)
@@ -68,7 +82,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--save", default=".tmp", metavar="DIR", help="where results go (default .tmp)")
+    parser.add_argument(
+        "--save", default=".tmp", metavar="DIR", help="where results go (default .tmp)"
+    )
     parser.add_argument(
         "--resume",
         default="auto",
@@ -78,13 +94,23 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_supernet_options(parser)
     objectives = ("flops", "params", "cpu", "gpu")
-    parser.add_argument("--sec_obj", default="flops", choices=objectives, help="second objective (default flops)")
     parser.add_argument(
-        "--lut", metavar="FILE", help="latency table for --sec_obj cpu (default: latency_cpu.yaml) or gpu"
+        "--sec_obj", default="flops", choices=objectives, help="second objective (default flops)"
     )
-    parser.add_argument("--iterations", type=int, default=30, help="below 1: random search, --n_doe architectures")
-    parser.add_argument("--n_doe", type=positive, default=100, help="architectures to begin with (default 100)")
-    parser.add_argument("--n_iter", type=positive, default=8, help="architectures of an iteration (default 8)")
+    parser.add_argument(
+        "--lut",
+        metavar="FILE",
+        help="latency table for --sec_obj cpu (default: latency_cpu.yaml) or gpu",
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=30, help="below 1: random search, --n_doe architectures"
+    )
+    parser.add_argument(
+        "--n_doe", type=positive, default=100, help="architectures to begin with (default 100)"
+    )
+    parser.add_argument(
+        "--n_iter", type=positive, default=8, help="architectures of an iteration (default 8)"
+    )
     parser.add_argument(
         "--selection",
         default="hypervolume",
@@ -92,30 +118,62 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="of candidates: by the hypervolume they are expected to gain (default), or even gaps as published",
     )
     parser.add_argument(
-        "--predictor", help=f"surrogate: {', '.join(SURROGATES)} (default ard; rbf with --selection published)"
+        "--predictor",
+        help=f"surrogate: {', '.join(SURROGATES)} (default ard; rbf with --selection published)",
     )
-    parser.add_argument("--n_gpus", type=positive, default=8, help="accepted; torchrun says how many processes")
+    parser.add_argument(
+        "--n_gpus", type=positive, default=8, help="accepted; torchrun says how many processes"
+    )
     parser.add_argument("--gpu", type=positive, default=1, help="accepted; each process has a GPU")
-    parser.add_argument("--data", metavar="DIR", help="where the data set is (default: as --cfg says)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="where the data set is (default: as --cfg says)"
+    )
     parser.add_argument("--dataset", help="its name (default: as --cfg says)")
-    parser.add_argument("--n_workers", type=not_negative, default=4, help="processes that read large images")
-    parser.add_argument("--vld_size", type=positive, help="training images that are held out to validate candidates")
-    parser.add_argument("--trn_batch_size", type=positive, default=128, help="of fine-tuning (default 128)")
-    parser.add_argument("--vld_batch_size", type=positive, default=200, help="of validation (default 200)")
-    parser.add_argument("--n_epochs", type=not_negative, default=5, help="fine-tuning of each candidate (default 5)")
-    parser.add_argument("--lr", type=positive_number, help="of fine-tuning (default: as published for the set)")
-    parser.add_argument("--test", action="store_true", help="validate on the test images: the search will know them")
+    parser.add_argument(
+        "--n_workers", type=not_negative, default=4, help="processes that read large images"
+    )
+    parser.add_argument(
+        "--vld_size", type=positive, help="training images that are held out to validate candidates"
+    )
+    parser.add_argument(
+        "--trn_batch_size", type=positive, default=128, help="of fine-tuning (default 128)"
+    )
+    parser.add_argument(
+        "--vld_batch_size", type=positive, default=200, help="of validation (default 200)"
+    )
+    parser.add_argument(
+        "--n_epochs", type=not_negative, default=5, help="fine-tuning of each candidate (default 5)"
+    )
+    parser.add_argument(
+        "--lr", type=positive_number, help="of fine-tuning (default: as published for the set)"
+    )
+    parser.add_argument(
+        "--test", action="store_true", help="validate on the test images: the search will know them"
+    )
     parser.add_argument("--seed", type=not_negative, default=0)
     args = parser.parse_args(argv)
     args.predictor = args.predictor or ("rbf" if args.selection == "published" else "ard")
     if args.predictor not in (*SURROGATES, "cart"):
-        raise UserError(f"--predictor {args.predictor}: unknown; allowed are {', '.join(SURROGATES)}")
+        raise UserError(
+            f"--predictor {args.predictor}: unknown; allowed are {', '.join(SURROGATES)}"
+        )
     return args
 
 
 def settings(args: argparse.Namespace) -> dict:
     """What must stay the same for a search to go on; the number of iterations may grow."""
-    free = ("save", "resume", "iterations", "n_gpus", "gpu", "n_workers", "data", "cfg", "supernet_path", "lut")
+    free = (
+        "save",
+        "resume",
+        "iterations",
+        "n_gpus",
+        "gpu",
+        "n_workers",
+        "data",
+        "cfg",
+        "supernet_path",
+        "lut",
+    )
     kept = {key: value for key, value in vars(args).items() if key not in free}
     lut = args.lut or (CPU_TABLE if args.sec_obj == "cpu" else None)
     files = {"cfg": args.cfg, "supernet_path": args.supernet_path, "lut": lut}
@@ -123,21 +181,29 @@ def settings(args: argparse.Namespace) -> dict:
     return {**kept, **files, "random search": args.iterations < 1}
 
 
-# -- what is searched ------------------------------------------------------------------------------------------------
+# -- what is searched ------------------------------------------------------------------------------
 
 
 def open_objective(args: argparse.Namespace, genome: Genome, config: Config | None) -> Objective:
     if args.sec_obj not in LATENCIES:
         return Objective(args.sec_obj, genome)
     if not isinstance(genome, ElasticGenome | UnifiedGenome):
-        raise UserError(f"--sec_obj {args.sec_obj}: latency tables are for elastic and unified supernets")
+        raise UserError(
+            f"--sec_obj {args.sec_obj}: latency tables are for elastic and unified supernets"
+        )
     if args.lut is None and (args.sec_obj == "gpu" or isinstance(genome, UnifiedGenome)):
         needed = "--lut must name a latency table; python3 -m tools.profile_latency makes one"
         raise UserError(f"--sec_obj {args.sec_obj}: {needed}")
     if isinstance(genome, ElasticGenome):
-        return Objective(args.sec_obj, genome, ElasticLatency(Latencies.read(args.lut or CPU_TABLE), genome.space))
+        return Objective(
+            args.sec_obj,
+            genome,
+            ElasticLatency(Latencies.read(args.lut or CPU_TABLE), genome.space),
+        )
     table = UnifiedLatency(Latencies.read(args.lut), genome.space, config.se, config.activation)
-    return Objective(args.sec_obj, genome, lambda genes: table(genome.paths(genes)).double().numpy())
+    return Objective(
+        args.sec_obj, genome, lambda genes: table(genome.paths(genes)).double().numpy()
+    )
 
 
 def open_evaluation(
@@ -152,20 +218,27 @@ def open_evaluation(
     if known is None and config is None:
         raise UserError(f"--dataset {name}: --cfg must give its mean and std")
     size = config.input_size if config else known.side or max(genome.space.resolutions)
-    dataset = load_dataset(name, directory, size, classes, strict=config.strict_data if config else False)
+    dataset = load_dataset(
+        name, directory, size, classes, strict=config.strict_data if config else False
+    )
     dataset = dataset.seen(known.view) if config is None else dataset
     default = IMAGENET_HELD_OUT if name in ("imagenet", PACKED) else len(dataset.train.labels) // 10
     if config is None:
         most, images = len(dataset.train.labels) - 1, partial(CandidateImages.split, dataset.train)
     else:  # not the images that the supernet was trained on
-        parts = split_for_search(dataset, config.train_portion, config.seed, split_file(args.supernet_path))
+        parts = split_for_search(
+            dataset, config.train_portion, config.seed, split_file(args.supernet_path)
+        )
         most, images = len(parts.held_out.labels), partial(CandidateImages.of_search, parts)
     count = args.vld_size or min(default, most)
     if count > most:
         raise UserError(f"--vld_size {count}: {most} training images can be held out")
     images = images(count)
     if args.test:
-        print("warning: --test: the search is guided by the test images, whose accuracy then says nothing", flush=True)
+        print(
+            "warning: --test: the search is guided by the test images, whose accuracy then says nothing",
+            flush=True,
+        )
         images = replace(images, validate=decoded(dataset.test))
     if config is None:
         augment = Augmentation(known.padding, **{"crop_scale": (0.08, 1.0), **known.augment})
@@ -184,10 +257,12 @@ def split_file(supernet: str) -> Path | None:
     return file if file.exists() else None
 
 
-# -- the search ------------------------------------------------------------------------------------------------------
+# -- the search ------------------------------------------------------------------------------------
 
 
-def run(search: Search, evaluation: CandidateEvaluation, folder: SearchFolder, args: argparse.Namespace) -> None:
+def run(
+    search: Search, evaluation: CandidateEvaluation, folder: SearchFolder, args: argparse.Namespace
+) -> None:
     """All iterations that are left; number 0 is the design of experiments."""
     done = folder.restore(search)
     if done < 0:
@@ -216,9 +291,14 @@ def draws(args: argparse.Namespace, iteration: int) -> np.random.Generator:
 
 
 def evaluated(
-    genes: np.ndarray, iteration: int, search: Search, evaluation: CandidateEvaluation, folder: SearchFolder
+    genes: np.ndarray,
+    iteration: int,
+    search: Search,
+    evaluation: CandidateEvaluation,
+    folder: SearchFolder,
 ) -> list[Record]:
-    """The records of `genes [K, G]`, written as they come; what fails is kept apart. UserError when all fail.
+    """The records of `genes [K, G]`, written as they come; what fails is kept apart. UserError when
+    all fail.
 
     Several processes share the work.
     """
@@ -244,13 +324,18 @@ def evaluated(
             **{key: getattr(score, key) for key in ("loss", "top1", "top5")},
         }
         folder.write_stats(iteration, index, described[index], found)
-        print(f"iter_{iteration}/net_{index}  top-1 {score.top1:.2f} %  {objective} {cost:.2f}", flush=True)
+        print(
+            f"iter_{iteration}/net_{index}  top-1 {score.top1:.2f} %  {objective} {cost:.2f}",
+            flush=True,
+        )
         return found
 
     outcomes, records = divided(len(genes), stats), []
     for index, (outcome, row) in enumerate(zip(outcomes, map(tuple, genes.tolist()), strict=True)):
         if outcome.process != rank() and outcome.error is None:
-            print(f"iter_{iteration}/net_{index}  top-1 {outcome.result['top1']:.2f} %, by process {outcome.process}")
+            print(
+                f"iter_{iteration}/net_{index}  top-1 {outcome.result['top1']:.2f} %, by process {outcome.process}"
+            )
         if outcome.error is None:
             records.append(Record(row, 100 - outcome.result["top1"], float(costs[index])))
         else:  # it must neither end the search nor become a number
@@ -258,11 +343,15 @@ def evaluated(
             search.failed.add(row)
             folder.write_failure(iteration, index, described[index], failure)
     if not records:
-        raise UserError(f"iteration {iteration}: none of {len(genes)} architectures could be evaluated ({failure})")
+        raise UserError(
+            f"iteration {iteration}: none of {len(genes)} architectures could be evaluated ({failure})"
+        )
     return records
 
 
-def finish(iteration: int, search: Search, new: list[Record], folder: SearchFolder, winner: str | None) -> None:
+def finish(
+    iteration: int, search: Search, new: list[Record], folder: SearchFolder, winner: str | None
+) -> None:
     """Write what the search knows after an iteration, and say it in a line."""
     volume, quality = search.hypervolume(folder.reference), search.surrogate_quality()
     name = "adaptive switching" if search.predictor == "as" else search.predictor
@@ -270,8 +359,14 @@ def finish(iteration: int, search: Search, new: list[Record], folder: SearchFold
     folder.write_iteration(iteration, search, new, volume, surrogate)
     _, errors, costs = search.arrays()
     if rank() == 0:
-        save_front(folder.path / f"iter_{iteration}.png", errors, costs, len(new), search.objective.name)
-    foretold = "" if winner is None else f"  {winner}: tau {quality.tau:.3f}, RMSE {quality.rmse:.2f} out of sample"
+        save_front(
+            folder.path / f"iter_{iteration}.png", errors, costs, len(new), search.objective.name
+        )
+    foretold = (
+        ""
+        if winner is None
+        else f"  {winner}: tau {quality.tau:.3f}, RMSE {quality.rmse:.2f} out of sample"
+    )
     best = 100 - errors.min()
     summary = f"Iter {iteration}: hv = {volume:.4f}  best top-1 {best:.2f} %  archive {len(errors)}"
     print(summary + foretold, flush=True)

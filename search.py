@@ -1,7 +1,7 @@
 """SGNAS: train the unified supernet, then the architecture generator on it.
 
-Source: Huang and Chu, "Searching by Generating: Flexible and Efficient One-Shot NAS with Architecture Generator",
-CVPR 2021. Stage 1 is `warm_up`, stage 2 `train_generator`.
+Source: Huang and Chu, "Searching by Generating: Flexible and Efficient One-Shot NAS with
+Architecture Generator", CVPR 2021. Stage 1 is `warm_up`, stage 2 `train_generator`.
 """
 
 import argparse
@@ -22,7 +22,14 @@ from model.cell_space import CellSpace
 from model.cell_table import CellTable
 from model.elastic import ElasticSupernet
 from model.forecast import forecast, forecast_elastic
-from model.generation import GENERATOR_FILE, LATENCY_FILE, Generated, ReadyGenerator, find_generator, miss_table
+from model.generation import (
+    GENERATOR_FILE,
+    LATENCY_FILE,
+    Generated,
+    ReadyGenerator,
+    find_generator,
+    miss_table,
+)
 from model.generator import PriorPool
 from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
 from model.lookup_table import CostTable
@@ -52,9 +59,14 @@ def main(argv: list[str] | None = None) -> None:
 
     load_pretrained(supernet, config, args.cfg)
     dataset = load_dataset(
-        config.dataset, config.dataset_dir, config.input_size, config.classes, strict=config.strict_data
+        config.dataset,
+        config.dataset_dir,
+        config.input_size,
+        config.classes,
+        strict=config.strict_data,
     )
-    split_for_search(dataset, config.train_portion, config.seed)  # bad portions show before anything is written
+    # bad portions show before anything is written
+    split_for_search(dataset, config.train_portion, config.seed)
     run = RunFolder.open("search", config, args.title or Path(args.cfg).stem, args.resume)
     run.minutes = args.checkpoint_minutes
     generates = config.supernet != "elastic"  # an elastic supernet is for msunas.py
@@ -79,7 +91,9 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--cfg", required=True, help="config file (YAML)")
-    parser.add_argument("--title", help="name of the run folder under log_dir; default: the config's name")
+    parser.add_argument(
+        "--title", help="name of the run folder under log_dir; default: the config's name"
+    )
     parser.add_argument(
         "--resume",
         default="auto",
@@ -89,9 +103,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_config_options(parser)
     add_checkpoint_minutes(parser)
-    parser.add_argument("--strict-data", action="store_true", help="stop at an image that cannot be read")
-    parser.add_argument("--table", metavar="FILE", help="true accuracies of NAS-Bench-201 (docs/nasbench201.md)")
-    parser.add_argument("--dry-run", action="store_true", help="say what the run would need, and stop")
+    parser.add_argument(
+        "--strict-data", action="store_true", help="stop at an image that cannot be read"
+    )
+    parser.add_argument(
+        "--table", metavar="FILE", help="true accuracies of NAS-Bench-201 (docs/nasbench201.md)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what the run would need, and stop"
+    )
     return parser.parse_args(argv)
 
 
@@ -99,7 +119,9 @@ def open_table(file: str | None, config: Config) -> CellTable | None:
     if file is None:
         return None
     if config.supernet != "nasbench201" or build_space(config) != CellSpace():
-        raise UserError(f"--table {file}: it is of the published cells and their network; the config is of others")
+        raise UserError(
+            f"--table {file}: it is of the published cells and their network; the config is of others"
+        )
     if not config.search_epochs:
         raise UserError(f"--table {file}: with search_epochs 0 there are no answers to look up")
     return CellTable.load(file)
@@ -109,7 +131,9 @@ def load_pretrained(supernet: Supernet, config: Config, cfg: str) -> None:
     """Without a warm-up, the supernet must come from `model_pretrained`."""
     if config.warmup_epochs == 0:
         if not config.model_pretrained:
-            raise UserError(f"{cfg}: model_pretrained: with warmup_epochs 0 it must name a trained supernet")
+            raise UserError(
+                f"{cfg}: model_pretrained: with warmup_epochs 0 it must name a trained supernet"
+            )
         load_supernet(supernet, config.model_pretrained)
 
 
@@ -124,7 +148,9 @@ def check_latencies(config: Config, run: RunFolder) -> None:
     kept = run.file(LATENCY_FILE)
     asked = Path(config.latency_table) if config.cost == "latency" else kept
     if run.continues and kept.exists() and kept.read_bytes() != asked.read_bytes():
-        raise UserError(f"latency_table: {asked}: it has changed since this run began, whose own is {kept}")
+        raise UserError(
+            f"latency_table: {asked}: it has changed since this run began, whose own is {kept}"
+        )
 
 
 def keep_latencies(config: Config, run: RunFolder) -> None:
@@ -140,11 +166,14 @@ def save_prior_pool(pool: PriorPool, config: Config, run: RunFolder) -> None:
             pool.save(file)
 
 
-# -- stage 1 ---------------------------------------------------------------------------------------------------------
+# -- stage 1 ---------------------------------------------------------------------------------------
 
 
-def warm_up(supernet: Supernet, images: SearchImages, config: Config, run: RunFolder, place: Placement) -> None:
-    """Train all sub-networks by fairly sampled single paths (SGNAS, section 3.2); the best supernet stays loaded.
+def warm_up(
+    supernet: Supernet, images: SearchImages, config: Config, run: RunFolder, place: Placement
+) -> None:
+    """Train all sub-networks by fairly sampled single paths (SGNAS, section 3.2); the best supernet
+    stays loaded.
 
     Those of an elastic supernet by the sandwich rule.
     """
@@ -164,7 +193,9 @@ def warm_up(supernet: Supernet, images: SearchImages, config: Config, run: RunFo
         write_validation(validation.costs(validated), top1, config, run)
         if mean > training.best_top1:
             training.best_top1 = mean
-            run.save("supernet_best", supernet_payload(supernet, epoch + 1), config.path_to_save_model)
+            run.save(
+                "supernet_best", supernet_payload(supernet, epoch + 1), config.path_to_save_model
+            )
 
     run.train("warm-up", "supernet_last", training, config.warmup_epochs, one_epoch)
     load_supernet(supernet, run.checkpoint("supernet_best"))
@@ -175,7 +206,7 @@ def write_validation(costs: list[float], top1: list[float], config: Config, run:
     run.write_csv("supernet_evaluate.csv", ("flops", "top1"), rows, config.path_to_supernet_eval)
 
 
-# -- stage 2 ---------------------------------------------------------------------------------------------------------
+# -- stage 2 ---------------------------------------------------------------------------------------
 
 
 def train_generator(
@@ -192,13 +223,17 @@ def train_generator(
     batches = search_loader(images.feed, config, "generator", training=True)
     validation = PathValidation(supernet, images, config, place)
     frozen, last = supernet.eval().frozen(), run.checkpoint("generator_last")
-    training = GeneratorTraining(frozen, pool, table, hardware_loss, len(batches), config, place, last)
+    training = GeneratorTraining(
+        frozen, pool, table, hardware_loss, len(batches), config, place, last
+    )
 
     def one_epoch(epoch: int) -> None:
         title = f"generator {epoch + 1}/{config.search_epochs}"
         with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
             training.epoch(batches, epoch, progress)
-        ready = ReadyGenerator(training.average.module.eval(), pool, table, title, config.priors_per_target)
+        ready = ReadyGenerator(
+            training.average.module.eval(), pool, table, title, config.priors_per_target
+        )
         answered = answers(ready, hardware_loss, config)
         [top1] = top1_of_all(validation, [supernet.space.encode(answered.middle.architecture)])
         log_answers(answered, top1, table.unit, title, epoch + 1, run)
@@ -207,7 +242,9 @@ def train_generator(
     run.train("generator", "generator_last", training, config.search_epochs, one_epoch)
 
 
-def log_answers(answered: Answers, top1: float, unit: str, title: str, epochs: int, run: RunFolder) -> None:
+def log_answers(
+    answered: Answers, top1: float, unit: str, title: str, epochs: int, run: RunFolder
+) -> None:
     middle = answered.middle
     print(
         f"{title} hardware loss {answered.hardware_loss:.4f}, Kendall tau {answered.kendall_tau:.3f}, "
@@ -216,18 +253,29 @@ def log_answers(answered: Answers, top1: float, unit: str, title: str, epochs: i
         flush=True,
     )
     names = ("hardware_loss", "kendall_tau", "mean_miss", "prior_kept")
-    run.log("generator", epochs, **{name: getattr(answered, name) for name in names}, middle_top1=top1)
+    run.log(
+        "generator", epochs, **{name: getattr(answered, name) for name in names}, middle_top1=top1
+    )
 
 
 def keep_generator(
-    training: GeneratorTraining, answered: Answers, top1: float, epochs: int, config: Config, run: RunFolder
+    training: GeneratorTraining,
+    answered: Answers,
+    top1: float,
+    epochs: int,
+    config: Config,
+    run: RunFolder,
 ) -> None:
-    """The generator of this epoch as the last; and as the best where it is, by hardware loss or by accuracy."""
+    """The generator of this epoch as the last; and as the best where it is, by hardware loss or by
+    accuracy.
+    """
     payload = training.payload(epochs)
     write_evaluation(answered, "generator_evaluate.csv", run, config.path_to_generator_eval)
     if answered.hardware_loss < training.best_loss:
         training.best_loss = answered.hardware_loss
-        write_evaluation(answered, "generator_evaluate_avg.csv", run, config.path_to_generator_eval_avg)
+        write_evaluation(
+            answered, "generator_evaluate_avg.csv", run, config.path_to_generator_eval_avg
+        )
         run.save(GENERATOR_FILE, payload, config.path_to_best_avg_generator)
     if answered.hardware_loss < config.hardware_loss_limit and top1 > training.best_top1:
         training.best_top1 = top1
@@ -243,24 +291,35 @@ def write_evaluation(answered: Answers, name: str, run: RunFolder, mirror: str |
 
 def write_validated(found: Generated, top1: float, run: RunFolder, mirror: str | None) -> None:
     row = (f"{found.target:g}", f"{found.cost:.4f}", f"{top1:.2f}", choices_text(found))
-    run.write_csv("evaluate_architecture.csv", ("true_flops", "gen_flops", "top1", "choices"), [row], mirror)
+    run.write_csv(
+        "evaluate_architecture.csv", ("true_flops", "gen_flops", "top1", "choices"), [row], mirror
+    )
 
 
 def choices_text(found: Generated) -> str:
     """Choices as one CSV cell: layers apart by spaces, sub-blocks by dashes, 0 for skip."""
-    return " ".join("-".join(str(choice or 0) for choice in row) for row in found.architecture.choices)
+    return " ".join(
+        "-".join(str(choice or 0) for choice in row) for row in found.architecture.choices
+    )
 
 
-# -- what comes out --------------------------------------------------------------------------------------------------
+# -- what comes out --------------------------------------------------------------------------------
 
 
 def report(ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
-    """Generate for all evaluated targets with the generator of least hardware loss; a table and its files."""
+    """Generate for all evaluated targets with the generator of least hardware loss; a table and its
+    files.
+    """
     answered = answers(ready, build_hardware_loss(config), config)
     found = answered.found
     run.write_text("architectures.json", json.dumps([g.to_dict() for g in found]) + "\n")
     rows = [(f"{g.target:g}", f"{g.cost:.4f}", choices_text(g)) for g in found]
-    run.write_csv("architecture.csv", ("true_flops", "gen_flops", "choices"), rows, config.path_to_save_architecture)
+    run.write_csv(
+        "architecture.csv",
+        ("true_flops", "gen_flops", "choices"),
+        rows,
+        config.path_to_save_architecture,
+    )
     print(format_table(*miss_table(found)))
     print(
         f"mean miss {100 * answered.mean_miss:.2f} % of the target, Kendall tau {answered.kendall_tau:.3f}, "
@@ -270,16 +329,31 @@ def report(ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
 
 
 def look_up(truth: CellTable, ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
-    """What the answers are really worth: for each target, a ceiling, beside the best that it allows."""
+    """What the answers are really worth: for each target, a ceiling, beside the best that it
+    allows.
+    """
     found, _ = ready.repaired(evaluated_targets(config), at_most=True)
     columns = ("target M", "cost M", "true top-1 %", "optimum %", "regret")
     rows = []
     for g in found:
-        accuracy, best = float(truth.accuracy(ready.table.space.encode(g.architecture))), truth.optimum(g.target)
-        rows.append((f"{g.target:g}", f"{g.macs_m:.3f}", f"{accuracy:.2f}", f"{best:.2f}", f"{best - accuracy:.2f}"))
+        accuracy, best = (
+            float(truth.accuracy(ready.table.space.encode(g.architecture))),
+            truth.optimum(g.target),
+        )
+        rows.append(
+            (
+                f"{g.target:g}",
+                f"{g.macs_m:.3f}",
+                f"{accuracy:.2f}",
+                f"{best:.2f}",
+                f"{best - accuracy:.2f}",
+            )
+        )
     run.write_csv("true_accuracy.csv", columns, rows, None)
     print(format_table(list(columns), [list(row) for row in rows]))
-    print(f"mean regret {sum(float(row[-1]) for row in rows) / len(rows):.2f} points; {run.file('true_accuracy.csv')}")
+    print(
+        f"mean regret {sum(float(row[-1]) for row in rows) / len(rows):.2f} points; {run.file('true_accuracy.csv')}"
+    )
 
 
 def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
@@ -289,19 +363,27 @@ def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
         needs = forecast_elastic(supernet, config.batch_size, config.paths_per_step, place, rng)
         unit, (least, most) = "M", space.costs(space.extremes())[0] / 1e6
     else:
-        needs = forecast(supernet, config.batch_size, config.paths_per_step, config.sampled_paths, place, rng)
+        needs = forecast(
+            supernet, config.batch_size, config.paths_per_step, config.sampled_paths, place, rng
+        )
         table = build_cost_table(config, space)
         unit, (least, most) = table.unit, table.reach()
     print(f"reachable cost    {least:.3f} to {most:.3f} {unit}{' multiply-adds' * (unit == 'M')}")
     if not elastic:
         print(f"targets           {config.low_flops:g} to {config.high_flops:g} {unit}")
     print(f"parameters        supernet {sum(p.numel() for p in supernet.parameters()) / 1e6:.2f} M")
-    print(f"peak memory       about {needs.peak_bytes / 2**30:.2f} GiB at batch {config.batch_size}")
+    print(
+        f"peak memory       about {needs.peak_bytes / 2**30:.2f} GiB at batch {config.batch_size}"
+    )
     steps = f"warm-up {needs.warmup_seconds:.2f} s"
     steps += "" if elastic else f", generator {needs.generator_seconds:.2f} s"
-    print(f"time of a step    {steps} on {place.device}, scaled from a batch of {min(config.batch_size, 16)}")
+    print(
+        f"time of a step    {steps} on {place.device}, scaled from a batch of {min(config.batch_size, 16)}"
+    )
     try:
-        dataset = load_dataset(config.dataset, config.dataset_dir, config.input_size, config.classes, download=False)
+        dataset = load_dataset(
+            config.dataset, config.dataset_dir, config.input_size, config.classes, download=False
+        )
     except UserError as error:
         return print(f"projected time    unknown: {error}")
     images = len(dataset.train.labels)
@@ -310,7 +392,9 @@ def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
     if dataset.held_out is not None:
         train, held_out = images, len(dataset.held_out.labels)
     warm_up_minutes = config.warmup_epochs * train / config.batch_size * needs.warmup_seconds / 60
-    generator_minutes = config.search_epochs * 0.75 * held_out / config.batch_size * needs.generator_seconds / 60
+    generator_minutes = (
+        config.search_epochs * 0.75 * held_out / config.batch_size * needs.generator_seconds / 60
+    )
     stages = f"warm-up {warm_up_minutes:.1f} min"
     stages += "" if elastic else f", generator {generator_minutes:.1f} min"
     print(f"projected time    {stages}, validation not counted")

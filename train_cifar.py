@@ -4,10 +4,10 @@
     python3 train_cifar.py --data DIR --dataset cifar10 --model-config net.config --initial-checkpoint net.inherited \\
         --img-size 224 --drop 0.2 --drop-path 0.2 --cutout --autoaugment
 
-The architecture comes from the trained generator, or from a file; in the second line, with the recipe of NSGANetV2
-(config_file/nsganetv2_config.yml), from post_search.py. All training images are used, and the accuracies
-reported are those of the last weights, and of their moving average when there is one, on the test images: nothing
-reported is chosen by them. Source: SGNAS, section 4.1.
+The architecture comes from the trained generator, or from a file; in the second line, with the
+recipe of NSGANetV2 (config_file/nsganetv2_config.yml), from post_search.py. All training images are
+used, and the accuracies reported are those of the last weights, and of their moving average when
+there is one, on the test images: nothing reported is chosen by them. Source: SGNAS, section 4.1.
 """
 
 import argparse
@@ -48,7 +48,17 @@ from utils.table import format_table
 # Keys of the config that have a command-line option of their own.
 CONFIG_KEYS = (
     *("se", "activation", "dropout", "drop_path", "cutout", "autoaugment", "mixup", "ema"),
-    *("clip_grad", "inherit", "compile", "strict_data", "seed", "batch_size", "epochs", "num_workers", "print_freq"),
+    *(
+        "clip_grad",
+        "inherit",
+        "compile",
+        "strict_data",
+        "seed",
+        "batch_size",
+        "epochs",
+        "num_workers",
+        "print_freq",
+    ),
     *("optim_state.lr", "optim_state.momentum", "optim_state.weight_decay"),
     *("dataset", "dataset_dir", "network_config"),
 )
@@ -60,15 +70,20 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = open_config(args)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
-    run = RunFolder.open("train_cifar", config, args.title or default_title(args, config.unit), args.resume)
+    run = RunFolder.open(
+        "train_cifar", config, args.title or default_title(args, config.unit), args.resume
+    )
     run.minutes = args.checkpoint_minutes
     blueprint, target, source = stored_choice(run, args, config) or new_choice(config, args)
     print(f"architecture from {source}")
     check_compiler(config, place)
-    continued = run.continues and run.checkpoint("last").exists()  # then what it inherited is in its own weights
+    # then what it inherited is in its own weights
+    continued = run.continues and run.checkpoint("last").exists()
     network = build_network(blueprint, config, inherit=not continued)
     size = read_size(blueprint, config)
-    dataset = load_dataset(config.dataset, config.dataset_dir, size, config.classes, strict=config.strict_data)
+    dataset = load_dataset(
+        config.dataset, config.dataset_dir, size, config.classes, strict=config.strict_data
+    )
     began = time.monotonic()
     provenance = {"source": source, "target": target, "unit": config.unit}
     result = train_from_scratch(blueprint, network, dataset, config, run, place, provenance)
@@ -77,21 +92,30 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--cfg", help="config file (YAML); default: that of the newest search under ./logs")
+    parser.add_argument(
+        "--cfg", help="config file (YAML); default: that of the newest search under ./logs"
+    )
     target = "target cost: M multiply-adds, or ms where the config's cost is latency"
     parser.add_argument("--flops", type=positive_number, help=target)
     parser.add_argument(
-        "--architecture", type=Path, metavar="FILE", help="architecture.json, or a list that tools.generate wrote"
+        "--architecture",
+        type=Path,
+        metavar="FILE",
+        help="architecture.json, or a list that tools.generate wrote",
     )
     parser.add_argument("--title", help="name of the run folder under log_dir")
-    parser.add_argument("--resume", default="auto", choices=("auto", "none"), help="go on, or begin anew")
+    parser.add_argument(
+        "--resume", default="auto", choices=("auto", "none"), help="go on, or begin anew"
+    )
     add_checkpoint_minutes(parser)
     add_training_options(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
     if args.network_config is None and args.flops is None and args.architecture is None:
         parser.error("one of --flops, --architecture and --model-config is needed")
-    if args.network_config is not None and (args.flops is not None or args.architecture is not None):
+    if args.network_config is not None and (
+        args.flops is not None or args.architecture is not None
+    ):
         parser.error("--model-config goes without --flops and --architecture")
     if args.network_config is None and args.img_size is not None:
         parser.error("--img-size goes with --model-config")
@@ -103,15 +127,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def open_config(args: argparse.Namespace) -> Config:
-    """The config of the command line; with --model-config and no --cfg that of the published recipe."""
-    flags = as_overrides({key: vars(args)[key] for key in CONFIG_KEYS if vars(args)[key] is not None})
+    """The config of the command line; with --model-config and no --cfg that of the published
+    recipe.
+    """
+    flags = as_overrides(
+        {key: vars(args)[key] for key in CONFIG_KEYS if vars(args)[key] is not None}
+    )
     if args.network_config is not None:
-        return load_config(args.cfg or NSGANETV2, [*as_overrides(published_keys(args)), *args.set, *flags])
-    return load_config(args.cfg, args.set + flags) if args.cfg else newest_config(Path("./logs"), args.set + flags)
+        return load_config(
+            args.cfg or NSGANETV2, [*as_overrides(published_keys(args)), *args.set, *flags]
+        )
+    return (
+        load_config(args.cfg, args.set + flags)
+        if args.cfg
+        else newest_config(Path("./logs"), args.set + flags)
+    )
 
 
 def published_keys(args: argparse.Namespace) -> dict:
-    """What --model-config, --dataset and --img-size say together: small images are read as they are, and resized."""
+    """What --model-config, --dataset and --img-size say together: small images are read as they
+    are, and resized.
+    """
     keys = {"supernet": "none", **({"network_size": args.img_size} if args.img_size else {})}
     if args.dataset is None:
         return keys
@@ -129,13 +165,52 @@ def add_training_options(parser: Parser) -> None:
     flag = {"action": "store_true", "default": None}
     option("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
     option("--activation", metavar="NAME", help="relu6 or hswish")
-    option("--drop", dest="dropout", type=float, metavar="P", help="dropout before the classifier (key dropout)")
-    option("--drop-path", type=float, metavar="P", help="stochastic depth: its rate in the last block")
-    option("--cutout", type=int, nargs="?", const=16, metavar="SIDE", help="squares of the mean colour; side 16")
-    option("--autoaugment", **flag, help="the policy for CIFAR-10; for images on disk that for ImageNet")
-    option("--mixup", type=float, nargs="?", const=0.2, metavar="ALPHA", help="mixed pairs of images; alpha 0.2")
-    option("--ema", type=float, nargs="?", const=0.999, metavar="DECAY", help="averaged weights; decay 0.999")
-    option("--clip-grad", "--grad_clip", type=float, metavar="NORM", help="largest norm of the gradients of a step")
+    option(
+        "--drop",
+        dest="dropout",
+        type=float,
+        metavar="P",
+        help="dropout before the classifier (key dropout)",
+    )
+    option(
+        "--drop-path", type=float, metavar="P", help="stochastic depth: its rate in the last block"
+    )
+    option(
+        "--cutout",
+        type=int,
+        nargs="?",
+        const=16,
+        metavar="SIDE",
+        help="squares of the mean colour; side 16",
+    )
+    option(
+        "--autoaugment",
+        **flag,
+        help="the policy for CIFAR-10; for images on disk that for ImageNet",
+    )
+    option(
+        "--mixup",
+        type=float,
+        nargs="?",
+        const=0.2,
+        metavar="ALPHA",
+        help="mixed pairs of images; alpha 0.2",
+    )
+    option(
+        "--ema",
+        type=float,
+        nargs="?",
+        const=0.999,
+        metavar="DECAY",
+        help="averaged weights; decay 0.999",
+    )
+    option(
+        "--clip-grad",
+        "--grad_clip",
+        type=float,
+        metavar="NORM",
+        help="largest norm of the gradients of a step",
+    )
     inherited = "begin with the weights of this supernet checkpoint; with --model-config, of the network itself"
     option("--inherit", "--initial-checkpoint", metavar="FILE", help=inherited)
     option("--compile", **flag, help="compile the training step")
@@ -151,9 +226,19 @@ def add_training_options(parser: Parser) -> None:
 
     option = parser.add_argument_group("the published command line of NSGANetV2").add_argument
     option("--data", dest="dataset_dir", metavar="DIR", help="folder of the data set")
-    option("--dataset", help="its name: cifar10, cifar100, cinic10, stl10, flowers102, dtd, pets, aircraft, ...")
-    option("--model-config", dest="network_config", metavar="FILE", help="a net.config, as post_search.py writes it")
-    option("--img-size", type=positive, metavar="PIXELS", help="at which the network sees the images")
+    option(
+        "--dataset",
+        help="its name: cifar10, cifar100, cinic10, stl10, flowers102, dtd, pets, aircraft, ...",
+    )
+    option(
+        "--model-config",
+        dest="network_config",
+        metavar="FILE",
+        help="a net.config, as post_search.py writes it",
+    )
+    option(
+        "--img-size", type=positive, metavar="PIXELS", help="at which the network sees the images"
+    )
     option("--model", metavar="NAME", help="names the run folder")
     for name in ("--save", "--evaluate"):
         option(name, action="store_true", help=argparse.SUPPRESS)
@@ -164,10 +249,19 @@ def add_training_options(parser: Parser) -> None:
 
 def default_title(args: argparse.Namespace, unit: str) -> str:
     if args.network_config is not None:
-        parts = [args.model, Path(args.network_config).resolve().parent.name, args.dataset, args.img_size]
+        parts = [
+            args.model,
+            Path(args.network_config).resolve().parent.name,
+            args.dataset,
+            args.img_size,
+        ]
         return "-".join(str(part) for part in parts if part is not None)
     config = Path(args.cfg).stem if args.cfg else "scratch"
-    return f"{config}_{args.flops:g}{unit}" if args.flops is not None else f"{config}_{args.architecture.stem}"
+    return (
+        f"{config}_{args.flops:g}{unit}"
+        if args.flops is not None
+        else f"{config}_{args.architecture.stem}"
+    )
 
 
 # What is trained, the target it answers when there is one, and where it comes from.
@@ -181,14 +275,20 @@ def new_choice(config: Config, args: argparse.Namespace) -> Choice:
     if config.supernet == "elastic":
         file = args.architecture
         if file is None:
-            raise UserError("--architecture: an elastic space has no generator; it must name an architecture.json")
+            raise UserError(
+                "--architecture: an elastic space has no generator; it must name an architecture.json"
+            )
         blueprint, record = load_blueprint(file)
         if not isinstance(blueprint, ElasticBlueprint):
             raise UserError(f"{file}: its space is not that of the config")
         if blueprint.classes != config.classes:
-            raise UserError(f"{file}: it is for {blueprint.classes} classes, the config for {config.classes}")
+            raise UserError(
+                f"{file}: it is for {blueprint.classes} classes, the config for {config.classes}"
+            )
         if args.se is not None or args.activation is not None:
-            raise UserError("--se, --activation: elastic networks have them as their architecture says")
+            raise UserError(
+                "--se, --activation: elastic networks have them as their architecture says"
+            )
         return blueprint, record.get("provenance", {}).get("target"), str(file)
     space = build_space(config)
     chosen = choose(config, space, args.flops, args.architecture)
@@ -202,7 +302,9 @@ def described_network(config: Config) -> PlainBlueprint:
 
 
 def stored_choice(run: RunFolder, args: argparse.Namespace, config: Config) -> Choice | None:
-    """The architecture that a continued run was begun with: a newer generator must not change it half-way."""
+    """The architecture that a continued run was begun with: a newer generator must not change it
+    half-way.
+    """
     file = run.file("architecture.json")
     if not (run.continues and file.exists()):
         return None
@@ -210,17 +312,25 @@ def stored_choice(run: RunFolder, args: argparse.Namespace, config: Config) -> C
     target = record.get("provenance", {}).get("target")
     if config.supernet == "none":
         if described_network(config) != blueprint:
-            raise UserError(f"--title {run.path.name}: {config.network_config} was another network when this run began")
+            raise UserError(
+                f"--title {run.path.name}: {config.network_config} was another network when this run began"
+            )
     elif args.architecture is not None:
         if named_architecture(blueprint, args, config.unit) != blueprint.architecture:
-            raise UserError(f"--title {run.path.name}: this run trains another architecture; choose another title")
+            raise UserError(
+                f"--title {run.path.name}: this run trains another architecture; choose another title"
+            )
     elif target != args.flops:
         begun = f"for {target:g} {config.unit}" if target is not None else "from a file"
-        raise UserError(f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g} {config.unit}")
+        raise UserError(
+            f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g} {config.unit}"
+        )
     return blueprint, target, f"{file}, as this run was begun"
 
 
-def named_architecture(blueprint: Blueprint, args: argparse.Namespace, unit: str) -> Architecture | ElasticArchitecture:
+def named_architecture(
+    blueprint: Blueprint, args: argparse.Namespace, unit: str
+) -> Architecture | ElasticArchitecture:
     """What --architecture names, in the space of the blueprint."""
     if isinstance(blueprint, ElasticBlueprint):
         return load_blueprint(args.architecture)[0].architecture
@@ -230,7 +340,15 @@ def named_architecture(blueprint: Blueprint, args: argparse.Namespace, unit: str
 def report(result: dict, unit: str, seconds: float, run: RunFolder) -> None:
     target = f"{result['target']:g}" if result["target"] is not None else None
     costs = [f"{result[key]:.3f}" for key in ("macs_m", "macs_m_counted", "params_m")]
-    columns = ["weights", f"target {unit}", "cost M", "counted M", "params M", "test top-1 %", "top-5 %"]
+    columns = [
+        "weights",
+        f"target {unit}",
+        "cost M",
+        "counted M",
+        "params M",
+        "test top-1 %",
+        "top-5 %",
+    ]
     scored = {"last": result, "ema": result["ema"]}
     rows = [
         [name, target, *costs, f"{score['top1']:.2f}", f"{score['top5']:.2f}"]
@@ -238,7 +356,9 @@ def report(result: dict, unit: str, seconds: float, run: RunFolder) -> None:
         if score
     ]
     print(format_table(columns, rows))
-    print(f"{result['epochs']} epochs, {seconds:.0f} s in this sitting; checkpoints and result.json are in {run.path}")
+    print(
+        f"{result['epochs']} epochs, {seconds:.0f} s in this sitting; checkpoints and result.json are in {run.path}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Train one architecture on ImageNet, or on any folder of large images, in one process or under torchrun.
+"""Train one architecture on ImageNet, or on any folder of large images, in one process or under
+torchrun.
 
     torchrun --nproc_per_node=4 train_imagenet.py DATA_DIR --model get_model --target_flops 320 \\
         --config_path config_file/imagenet_config.yml --se True --activation hswish ...     (SGNAS)
     torchrun --nproc_per_node=8 train_imagenet.py DATA_DIR --model nsganetv2_s --model-config net.config \\
         --initial-checkpoint net.inherited --teacher SUPERNET ...                           (NSGANetV2)
 
-DATA_DIR has train/ and val/, or with --lmdb what utils/folder2lmdb.py made of them. Optimisers, schedules, averaged
-weights, augmentation and mixup are those of timm. The batch size is that of each process. The same command goes on
-where it stopped.
+DATA_DIR has train/ and val/, or with --lmdb what utils/folder2lmdb.py made of them. Optimisers,
+schedules, averaged weights, augmentation and mixup are those of timm. The batch size is that of
+each process. The same command goes on where it stopped.
 """
 
 import argparse
@@ -48,20 +49,32 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add_imagenet_flags(parser)
     args = parser.parse_args(argv)
-    place = Placement(pick_device(args.cuda), args.channels_last, args.amp, getattr(torch, args.amp_dtype))
-    run = RunFolder.open("train_imagenet", Flags.of(args), args.experiment or default_name(args), args.resume)
+    place = Placement(
+        pick_device(args.cuda), args.channels_last, args.amp, getattr(torch, args.amp_dtype)
+    )
+    run = RunFolder.open(
+        "train_imagenet", Flags.of(args), args.experiment or default_name(args), args.resume
+    )
     run.minutes = args.checkpoint_minutes
     blueprint, source = stored(run) or chosen(args)
     size = args.img_size or blueprint.image_size
-    network = build_network(blueprint, args, place, from_checkpoint=not run.checkpoint("last").exists())
-    dataset = load_dataset(kind_of(args), args.data, size, None, strict=args.strict_data, in_memory=0)
+    network = build_network(
+        blueprint, args, place, from_checkpoint=not run.checkpoint("last").exists()
+    )
+    dataset = load_dataset(
+        kind_of(args), args.data, size, None, strict=args.strict_data, in_memory=0
+    )
     classes = int(dataset.train.labels.max()) + 1
     if classes > blueprint.classes or (classes < blueprint.classes and args.num_classes is None):
-        raise UserError(f"{args.data}: it has {classes} classes, the network {blueprint.classes}; see --num-classes")
+        raise UserError(
+            f"{args.data}: it has {classes} classes, the network {blueprint.classes}; see --num-classes"
+        )
     batches, test = loaders(dataset, size, args)
     costs = costs_of(blueprint, network, size)
     described = describe(blueprint, args, size, classes)
-    training, epochs = build_training(network, blueprint.classes, batches, described, args, place, run)
+    training, epochs = build_training(
+        network, blueprint.classes, batches, described, args, place, run
+    )
     if args.dry_run:
         return dry_run(training, batches, epochs, costs, args)
     run.begin(Flags.of(args), place.device)
@@ -100,8 +113,15 @@ def kind_of(args: argparse.Namespace) -> str:
 
 
 def describe(blueprint: Blueprint, args: argparse.Namespace, size: int, classes: int) -> dict:
-    """What a checkpoint says of its network and of its data, so that `validate.py` needs nothing else."""
-    data = {"dataset": kind_of(args), "dataset_dir": args.data, "mean": list(MEAN), "std": list(STD)}
+    """What a checkpoint says of its network and of its data, so that `validate.py` needs nothing
+    else.
+    """
+    data = {
+        "dataset": kind_of(args),
+        "dataset_dir": args.data,
+        "mean": list(MEAN),
+        "std": list(STD),
+    }
     data |= {"image_size": size, "classes": classes, "in_memory": 0}
     return {**blueprint.describe(), "options": options_of(blueprint, args), "data": data}
 
@@ -115,11 +135,13 @@ def default_name(args: argparse.Namespace) -> str:
     return "-".join([*parts, *([str(args.img_size)] if args.img_size else [])])
 
 
-# -- what is trained -------------------------------------------------------------------------------------------------
+# -- what is trained -------------------------------------------------------------------------------
 
 
 def stored(run: RunFolder) -> tuple[Blueprint, str] | None:
-    """The architecture that a run was begun with that is continued, or whose state a new one begins with."""
+    """The architecture that a run was begun with that is continued, or whose state a new one begins
+    with.
+    """
     folder = run.path if run.continues else run.origin
     if folder is None or not (folder / "architecture.json").exists():
         return None
@@ -130,18 +152,28 @@ def chosen(args: argparse.Namespace) -> tuple[Blueprint, str]:
     """The architecture of a file, of a `net.config`, or that a generator gives for a target."""
     if args.model_config:
         blueprint = PlainBlueprint.load(args.model_config, args.img_size)
-        return (blueprint.with_classes(args.num_classes) if args.reset_classifier else blueprint), args.model_config
+        return (
+            blueprint.with_classes(args.num_classes) if args.reset_classifier else blueprint
+        ), args.model_config
     if args.model != "get_model":
-        raise UserError(f"--model {args.model}: --model-config must name its net.config; or use --model get_model")
+        raise UserError(
+            f"--model {args.model}: --model-config must name its net.config; or use --model get_model"
+        )
     if not args.config_path:
         if not args.architecture:
-            raise UserError("--architecture, or --config_path with --target_flops, must say what to train")
+            raise UserError(
+                "--architecture, or --config_path with --target_flops, must say what to train"
+            )
         return load_blueprint(args.architecture)[0], str(args.architecture)
     if args.target_flops is None and not args.architecture:
         raise UserError("--target_flops or --architecture must say what to train")
-    config = load_config(args.config_path, [f"classes={args.num_classes}"] if args.num_classes else [])
+    config = load_config(
+        args.config_path, [f"classes={args.num_classes}"] if args.num_classes else []
+    )
     space = build_space(config)
-    found = choose(config, space, args.target_flops, Path(args.architecture) if args.architecture else None)
+    found = choose(
+        config, space, args.target_flops, Path(args.architecture) if args.architecture else None
+    )
     return blueprint_of(space, found.architecture), found.source
 
 
@@ -155,7 +187,9 @@ def options_of(blueprint: Blueprint, args: argparse.Namespace) -> dict:
     return {name: flags[name] for name in blueprint.names}
 
 
-def build_network(blueprint: Blueprint, args: argparse.Namespace, place: Placement, from_checkpoint: bool) -> nn.Module:
+def build_network(
+    blueprint: Blueprint, args: argparse.Namespace, place: Placement, from_checkpoint: bool
+) -> nn.Module:
     """With the weights of --initial-checkpoint, unless those of a continued run will replace them."""
     rng, options = stream(args.seed, "imagenet"), options_of(blueprint, args)
     classes = blueprint.classes
@@ -164,7 +198,9 @@ def build_network(blueprint: Blueprint, args: argparse.Namespace, place: Placeme
         raise UserError(f"--num-classes {args.num_classes}: the network has {classes}{change}")
     network = blueprint.network(options, rng)
     if args.initial_checkpoint and from_checkpoint:
-        weights = checkpoint.weights(checkpoint.load(args.initial_checkpoint), args.initial_checkpoint)
+        weights = checkpoint.weights(
+            checkpoint.load(args.initial_checkpoint), args.initial_checkpoint
+        )
         if args.reset_classifier:
             own = network.state_dict()
             weights |= {key: own[key] for key in own if key.startswith("classifier.")}
@@ -180,7 +216,7 @@ def build_network(blueprint: Blueprint, args: argparse.Namespace, place: Placeme
     return network.to(place.device, memory_format=layout)
 
 
-# -- training, and what came of it -----------------------------------------------------------------------------------
+# -- training, and what came of it -----------------------------------------------------------------
 
 
 def train(
@@ -210,18 +246,31 @@ def write_summary(run: RunFolder) -> None:
     if distributed.rank() == 0:
         rows = [json.loads(line) for line in run.file("metrics.jsonl").read_text().splitlines()]
         columns = [key for key in rows[0] if key != "stage"]
-        run.write_csv("summary.csv", tuple(columns), [tuple(row.get(key, "") for key in columns) for row in rows])
+        run.write_csv(
+            "summary.csv",
+            tuple(columns),
+            [tuple(row.get(key, "") for key in columns) for row in rows],
+        )
 
 
 def report(scores: dict[str, Score], costs: dict, epochs: int, run: RunFolder) -> None:
-    result = {**costs, **{name: score.to_dict() for name, score in scores.items()}, "epochs": epochs}
+    result = {
+        **costs,
+        **{name: score.to_dict() for name, score in scores.items()},
+        "epochs": epochs,
+    }
     run.write_text("result.json", json.dumps(result, indent=1) + "\n")
     numbers = [f"{costs[key]:.3f}" for key in ("macs_m", "macs_m_counted", "params_m")]
     rows = [
         [name, *numbers, f"{score.top1:.2f}", f"{score.top5:.2f}", str(run.checkpoint(name))]
         for name, score in scores.items()
     ]
-    print(format_table(["weights", "cost M", "counted M", "params M", "test top-1 %", "top-5 %", "checkpoint"], rows))
+    print(
+        format_table(
+            ["weights", "cost M", "counted M", "params M", "test top-1 %", "top-5 %", "checkpoint"],
+            rows,
+        )
+    )
     print(f"{epochs} epochs; summary.csv and result.json are in {run.path}")
 
 
@@ -234,11 +283,19 @@ class _First:
     def __len__(self) -> int:
         return self.count
 
-    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int = 0, first: int = 0, every: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         yield from islice(self.batches.epoch(epoch), self.count)
 
 
-def dry_run(training: ScratchTraining, batches: FileLoader, epochs: int, costs: dict, args: argparse.Namespace) -> None:
+def dry_run(
+    training: ScratchTraining,
+    batches: FileLoader,
+    epochs: int,
+    costs: dict,
+    args: argparse.Namespace,
+) -> None:
     """Three steps, and what the whole run would take."""
     few, began = _First(batches, DRY_STEPS), time.monotonic()
     with Progress("dry run", len(few)) as progress:
@@ -256,7 +313,9 @@ def dry_run(training: ScratchTraining, batches: FileLoader, epochs: int, costs: 
     parts = f"{distributed.size()} processes, {args.accumulate} parts of {args.batch_size}"
     print(f"images of a step  {batches.batch_size}: {parts}")
     print(f"time of a step    {seconds:.2f} s, the start of the readers included")
-    print(f"projected time    {hours:.1f} h for {epochs} epochs of {len(batches)} steps, validation not counted")
+    print(
+        f"projected time    {hours:.1f} h for {epochs} epochs of {len(batches)} steps, validation not counted"
+    )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
         --target_flops 365 --se True --activation hswish
     python3 validate.py --dataset cifar10 --data DIR --model net.config --pretrained WEIGHTS --img-size 224
 
-A checkpoint of `train_cifar.py` knows its architecture, options and data set. For other weights the config and the
-target (or a file, or a `net.config` of NSGANetV2) say which architecture they belong to.
+A checkpoint of `train_cifar.py` knows its architecture, options and data set. For other weights the
+config and the target (or a file, or a `net.config` of NSGANetV2) say which architecture they belong
+to.
 """
 
 import argparse
@@ -52,20 +53,30 @@ def main(argv: list[str] | None = None) -> None:
     if args.norms:
         print(f"batch norms were re-estimated on {args.norms} training images")
     if result["chosen_by"]:
-        print(f"this checkpoint was chosen by {result['chosen_by']}: on them it looks better than it is")
+        print(
+            f"this checkpoint was chosen by {result['chosen_by']}: on them it looks better than it is"
+        )
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_network_options(parser)
     parser.add_argument("-b", "--batch-size", type=positive, default=256)
-    parser.add_argument("-j", "--workers", type=not_negative, default=0, help="processes that read images")
+    parser.add_argument(
+        "-j", "--workers", type=not_negative, default=0, help="processes that read images"
+    )
     norms = "training images that re-estimate batch norms first, where a short training left them behind (default 0)"
     parser.add_argument("--norms", type=not_negative, default=0, metavar="N", help=norms)
     parser.add_argument(
-        "--cuda", type=boolean, default=True, metavar="BOOL", help="use an accelerator when there is one"
+        "--cuda",
+        type=boolean,
+        default=True,
+        metavar="BOOL",
+        help="use an accelerator when there is one",
     )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of a table")
+    parser.add_argument(
+        "--json", action="store_true", help="print one line of JSON instead of a table"
+    )
     args = parser.parse_args(argv)
     check_network_options(parser, args)
     return args

@@ -2,10 +2,11 @@
 
     python3 -m benchmarks.images [--count 1000] [--rounds 5] [--folder DIR] [--json FILE]
 
-makes JPEGs of 500x375 pixels, packs them, and reads all of them in random order by 1 and by 2 worker processes: from
-memory (decoding alone), from the folder and from the LMDB file, each with the system's cache filled, and, for the
-latter two, emptied. A round measures all of them one after another; the medians of rates, and of their ratios to
-decoding alone in the same round, are reported.
+makes JPEGs of 500x375 pixels, packs them, and reads all of them in random order by 1 and by 2
+worker processes: from memory (decoding alone), from the folder and from the LMDB file, each with
+the system's cache filled, and, for the latter two, emptied. A round measures all of them one after
+another; the medians of rates, and of their ratios to decoding alone in the same round, are
+reported.
 """
 
 import json
@@ -66,8 +67,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--count", type=positive, default=1000, help="images (default 1000)")
     parser.add_argument("--rounds", type=positive, default=5, help="default 5")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="where images go (default: a temporary folder)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the numbers of each round to FILE")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="where images go (default: a temporary folder)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="add the numbers of each round to FILE"
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
@@ -109,16 +114,22 @@ def measure(folder: Path, rounds: int) -> list[dict]:
                 rate(images, order, workers)  # fills the cache
                 row[name] = rate(images, order, workers)
                 if name != "decoding":
-                    row[f"{name}, cold"] = rate(images, order, workers, before=lambda: forget(files))
+                    row[f"{name}, cold"] = rate(
+                        images, order, workers, before=lambda: forget(files)
+                    )
             found.append(row)
     return found
 
 
-def rate(images: EncodedImages, order: list[int], workers: int, before: Callable[[], None] = lambda: None) -> float:
+def rate(
+    images: EncodedImages, order: list[int], workers: int, before: Callable[[], None] = lambda: None
+) -> float:
     """Images per second, once the workers have begun."""
     batches = [order[start : start + 50] for start in range(0, len(order), 50)]
     before()
-    loader = iter(torch.utils.data.DataLoader(Decoded(images), batch_sampler=batches, num_workers=workers))
+    loader = iter(
+        torch.utils.data.DataLoader(Decoded(images), batch_sampler=batches, num_workers=workers)
+    )
     next(loader)
     began = time.perf_counter()
     count = sum(len(batch) for batch in loader)

@@ -1,13 +1,15 @@
-"""How good the evolutionary search is: hypervolume of its front by the number of architectures evaluated.
+"""How good the evolutionary search is: hypervolume of its front by the number of architectures
+evaluated.
 
     python3 -m benchmarks.msunas [--oracle FILE.py] [--seeds 0-9] [--evaluations 340] [--json]
     python3 -m benchmarks.msunas --methods ours published random nsga2
     python3 -m benchmarks.msunas --cfg CONFIG --supernet_path SUPERNET --data DIR --known FILE --n_doe 60 ...
 
-An oracle is a module with the functions of `benchmarks/nsga_oracle.py`: an invented error for each architecture of the
-published once-for-all space. With a supernet, an evaluation is that of `msunas.py`, on held-out images; what was
-evaluated is kept in `--known FILE`, so that a benchmark that was stopped goes on with the same command. The reference
-point is the module's `REF`, or 1.01 times the error of the smallest and the cost of the largest architecture.
+An oracle is a module with the functions of `benchmarks/nsga_oracle.py`: an invented error for each
+architecture of the published once-for-all space. With a supernet, an evaluation is that of
+`msunas.py`, on held-out images; what was evaluated is kept in `--known FILE`, so that a benchmark
+that was stopped goes on with the same command. The reference point is the module's `REF`, or 1.01
+times the error of the smallest and the cost of the largest architecture.
 """
 
 import json
@@ -56,21 +58,41 @@ def parse_arguments(argv: list[str] | None) -> Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--oracle", type=Path, default=ORACLE, metavar="FILE.py")
     parser.add_argument("--seeds", type=seeds, default=range(10), metavar="A-B", help="default 0-9")
-    parser.add_argument("--evaluations", type=positive, default=340, help="architectures of a search (default 340)")
-    parser.add_argument("--n_doe", type=positive, default=100, help="of them, to begin with (default 100)")
-    parser.add_argument("--n_iter", type=positive, default=8, help="of them, in an iteration (default 8)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ours"], help="default ours")
-    parser.add_argument("--predictor", choices=SURROGATES, default="ard", help="surrogate of ours (default ard)")
+    parser.add_argument(
+        "--evaluations", type=positive, default=340, help="architectures of a search (default 340)"
+    )
+    parser.add_argument(
+        "--n_doe", type=positive, default=100, help="of them, to begin with (default 100)"
+    )
+    parser.add_argument(
+        "--n_iter", type=positive, default=8, help="of them, in an iteration (default 8)"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=["ours"], help="default ours"
+    )
+    parser.add_argument(
+        "--predictor", choices=SURROGATES, default="ard", help="surrogate of ours (default ard)"
+    )
     parser.add_argument("--cfg", help="config of a supernet, to search it instead of an oracle")
     parser.add_argument("--supernet_path", metavar="CHECKPOINT", help="its checkpoint")
-    parser.add_argument("--data", metavar="DIR", help="where its data set is (default: as the config says)")
-    parser.add_argument("--vld_size", type=positive, help="held-out images of an evaluation (default 10 %% of all)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="where its data set is (default: as the config says)"
+    )
+    parser.add_argument(
+        "--vld_size", type=positive, help="held-out images of an evaluation (default 10 %% of all)"
+    )
     parser.add_argument("--known", type=Path, metavar="FILE", help="keeps what was evaluated")
-    parser.add_argument("--json", action="store_true", help="end with the results as a line of JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="end with the results as a line of JSON"
+    )
     args = parser.parse_args(argv)
     if args.cfg and not (args.supernet_path and args.known):
         raise UserError("--cfg: --supernet_path and --known are needed, too")
-    useless = [name for name in ("supernet_path", "data", "vld_size", "known") if getattr(args, name) is not None]
+    useless = [
+        name
+        for name in ("supernet_path", "data", "vld_size", "known")
+        if getattr(args, name) is not None
+    ]
     if useless and not args.cfg:
         raise UserError(f"--{useless[0]}: without --cfg an oracle is searched, which needs none")
     return args
@@ -85,13 +107,15 @@ def seeds(text: str) -> range:
     return found
 
 
-# -- measuring -------------------------------------------------------------------------------------------------------
+# -- measuring -------------------------------------------------------------------------------------
 
 
 def measured(name: str, oracle: Oracle, args: Namespace) -> dict:
-    """Hypervolumes of a method: means by number of evaluations, the last of each seed, and seconds of a search.
+    """Hypervolumes of a method: means by number of evaluations, the last of each seed, and seconds
+    of a search.
 
-    Whatever the method asks for counts as an evaluation, known before or not; the time of evaluations does not count.
+    Whatever the method asks for counts as an evaluation, known before or not; the time of
+    evaluations does not count.
     """
     volumes, took = [], []
     for seed in tqdm(args.seeds, f"{oracle.name}, {name}", disable=None):
@@ -111,11 +135,17 @@ def measured(name: str, oracle: Oracle, args: Namespace) -> dict:
         points = np.array([(record.error, record.cost) for record in archive])
         volumes.append([hypervolume(points[:n], oracle.reference) for n in shown(args)])
     means = dict(zip(map(str, shown(args)), np.mean(volumes, axis=0).tolist(), strict=True))
-    return {"hypervolume": means, "per_seed": [row[-1] for row in volumes], "seconds": float(np.mean(took))}
+    return {
+        "hypervolume": means,
+        "per_seed": [row[-1] for row in volumes],
+        "seconds": float(np.mean(took)),
+    }
 
 
 def shown(args: Namespace) -> list[int]:
-    """Numbers of evaluations that the table has: the published ones, or else four between beginning and end."""
+    """Numbers of evaluations that the table has: the published ones, or else four between beginning
+    and end.
+    """
     numbers = SHOWN
     if (args.n_doe, args.n_iter) != (100, 8):
         iterations = max(1, (args.evaluations - args.n_doe) // args.n_iter)
@@ -131,7 +161,9 @@ def published(oracle: Oracle, evaluate: Evaluate, seed: int, args: Namespace) ->
     _search(oracle, evaluate, seed, args, "published", "rbf")
 
 
-def _search(oracle, evaluate: Evaluate, seed: int, args: Namespace, selection: str, predictor: str) -> None:
+def _search(
+    oracle, evaluate: Evaluate, seed: int, args: Namespace, selection: str, predictor: str
+) -> None:
     search = Search(oracle.genome, oracle.objective, predictor, SELECTIONS[selection])
     search.add(evaluate(search.doe(min(args.n_doe, args.evaluations), _draws(seed, 0))))
     iteration = 0
@@ -159,10 +191,16 @@ def without_surrogate(oracle: Oracle, evaluate: Evaluate, seed: int, args: Names
         nonlocal left
         records = evaluate(genes[:left])  # the last generation may be more than are left
         left -= len(records)
-        return np.pad([record.error for record in records], (0, len(genes) - len(records)), constant_values=100.0)
+        return np.pad(
+            [record.error for record in records],
+            (0, len(genes) - len(records)),
+            constant_values=100.0,
+        )
 
     problem = GeneProblem(oracle.genome, errors, oracle.objective)
-    minimize(problem, nsga2(oracle.genome, first, POPULATION), ("n_eval", args.evaluations), seed=seed)
+    minimize(
+        problem, nsga2(oracle.genome, first, POPULATION), ("n_eval", args.evaluations), seed=seed
+    )
 
 
 METHODS = {"ours": ours, "published": published, "random": random, "nsga2": without_surrogate}
@@ -172,18 +210,30 @@ def _draws(seed: int, iteration: int) -> np.random.Generator:
     return np.random.default_rng([seed, iteration])
 
 
-# -- reporting -------------------------------------------------------------------------------------------------------
+# -- reporting -------------------------------------------------------------------------------------
 
 
 def print_table(results: dict[str, dict], args: Namespace, oracle: Oracle) -> None:
     first, numbers = args.methods[0], [str(n) for n in shown(args)]
     rows = [
-        [name, *(f"{result['hypervolume'][n]:.4f}" for n in numbers), *_spread(result, results[first])]
+        [
+            name,
+            *(f"{result['hypervolume'][n]:.4f}" for n in numbers),
+            *_spread(result, results[first]),
+        ]
         for name, result in {**results, **_release(args)}.items()
     ]
-    print(format_table(["method", *(f"after {n}" for n in numbers), "sd", "seconds", f"p of {first}"], rows))
-    print(f"{oracle.name}: normalised hypervolume, means of {len(args.seeds)} seeds, their sd at the end; seconds of a")
-    print(f"search without its evaluations; p, one-sided Mann-Whitney, of {first} being no better than the method")
+    print(
+        format_table(
+            ["method", *(f"after {n}" for n in numbers), "sd", "seconds", f"p of {first}"], rows
+        )
+    )
+    print(
+        f"{oracle.name}: normalised hypervolume, means of {len(args.seeds)} seeds, their sd at the end; seconds of a"
+    )
+    print(
+        f"search without its evaluations; p, one-sided Mann-Whitney, of {first} being no better than the method"
+    )
 
 
 def _spread(result: dict, first: dict) -> list[str]:

@@ -3,10 +3,10 @@
     python3 -m benchmarks.nasbench201 rank RUN [--count 500] [--ranking NAME] [--set KEY=VALUE]
     python3 -m benchmarks.nasbench201 report RUN [RUN ...] --table FILE [--searches DIR ...] [--json FILE] [--count 500]
 
-`rank` scores random cells with the supernet of a run of search.py, on its held-out images, into RUN/ranking.jsonl;
-the same command goes on where it stopped. `report` looks up what the cells, the answers of the generators, those of
-msunas.py searches on the same supernets and the best of the ranked cells are really worth. Only this report knows of
-the table.
+`rank` scores random cells with the supernet of a run of search.py, on its held-out images, into
+RUN/ranking.jsonl; the same command goes on where it stopped. `report` looks up what the cells, the
+answers of the generators, those of msunas.py searches on the same supernets and the best of the
+ranked cells are really worth. Only this report knows of the table.
 """
 
 import json
@@ -50,21 +50,38 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder of search.py")
     parser.add_argument("--count", type=positive, default=500, help="random cells (default 500)")
     parser.add_argument(
-        "--ranking", default="ranking.jsonl", metavar="NAME", help="file of the scores in RUN (default ranking.jsonl)"
+        "--ranking",
+        default="ranking.jsonl",
+        metavar="NAME",
+        help="file of the scores in RUN (default ranking.jsonl)",
     )
     parser.add_argument("--table", metavar="FILE", help="true accuracies (docs/nasbench201.md)")
     parser.add_argument(
-        "--searches", nargs="*", type=Path, default=[], metavar="DIR", help="msunas.py, one for each RUN"
+        "--searches",
+        nargs="*",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="msunas.py, one for each RUN",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the numbers of each run to FILE, one line each")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override the config of the runs")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="add the numbers of each run to FILE, one line each",
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override the config of the runs"
+    )
     args = parser.parse_args(argv)
     configs = [config_of(run, args.set) for run in args.runs]
     if args.what == "rank":
         for run, config in zip(args.runs, configs, strict=True):
             rank(run, config, args.count, args.ranking)
     elif args.table is None:
-        raise UserError("--table: report needs the true accuracies; docs/nasbench201.md says how to make the file")
+        raise UserError(
+            "--table: report needs the true accuracies; docs/nasbench201.md says how to make the file"
+        )
     elif args.searches and len(args.searches) != len(args.runs):
         raise UserError(f"--searches: {len(args.searches)} for {len(args.runs)} runs")
     else:
@@ -79,7 +96,7 @@ def config_of(run: Path, overrides: list[str]) -> Config:
     return config
 
 
-# -- ranking ---------------------------------------------------------------------------------------------------------
+# -- ranking ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -95,13 +112,16 @@ class Ranking:
         records = read_records(file)
         if len(records) < count:
             rank = f"python3 -m benchmarks.nasbench201 rank {file.parent} --count {count}"
-            raise UserError(f"{file}: it has {len(records)} cells; {rank} ranks more, or give --count")
+            raise UserError(
+                f"{file}: it has {len(records)} cells; {rank} ranks more, or give --count"
+            )
         paths = [CellSpace().encode(from_string(record["cell"])) for record in records[:count]]
         return cls(torch.stack(paths), np.array([record["top1"] for record in records[:count]]))
 
 
 def rank(run: Path, config: Config, count: int, name: str) -> None:
-    """Score `count` random cells, the same for all runs; only those that RUN/`name` does not have yet.
+    """Score `count` random cells, the same for all runs; only those that RUN/`name` does not have
+    yet.
 
     On all images that did not train the supernet; several processes share the cells.
     """
@@ -117,7 +137,9 @@ def rank(run: Path, config: Config, count: int, name: str) -> None:
     by["norms"] = config.bn_recalibration_images
     records = read_records(file)
     if any({key: record.get(key) for key in by} != by for record in records):
-        raise UserError(f"{file}: it was scored in another way, or by another supernet; give --ranking NAME")
+        raise UserError(
+            f"{file}: it was scored in another way, or by another supernet; give --ranking NAME"
+        )
     if distributed.rank() == 0:  # without a line that a kill cut off
         checkpoint.write_text(file, "".join(json.dumps(record) + "\n" for record in records))
     known = {record["cell"] for record in records}
@@ -155,11 +177,16 @@ def read_records(file: Path) -> list[dict]:
 
 
 def taus(ranking: Ranking, table: CellTable) -> dict[str, float]:
-    """Kendall tau with the truth of what the supernet says, and of cost: over all cells, and the mean inside bins.
+    """Kendall tau with the truth of what the supernet says, and of cost: over all cells, and the
+    mean inside bins.
 
     `top1` is the mean of what it says.
     """
-    said, true, costs = ranking.said, table.accuracy(ranking.paths).numpy(), table.cost(ranking.paths).numpy()
+    said, true, costs = (
+        ranking.said,
+        table.accuracy(ranking.paths).numpy(),
+        table.cost(ranking.paths).numpy(),
+    )
     bins = np.array_split(np.argsort(costs, kind="stable"), BINS)
     return {
         "cells": len(said),
@@ -176,11 +203,13 @@ def _tau(a: NDArray, b: NDArray) -> float:
     return float(kendalltau(a, b).statistic) if len(np.unique(a)) > 1 < len(np.unique(b)) else 0.0
 
 
-# -- what answers are worth ------------------------------------------------------------------------------------------
+# -- what answers are worth ------------------------------------------------------------------------
 
 
 def expected_best(accuracies: Tensor, draws: int) -> float:
-    """The mean of the best of `draws` random cells out of those with `accuracies [n]`, in closed form."""
+    """The mean of the best of `draws` random cells out of those with `accuracies [n]`, in closed
+    form.
+    """
     ordered = accuracies.double().sort().values
     below = torch.arange(len(ordered) + 1, dtype=torch.float64) / len(ordered)
     return float((ordered * (below[1:] ** draws - below[:-1] ** draws)).sum())
@@ -195,7 +224,8 @@ def generated(run: Path, config: Config, targets: Tensor) -> Tensor:
 
 
 def evolved(folder: Path, supernet: str, targets: Tensor, table: CellTable) -> Tensor:
-    """Of a search's archive, for each target the cell of the best validation accuracy that costs no more.
+    """Of a search's archive, for each target the cell of the best validation accuracy that costs no
+    more.
 
     UserError when the search was on another supernet than that of the digest, or knew test images.
     """
@@ -203,13 +233,19 @@ def evolved(folder: Path, supernet: str, targets: Tensor, table: CellTable) -> T
         settings = json.loads((folder / "search.json").read_text())["settings"]
         foreign, tested = settings["supernet_path"] != supernet, settings["test"]
         records = last_archive(folder)
-        paths = torch.stack([CellSpace().encode(from_string(record["cell"])) for record, _, _ in records])
+        paths = torch.stack(
+            [CellSpace().encode(from_string(record["cell"])) for record, _, _ in records]
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--searches {folder}: no search of cells by msunas.py ({error})") from None
     if foreign or tested:
-        reason = "was on another supernet than this run's" if foreign else "was guided by test images"
+        reason = (
+            "was on another supernet than this run's" if foreign else "was guided by test images"
+        )
         raise UserError(f"--searches {folder}: this search {reason}")
-    return best_within(Ranking(paths, np.array([-error for _, error, _ in records])), targets, table)
+    return best_within(
+        Ranking(paths, np.array([-error for _, error, _ in records])), targets, table
+    )
 
 
 def best_within(ranking: Ranking, targets: Tensor, table: CellTable) -> Tensor:
@@ -232,13 +268,21 @@ def report(args: Namespace, configs: list[Config]) -> None:
     for index, (run, config) in enumerate(zip(args.runs, configs, strict=True)):
         if not torch.equal(evaluated_targets(config), targets):
             raise UserError(f"{run}: its targets are not those of {args.runs[0]}")
-        ranking, supernet = Ranking.read(run / args.ranking, args.count), checkpoint.digest(supernet_of(run))
+        ranking, supernet = (
+            Ranking.read(run / args.ranking, args.count),
+            checkpoint.digest(supernet_of(run)),
+        )
         found = {"best ranked": best_within(ranking, targets, table)}
         if (run / "checkpoints" / f"{GENERATOR_FILE}.pth").exists():
             found["generator"] = generated(run, config, targets)
         if args.searches:
             found["msunas"] = evolved(args.searches[index], supernet, targets, table)
-        origin = {"run": run.name, "seed": config.seed, "ranking": args.ranking, "supernet": supernet[:16]}
+        origin = {
+            "run": run.name,
+            "seed": config.seed,
+            "ranking": args.ranking,
+            "supernet": supernet[:16],
+        }
         values = {name: worth(found[name], targets, table) for name in METHODS if name in found}
         lines.append({**origin, **taus(ranking, table), "targets": targets.tolist(), **values})
     if any(line.keys() != lines[0].keys() for line in lines):
@@ -253,7 +297,13 @@ def report(args: Namespace, configs: list[Config]) -> None:
 def print_taus(lines: list[dict]) -> None:
     names = ("tau", "inside bins", "cost", "cost inside bins")
     rows = [
-        [line["run"], line["cells"], f"{line['top1']:.2f}", *(f"{line[name]:.3f}" for name in names)] for line in lines
+        [
+            line["run"],
+            line["cells"],
+            f"{line['top1']:.2f}",
+            *(f"{line[name]:.3f}" for name in names),
+        ]
+        for line in lines
     ]
     means = [f"{np.mean([line['top1'] for line in lines]):.2f}"]
     means += [f"{np.mean([line[name] for line in lines]):.3f}" for name in names]
@@ -270,12 +320,17 @@ def print_taus(lines: list[dict]) -> None:
 
 
 def print_answers(lines: list[dict], table: CellTable) -> None:
-    """True accuracies by target, mean and deviation over the runs; and of each method the mean regret to the optimum.
+    """True accuracies by target, mean and deviation over the runs; and of each method the mean
+    regret to the optimum.
 
     A method that fails a target in one run has no mean there.
     """
     targets = lines[0]["targets"]
-    found = {name: np.array([line[name] for line in lines], dtype=float) for name in METHODS if name in lines[0]}
+    found = {
+        name: np.array([line[name] for line in lines], dtype=float)
+        for name in METHODS
+        if name in lines[0]
+    }
     allowed = [table.accuracies[table.within(target)] for target in targets]
     known = {
         "random": np.array([float(part.mean()) for part in allowed]),
@@ -293,12 +348,16 @@ def print_answers(lines: list[dict], table: CellTable) -> None:
         ]
         for i, target in enumerate(targets)
     ]
-    regrets = [(known["optimum"] - column).mean(axis=-1) for column in (*found.values(), *known.values())]
+    regrets = [
+        (known["optimum"] - column).mean(axis=-1) for column in (*found.values(), *known.values())
+    ]
     means = ["mean regret", *(f"{np.mean(regret):.2f}" for regret in regrets)]
     print(format_table(["target M", *found, *known], [*rows, means]))
     for name, of_runs in found.items():
         wins = int((of_runs.mean(axis=0) > known[f"best of {DRAWS}"]).sum())
-        print(f"{name}: better than the best of {DRAWS} random cells at {wins} of {len(targets)} targets")
+        print(
+            f"{name}: better than the best of {DRAWS} random cells at {wins} of {len(targets)} targets"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Synthetic stand-in for (top-1 error, MACs) over the OFA-MobileNetV3 search space.
 
-Self-contained, numpy-free, deterministic on every platform.  No third-party code.
-config = {'ks': [...], 'e': [...], 'd': [5 ints], 'r': int}; ks/e hold sum(d) entries (active layers only).
+Self-contained, numpy-free, deterministic on every platform.  No third-party code. config = {'ks':
+[...], 'e': [...], 'd': [5 ints], 'r': int}; ks/e hold sum(d) entries (active layers only).
 """
 
 import math

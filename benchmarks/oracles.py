@@ -1,7 +1,7 @@
 """What a search is measured on: something that says the error and the cost of an architecture.
 
-`ModuleOracle` reads a module with the functions of `benchmarks/nsga_oracle.py`, `SupernetOracle` evaluates on held-out
-images as `msunas.py` does.
+`ModuleOracle` reads a module with the functions of `benchmarks/nsga_oracle.py`, `SupernetOracle`
+evaluates on held-out images as `msunas.py` does.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ from utils.errors import UserError
 from utils.runtime import pick_device
 
 FUNCTIONS = ("decode", "complexity", "evaluate", "REF")
-CHOICES = {"kernels": "KS", "expansions": "ER", "depths": "DP", "resolutions": "RES"}  # the published ones, or its own
+# the published ones, or its own
+CHOICES = {"kernels": "KS", "expansions": "ER", "depths": "DP", "resolutions": "RES"}
 
 
 class Oracle(Protocol):
@@ -49,14 +50,20 @@ class ModuleOracle:
         self.module = _loaded(path)
         missing = [name for name in FUNCTIONS if not hasattr(self.module, name)]
         if missing:
-            raise UserError(f"--oracle {path}: it lacks {', '.join(missing)}; see benchmarks/nsga_oracle.py")
+            raise UserError(
+                f"--oracle {path}: it lacks {', '.join(missing)}; see benchmarks/nsga_oracle.py"
+            )
         try:
             error, cost = map(float, self.module.REF)
         except (TypeError, ValueError):
-            raise UserError(f"--oracle {path}: REF is {self.module.REF!r}; it must be two numbers") from None
+            raise UserError(
+                f"--oracle {path}: REF is {self.module.REF!r}; it must be two numbers"
+            ) from None
         self.name, self.reference = path.stem, (error, cost)
         choices = {
-            key: tuple(getattr(self.module, name)) for key, name in CHOICES.items() if hasattr(self.module, name)
+            key: tuple(getattr(self.module, name))
+            for key, name in CHOICES.items()
+            if hasattr(self.module, name)
         }
         self.genome = ElasticGenome(ElasticSpace(**choices))
         some = self.genome.sample(20, np.random.default_rng(0))
@@ -68,27 +75,41 @@ class ModuleOracle:
 
     def _costs(self, genes: Genes) -> NDArray:
         """As the module counts them, one architecture after another."""
-        return np.array([self.module.complexity(self.module.decode(row))[0] / 1e6 for row in genes.tolist()])
+        return np.array(
+            [self.module.complexity(self.module.decode(row))[0] / 1e6 for row in genes.tolist()]
+        )
 
 
 class SupernetOracle:
     """Held-out images and inherited weights.
 
-    Whatever is evaluated is kept in the file `known`, and looked up there: a benchmark that was stopped begins again,
-    and searches the same without waiting for what is known. An architecture that cannot be evaluated ends it.
+    Whatever is evaluated is kept in the file `known`, and looked up there: a benchmark that was
+    stopped begins again, and searches the same without waiting for what is known. An architecture
+    that cannot be evaluated ends it.
     """
 
-    def __init__(self, cfg: str, supernet_path: str, data: str | None, images: int | None, known: Path):
+    def __init__(
+        self, cfg: str, supernet_path: str, data: str | None, images: int | None, known: Path
+    ):
         options = ["--cfg", cfg, "--supernet_path", supernet_path, "--n_epochs", "0"]
         options += ["--data", data] if data else []
         options += ["--vld_size", str(images)] if images else []
         args, config = msunas.parse_arguments(options), load_config(cfg)
-        self.name, self.genome = Path(cfg).stem, open_genome(config, None, supernet_path, fine_tuned=False)
+        self.name, self.genome = (
+            Path(cfg).stem,
+            open_genome(config, None, supernet_path, fine_tuned=False),
+        )
         place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
         self.objective = Objective("flops", self.genome)
         self.evaluation = msunas.open_evaluation(args, config, self.genome, place)
-        of_images = hashlib.sha256(repr((self.evaluation.images.validated, data)).encode()).hexdigest()
-        identity = {"supernet": checkpoint.digest(supernet_path), "config": checkpoint.digest(cfg), "images": of_images}
+        of_images = hashlib.sha256(
+            repr((self.evaluation.images.validated, data)).encode()
+        ).hexdigest()
+        identity = {
+            "supernet": checkpoint.digest(supernet_path),
+            "config": checkpoint.digest(cfg),
+            "images": of_images,
+        }
         self.known = _Known(known, identity)
         smallest, largest = map(tuple, self.genome.canonical(self.genome.extremes()).tolist())
         self.reference = NADIR * self.evaluate(smallest)[0], NADIR * self.evaluate(largest)[1]
@@ -104,7 +125,9 @@ class SupernetOracle:
 
 
 class _Known:
-    """Errors by genes, a line of JSON each, behind a line that says of what; a last line that is cut off is dropped."""
+    """Errors by genes, a line of JSON each, behind a line that says of what; a last line that is
+    cut off is dropped.
+    """
 
     def __init__(self, path: Path, identity: dict):
         self.path, self.errors = path, {}
@@ -116,9 +139,13 @@ class _Known:
             first, *rows = (json.loads(line) for line in whole.splitlines())
             self.errors = {tuple(genes): float(error) for genes, error in rows}
         except (ValueError, TypeError) as error:
-            raise UserError(f"--known {path}: not a file that this benchmark wrote ({error})") from None
+            raise UserError(
+                f"--known {path}: not a file that this benchmark wrote ({error})"
+            ) from None
         if first != identity:
-            raise UserError(f"--known {path}: it is of another supernet, config or other images; choose another file")
+            raise UserError(
+                f"--known {path}: it is of another supernet, config or other images; choose another file"
+            )
         if whole != text:
             checkpoint.write_text(path, whole)
 
@@ -137,5 +164,7 @@ def _loaded(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the file does wrong
-        raise UserError(f"--oracle {path}: cannot be loaded ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"--oracle {path}: cannot be loaded ({type(error).__name__}: {error})"
+        ) from None
     return module

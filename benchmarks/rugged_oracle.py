@@ -1,14 +1,24 @@
-"""A second synthetic oracle on the same space, more rugged than `benchmarks/nsga_oracle.py`: half of what a layer is
-worth depends on the layer before it, depth is not always better, resolution goes up in waves, and the noise is double.
+"""A second synthetic oracle on the same space, more rugged than `benchmarks/nsga_oracle.py`: half
+of what a layer is worth depends on the layer before it, depth is not always better, resolution goes
+up in waves, and the noise is double.
 
-What layers are worth is drawn by hashing; how much each part counts was chosen by hand, by no result of a search. A
-model without interactions explains 64 % of the variance of random architectures, and multiply-adds rank them with
-Kendall tau 0.38. `VARIANT` names the draw: 0 is reported; what the search does by default was decided on others.
+What layers are worth is drawn by hashing; how much each part counts was chosen by hand, by no
+result of a search. A model without interactions explains 64 % of the variance of random
+architectures, and multiply-adds rank them with Kendall tau 0.38. `VARIANT` names the draw: 0 is
+reported; what the search does by default was decided on others.
 """
 
 import math
 
-from benchmarks.nsga_oracle import MAX_ARCH, MIN_ARCH, complexity, decode, encode, fnv1a64, hypervolume_2d
+from benchmarks.nsga_oracle import (
+    MAX_ARCH,
+    MIN_ARCH,
+    complexity,
+    decode,
+    encode,
+    fnv1a64,
+    hypervolume_2d,
+)
 
 __all__ = ["MAX_ARCH", "MIN_ARCH", "complexity", "decode", "encode", "hypervolume_2d"]
 
@@ -18,7 +28,8 @@ VARIANT, INTERACTION, NOISE = 0, 0.6, 0.3  # NOISE: half-width, percentage point
 def draw(*key):
     """A number from 0 to 1 for each key of whole numbers."""
     mixed = fnv1a64([VARIANT, *key, 17, 3])
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):  # neighbouring keys must not have neighbouring numbers
+    # neighbouring keys must not have neighbouring numbers
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         mixed = ((mixed ^ (mixed >> 33)) * factor) & 0xFFFFFFFFFFFFFFFF
     return (mixed ^ (mixed >> 33)) / 2.0**64
 
@@ -36,7 +47,11 @@ def true_top1(c):
         quality += (0.5 + draw(1, stage)) * worth
         first += depth
     rho = (c["r"] - 192) / 64
-    quality += 0.5 * rho + 0.15 * math.sin(5 * math.pi * rho) + INTERACTION * (draw(5, c["r"], c["d"][4]) - 0.5)
+    quality += (
+        0.5 * rho
+        + 0.15 * math.sin(5 * math.pi * rho)
+        + INTERACTION * (draw(5, c["r"], c["d"][4]) - 0.5)
+    )
     return 70 + 9 * (1 - math.exp(-1.8 * quality / 5))
 
 

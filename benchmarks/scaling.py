@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 torchrun --nproc_per_node=1 -m benchmarks.scaling [--cfg CFG] [--steps N] [--json FILE]
     OMP_NUM_THREADS=1 torchrun --nproc_per_node=2 -m benchmarks.scaling ...
 
-Each step sees the config's batch size, shared by all processes. Medians over the steps: seconds of a step, seconds of
-the exchange alone, and the megabytes that each process sends into it.
+Each step sees the config's batch size, shared by all processes. Medians over the steps: seconds of
+a step, seconds of the exchange alone, and the megabytes that each process sends into it.
 """
 
 import json
@@ -29,15 +29,23 @@ from utils.table import format_table
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--cfg", default="config_file/cifar10_small_config.yml", help="config of the supernet")
-    parser.add_argument("--steps", type=positive, default=15, help="measured, behind two that are not (default 15)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the numbers to FILE, one line")
+    parser.add_argument(
+        "--cfg", default="config_file/cifar10_small_config.yml", help="config of the supernet"
+    )
+    parser.add_argument(
+        "--steps", type=positive, default=15, help="measured, behind two that are not (default 15)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="add the numbers to FILE, one line"
+    )
     args = parser.parse_args(argv)
     config = load_config(args.cfg)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     supernet = build_supernet(config).to(place.device).train()
     part, size = config.batch_size // distributed.size(), config.input_size
-    images, labels = place.batch(torch.randn(part, 3, size, size), torch.zeros(part, dtype=torch.long))
+    images, labels = place.batch(
+        torch.randn(part, 3, size, size), torch.zeros(part, dtype=torch.long)
+    )
     passes = partial(path_logits, supernet, config.paths_per_step, place, images, labels)
     parameters = list(supernet.parameters())
     for parameter in parameters:
@@ -66,7 +74,9 @@ def main(argv: list[str] | None = None) -> None:
         with args.json.open("a") as file:
             file.write(json.dumps(found) + "\n")
     row = [f"{value:.4g}" for value in found.values()]
-    print(format_table(["processes", "batch", "step s", "exchange s", "images/s", "MB sent"], [row]))
+    print(
+        format_table(["processes", "batch", "step s", "exchange s", "images/s", "MB sent"], [row])
+    )
 
 
 if __name__ == "__main__":

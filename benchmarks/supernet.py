@@ -1,11 +1,13 @@
-"""How fast the SGNAS stages are, beside a plain reference and beside the stand-alone networks of the same paths.
+"""How fast the SGNAS stages are, beside a plain reference and beside the stand-alone networks of
+the same paths.
 
     python3 -m benchmarks.supernet [--json]
 
-Every step has a process of its own, and these take turns, so that a noisy machine disturbs them alike; the medians
-count. The reference (`tests/reference.py`) has a module for each sub-block and kernel and computes every path as the
-published release does; the tests prove it equal to ours. It runs as PyTorch runs by default; all else runs as in the
-stages, which keep freed memory (`utils.runtime.keep_freed_memory`). What the reference gains by that is shown, too.
+Every step has a process of its own, and these take turns, so that a noisy machine disturbs them
+alike; the medians count. The reference (`tests/reference.py`) has a module for each sub-block and
+kernel and computes every path as the published release does; the tests prove it equal to ours. It
+runs as PyTorch runs by default; all else runs as in the stages, which keep freed memory
+(`utils.runtime.keep_freed_memory`). What the reference gains by that is shown, too.
 """
 
 import argparse
@@ -60,19 +62,32 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(CONFIG)
     space = build_space(config)
     if args.serve:
-        return serve(contestants(space, config, args.batch)[args.serve], keep=args.serve not in BY_DEFAULT)
+        return serve(
+            contestants(space, config, args.batch)[args.serve], keep=args.serve not in BY_DEFAULT
+        )
     names = list(contestants(space, config, args.batch))
     seconds, memory = taken_in_turns(names, args.batch, args.rounds)
     result = summary(seconds, memory)
     rows = [[name, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}"] for name in names]
     print(format_table(["step", "seconds (median)", "peak GiB"], rows))
-    print(format_table(["ratio", "measured"], [[name, f"{value:.3f}"] for name, value in result.items()]))
+    print(
+        format_table(
+            ["ratio", "measured"], [[name, f"{value:.3f}"] for name, value in result.items()]
+        )
+    )
     if not args.no_scaling:
         exponents = scaling(space, args.batch, min(args.rounds, 3))
-        rows = [[axis, *(f"{exponent:.2f}" for exponent in found)] for axis, found in exponents.items()]
+        rows = [
+            [axis, *(f"{exponent:.2f}" for exponent in found)] for axis, found in exponents.items()
+        ]
         print(format_table(["step time grows as", "hard-path step", "generator step"], rows))
-    print(f"CIFAR-100 space, batch {args.batch}, medians of {args.rounds}; {torch.get_num_threads()} threads,", end=" ")
-    print(f"{platform.machine()}, torch {torch.__version__}, {gflops():.0f} GFLOP/s in a product of 2048 x 2048")
+    print(
+        f"CIFAR-100 space, batch {args.batch}, medians of {args.rounds}; {torch.get_num_threads()} threads,",
+        end=" ",
+    )
+    print(
+        f"{platform.machine()}, torch {torch.__version__}, {gflops():.0f} GFLOP/s in a product of 2048 x 2048"
+    )
     if args.json:
         print(json.dumps(result))
 
@@ -83,7 +98,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=7, help="how often each step is timed")
     parser.add_argument("--no-scaling", action="store_true", help="leave out how the times grow")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)  # the name of the step that this process runs
+    # the name of the step that this process runs
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -99,7 +115,7 @@ def summary(seconds: dict[str, float], memory: dict[str, float]) -> dict[str, fl
     }
 
 
-# -- what is timed ---------------------------------------------------------------------------------------------------
+# -- what is timed ---------------------------------------------------------------------------------
 
 
 def contestants(space: UnifiedSpace, config: Config, batch: int) -> dict[str, Callable[[], Step]]:
@@ -112,7 +128,9 @@ def contestants(space: UnifiedSpace, config: Config, batch: int) -> dict[str, Ca
         "hard path, stand-alone": lambda: standalone_step(space, images, labels),
         "generator": lambda: generator_step(space, config, images, labels),
         "generator, reference": lambda: reference_generator_step(space, config, images, labels),
-        "generator, reference, memory kept": lambda: reference_generator_step(space, config, images, labels),
+        "generator, reference, memory kept": lambda: reference_generator_step(
+            space, config, images, labels
+        ),
         "generate 1000": lambda: generation(space, config),
         "evaluation": lambda: evaluation(supernets(space)[0].eval(), paths_of(space)[0], images),
         "evaluation, stand-alone": lambda: standalone_evaluation(space, images),
@@ -140,13 +158,18 @@ def paths_of(space: UnifiedSpace) -> Tensor:
 
 
 def hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
-    """The warm-up step of `search.py`: four fairly sampled paths, their gradients added, one optimiser step."""
+    """The warm-up step of `search.py`: four fairly sampled paths, their gradients added, one
+    optimiser step.
+    """
     supernet = supernets(space)[0].train()
     images, labels = CPU.batch(images, labels)
     return training_step(
         supernet,
         lambda: (
-            logits for logits, _ in path_logits(supernet, PATHS, CPU, images, labels, torch.Generator().manual_seed(1))
+            logits
+            for logits, _ in path_logits(
+                supernet, PATHS, CPU, images, labels, torch.Generator().manual_seed(1)
+            )
         ),
         labels,
     )
@@ -157,8 +180,12 @@ def reference_hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> 
     return training_step(reference, lambda: (reference(images, path) for path in paths), labels)
 
 
-def training_step(network: nn.Module, forwards: Callable[[], Iterable[Tensor]], labels: Tensor) -> Step:
-    """Each of the logits of `forwards()` differentiated before the next is computed; then one optimiser step."""
+def training_step(
+    network: nn.Module, forwards: Callable[[], Iterable[Tensor]], labels: Tensor
+) -> Step:
+    """Each of the logits of `forwards()` differentiated before the next is computed; then one
+    optimiser step.
+    """
     optimizer = make_optimizer(network.parameters(), OptimState(lr=1e-4))
 
     def step() -> None:
@@ -180,7 +207,9 @@ def standalone_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step
     return lambda: [step() for step in steps]
 
 
-def generator_and_prior(space: UnifiedSpace, config: Config) -> tuple[ArchitectureGenerator, PriorPool]:
+def generator_and_prior(
+    space: UnifiedSpace, config: Config
+) -> tuple[ArchitectureGenerator, PriorPool]:
     rng = torch.Generator().manual_seed(2)
     torch.manual_seed(2)
     pool = PriorPool.build(LookUpTable(space), config.low_flops, config.high_flops, 1, rng)
@@ -188,10 +217,14 @@ def generator_and_prior(space: UnifiedSpace, config: Config) -> tuple[Architectu
 
 
 def generator_step(space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor) -> Step:
-    return published_generator_step(supernets(space)[0].eval().frozen(), space, config, *CPU.batch(images, labels))
+    return published_generator_step(
+        supernets(space)[0].eval().frozen(), space, config, *CPU.batch(images, labels)
+    )
 
 
-def reference_generator_step(space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor) -> Step:
+def reference_generator_step(
+    space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor
+) -> Step:
     """As published: the supernet's weights get gradients too, which nobody uses."""
     return published_generator_step(supernets(space)[1].eval(), space, config, images, labels)
 
@@ -199,14 +232,24 @@ def reference_generator_step(space: UnifiedSpace, config: Config, images: Tensor
 def published_generator_step(
     supernet: nn.Module, space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor
 ) -> Step:
-    """One target, a Gumbel softmax at temperature 5, cross entropy of `supernet(images, path)` and cost."""
+    """One target, a Gumbel softmax at temperature 5, cross entropy of `supernet(images, path)` and
+    cost.
+    """
     table, (generator, pool) = LookUpTable(space), generator_and_prior(space, config)
-    optimizer, loss_of = make_optimizer(generator.parameters(), config.g_optim_state), build_hardware_loss(config)
+    optimizer, loss_of = (
+        make_optimizer(generator.parameters(), config.g_optim_state),
+        build_hardware_loss(config),
+    )
     target = torch.tensor([100.0])
 
     def step() -> None:
-        path = space.relax(generator(pool.nearest(target), target), 5.0, torch.Generator().manual_seed(3))[0]
-        loss = F.cross_entropy(supernet(images, path), labels) + loss_of(table(path)[None], target).sum()
+        path = space.relax(
+            generator(pool.nearest(target), target), 5.0, torch.Generator().manual_seed(3)
+        )[0]
+        loss = (
+            F.cross_entropy(supernet(images, path), labels)
+            + loss_of(table(path)[None], target).sum()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -215,7 +258,9 @@ def published_generator_step(
 
 
 def generation(space: UnifiedSpace, config: Config) -> Step:
-    """A thousand architectures with their costs and parameters, from a generator of the published size."""
+    """A thousand architectures with their costs and parameters, from a generator of the published
+    size.
+    """
     generator, pool = generator_and_prior(space, config)
     ready = ReadyGenerator(generator.eval(), pool, LookUpTable(space), "benchmark")
     targets = torch.linspace(config.low_flops, config.high_flops, TARGETS, dtype=torch.float64)
@@ -223,7 +268,9 @@ def generation(space: UnifiedSpace, config: Config) -> Step:
 
 
 def evaluation(network: nn.Module, path: Tensor | None, images: Tensor) -> Step:
-    """Logits of a batch of validation images: of a path of the supernet, or of a network of its own."""
+    """Logits of a batch of validation images: of a path of the supernet, or of a network of its
+    own.
+    """
     images, _ = CPU.batch(images, torch.zeros(len(images)))
     arguments = (images,) if path is None else (images, path)
     return torch.no_grad()(partial(network, *arguments))
@@ -238,13 +285,15 @@ def loading(space: UnifiedSpace, config: Config, batch: int) -> Step:
     """A training batch from 10,000 decoded images: cropped, flipped, normalised."""
     rng = torch.Generator().manual_seed(0)
     shape = (10_000, 3, space.image_size, space.image_size)
-    images = ImageData(torch.randint(256, shape, generator=rng, dtype=torch.uint8), torch.zeros(10_000).long())
+    images = ImageData(
+        torch.randint(256, shape, generator=rng, dtype=torch.uint8), torch.zeros(10_000).long()
+    )
     batches = search_loader(images, replace(config, batch_size=batch), "benchmark", training=True)
     drawn = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
     return partial(next, drawn)
 
 
-# -- timing ----------------------------------------------------------------------------------------------------------
+# -- timing ----------------------------------------------------------------------------------------
 
 
 def serve(build: Callable[[], Step], keep: bool) -> None:
@@ -258,14 +307,24 @@ def serve(build: Callable[[], Step], keep: bool) -> None:
     print(peak_of_this_process())
 
 
-def taken_in_turns(names: list[str], batch: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+def taken_in_turns(
+    names: list[str], batch: int, rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
     """Median seconds and peak bytes of each step, by name."""
     command = [sys.executable, "-m", "benchmarks.supernet", "--batch", str(batch), "--serve"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": CONFIG.parent.parent}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "text": True,
+        "cwd": CONFIG.parent.parent,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
-        servers = {name: stack.enter_context(subprocess.Popen([*command, name], **pipes)) for name in names}
-        for turn in tqdm(range(rounds + 1), desc="rounds", leave=False, disable=None):  # the first one is not counted
+        servers = {
+            name: stack.enter_context(subprocess.Popen([*command, name], **pipes)) for name in names
+        }
+        # the first one is not counted
+        for turn in tqdm(range(rounds + 1), desc="rounds", leave=False, disable=None):
             for name, server in servers.items():
                 print(file=server.stdin, flush=True)
                 taken = float(server.stdout.readline())
@@ -292,15 +351,25 @@ def seconds_of(step: Step) -> float:
 
 
 def peak_of_this_process() -> int:
-    """Peak resident bytes. Linux's `ru_maxrss` begins with the parent's, so that its own file is read there."""
+    """Peak resident bytes. Linux's `ru_maxrss` begins with the parent's, so that its own file is
+    read there.
+    """
     if sys.platform == "linux":
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(
+            line
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
         return 1024 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def scaling(space: UnifiedSpace, batch: int, rounds: int) -> dict[str, tuple[float, float]]:
-    """Exponents of the growth of both steps with batch size, layers and sub-blocks, fitted in logarithms."""
+    """Exponents of the growth of both steps with batch size, layers and sub-blocks, fitted in
+    logarithms.
+    """
 
     def grown(variants: list[tuple[float, UnifiedSpace, int]]) -> tuple[float, float]:
         steps = {}
@@ -310,13 +379,21 @@ def scaling(space: UnifiedSpace, batch: int, rounds: int) -> dict[str, tuple[flo
             steps["generator", size] = frozen_step(variant, *drawn)
         seconds = paired(steps, rounds)
         return tuple(
-            exponent([(size, seconds[kind, size]) for size, _, _ in variants]) for kind in ("hard", "generator")
+            exponent([(size, seconds[kind, size]) for size, _, _ in variants])
+            for kind in ("hard", "generator")
         )
 
     like = space.layers[9]  # a layer in the middle, repeated
-    deep = [(n, _space_of(space, [replace(like, in_channels=80, out_channels=80)] * n), batch) for n in (4, 8, 16)]
+    deep = [
+        (n, _space_of(space, [replace(like, in_channels=80, out_channels=80)] * n), batch)
+        for n in (4, 8, 16)
+    ]
     wide = [
-        (e, _space_of(space, [replace(like, in_channels=80, out_channels=80, expansion=e)] * 6), batch)
+        (
+            e,
+            _space_of(space, [replace(like, in_channels=80, out_channels=80, expansion=e)] * 6),
+            batch,
+        )
         for e in (2, 4, 8)
     ]
     return {
@@ -331,7 +408,9 @@ def _space_of(space: UnifiedSpace, layers: list) -> UnifiedSpace:
 
 
 def frozen_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
-    """Forward and backward of the frozen supernet on a soft path, without a generator: for spaces of any cost."""
+    """Forward and backward of the frozen supernet on a soft path, without a generator: for spaces
+    of any cost.
+    """
     frozen = supernets(space)[0].eval().frozen()
     images, labels = CPU.batch(images, labels)
     path = space.relax(torch.zeros(space.shape), 1.0).requires_grad_()

@@ -33,7 +33,9 @@ def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1) 
 class ConvBN(nn.Module):
     """Convolution, batch norm and, when given, an activation."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, activation=None):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, activation=None
+    ):
         super().__init__()
         self.conv = conv(in_channels, out_channels, kernel, stride)
         self.bn = nn.BatchNorm2d(out_channels)
@@ -44,7 +46,9 @@ class ConvBN(nn.Module):
 
 
 class MixedDepthwise(nn.Module):
-    """One depthwise convolution per sub-block over its own `channels`, then one batch norm and activation for all."""
+    """One depthwise convolution per sub-block over its own `channels`, then one batch norm and
+    activation for all.
+    """
 
     def __init__(self, channels: int, kernels: Sequence[int], stride: int, activation: str):
         super().__init__()
@@ -54,7 +58,10 @@ class MixedDepthwise(nn.Module):
         self.act = activation_layer(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [block(part) for block, part in zip(self.blocks, x.split(self.channels, dim=1), strict=True)]
+        parts = [
+            block(part)
+            for block, part in zip(self.blocks, x.split(self.channels, dim=1), strict=True)
+        ]
         return self.act(self.bn(torch.cat(parts, dim=1)))
 
 
@@ -77,11 +84,12 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """MBConv (Sandler et al., CVPR 2018) whose depthwise part mixes kernel sizes, one per sub-block.
+    """MBConv (Sandler et al., CVPR 2018) whose depthwise part mixes kernel sizes, one per
+    sub-block.
 
-    The expansion ratio is the number of kernels; with one there is no expand convolution. `drop_path` is the rate at
-    which training leaves out all but the residual, image by image (Huang et al., "Deep networks with stochastic
-    depth", ECCV 2016).
+    The expansion ratio is the number of kernels; with one there is no expand convolution.
+    `drop_path` is the rate at which training leaves out all but the residual, image by image (Huang
+    et al., "Deep networks with stochastic depth", ECCV 2016).
     """
 
     def __init__(
@@ -97,12 +105,16 @@ class InvertedBottleneck(nn.Module):
     ):
         super().__init__()
         middle = in_channels * len(kernels)
-        self.point_wise = ConvBN(in_channels, middle, activation=activation) if len(kernels) > 1 else None
+        self.point_wise = (
+            ConvBN(in_channels, middle, activation=activation) if len(kernels) > 1 else None
+        )
         self.depthwise = MixedDepthwise(in_channels, kernels, stride, activation)
         self.se = SqueezeExcite(middle) if se else None
         self.point_wise_1 = ConvBN(middle, out_channels)
         self.residual = residual
-        self.drop_path = StochasticDepth(drop_path, mode="row") if residual and drop_path else nn.Identity()
+        self.drop_path = (
+            StochasticDepth(drop_path, mode="row") if residual and drop_path else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.point_wise(x) if self.point_wise is not None else x
@@ -127,7 +139,9 @@ def new_classifier(old: nn.Linear, classes: int, rng: torch.Generator) -> nn.Lin
 
 
 def initialise(module: nn.Module, rng: torch.Generator) -> None:
-    """Published initialisation: convolutions N(0, sqrt(2 / (k k C_out))), linear N(0, 0.01), biases 0, BN 1 and 0."""
+    """Published initialisation: convolutions N(0, sqrt(2 / (k k C_out))), linear N(0, 0.01), biases
+    0, BN 1 and 0.
+    """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             k = part.kernel_size[0]

@@ -1,4 +1,6 @@
-"""A network to be: an architecture in its space, of either kind, as training and validation need it."""
+"""A network to be: an architecture in its space, of either kind, as training and validation need
+it.
+"""
 
 import json
 from dataclasses import dataclass, replace
@@ -13,11 +15,22 @@ from model.build import load_supernet
 from model.cell_space import CellSpace
 from model.elastic import ElasticSupernet
 from model.elastic_space import ARCHITECTURE_FORMAT as ELASTIC_FORMAT
-from model.elastic_space import ElasticArchitecture, ElasticSpace, load_elastic_architecture, save_elastic_architecture
+from model.elastic_space import (
+    ElasticArchitecture,
+    ElasticSpace,
+    load_elastic_architecture,
+    save_elastic_architecture,
+)
 from model.lookup_table import LookUpTable
 from model.mobilenetv3 import MobileNetV3
 from model.nasbench201 import CellNetwork, CellSupernet
-from model.space import Architecture, UnifiedSpace, load_architecture, save_architecture, space_from_dict
+from model.space import (
+    Architecture,
+    UnifiedSpace,
+    load_architecture,
+    save_architecture,
+    space_from_dict,
+)
 from model.subnet import SubNet, count_macs, count_parameters
 from model.supernet import UnifiedSupernet
 from utils import checkpoint
@@ -44,7 +57,9 @@ class Blueprint(Protocol):
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         """With weights of its own."""
 
-    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+    def inherited(
+        self, supernet: str, options: dict, rng: torch.Generator | None = None
+    ) -> nn.Module:
         """With the weights of a supernet checkpoint."""
 
     def describe(self) -> dict:
@@ -95,7 +110,9 @@ class UnifiedBlueprint(_OfChoices):
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         return SubNet(self.space, self.architecture, **options, rng=rng)
 
-    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+    def inherited(
+        self, supernet: str, options: dict, rng: torch.Generator | None = None
+    ) -> nn.Module:
         source = UnifiedSupernet(self.space)
         load_supernet(source, supernet)
         return source.extract(self.space.encode(self.architecture), exact=False, **options, rng=rng)
@@ -111,12 +128,16 @@ class CellBlueprint(_OfChoices):
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         return CellNetwork(self.space, self.architecture, rng=rng)
 
-    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+    def inherited(
+        self, supernet: str, options: dict, rng: torch.Generator | None = None
+    ) -> nn.Module:
         """UserError when the supernet has another number of cells in each stage than the network."""
         state = checkpoint.weights(checkpoint.load(supernet), supernet)
         cells = max(1, len({key.split(".")[2] for key in state if "stages.0." in key}))
         if cells != self.space.cells:
-            raise UserError(f"{supernet}: it has {cells} cells in each stage, the network {self.space.cells}")
+            raise UserError(
+                f"{supernet}: it has {cells} cells in each stage, the network {self.space.cells}"
+            )
         source = CellSupernet(self.space, cells=cells)
         checkpoint.load_into(source, state, supernet)
         return source.extract(self.space.encode(self.architecture))
@@ -149,7 +170,9 @@ class ElasticBlueprint:
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         return MobileNetV3.of(self.space, self.architecture, **options, rng=rng)
 
-    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+    def inherited(
+        self, supernet: str, options: dict, rng: torch.Generator | None = None
+    ) -> nn.Module:
         source = ElasticSupernet(self.space)
         load_supernet(source, supernet)
         return source.extract(self.architecture, **options)
@@ -173,7 +196,9 @@ class PlainBlueprint:
 
     @classmethod
     def load(cls, file: str | Path, image_size: int | None = None) -> "PlainBlueprint":
-        """From a `net.config` file, which may say its `img_size`; else 224 is usual. UserError when it is none."""
+        """From a `net.config` file, which may say its `img_size`; else 224 is usual. UserError when
+        it is none.
+        """
         try:
             config = json.loads(Path(file).read_text())
             MobileNetV3.from_config(config)
@@ -192,15 +217,26 @@ class PlainBlueprint:
 
     def with_classes(self, classes: int) -> "PlainBlueprint":
         return replace(
-            self, config={**self.config, "classifier": {**self.config["classifier"], "out_features": classes}}
+            self,
+            config={
+                **self.config,
+                "classifier": {**self.config["classifier"], "out_features": classes},
+            },
         )
 
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         return MobileNetV3.from_config(self.config, **options, rng=rng)
 
-    def inherited(self, supernet: str, options: dict, rng: torch.Generator | None = None) -> nn.Module:
-        """With the weights of its own in a file; a classifier for another number of classes stays at random."""
-        network, state = self.network(options, rng), checkpoint.weights(checkpoint.load(supernet), supernet)
+    def inherited(
+        self, supernet: str, options: dict, rng: torch.Generator | None = None
+    ) -> nn.Module:
+        """With the weights of its own in a file; a classifier for another number of classes stays
+        at random.
+        """
+        network, state = (
+            self.network(options, rng),
+            checkpoint.weights(checkpoint.load(supernet), supernet),
+        )
         own = network.state_dict()
         if any(key in state and state[key].shape != own[key].shape for key in CLASSIFIER):
             state = {**state, **{key: own[key] for key in CLASSIFIER}}
@@ -211,7 +247,12 @@ class PlainBlueprint:
         return {"kind": self.kind, "config": self.config, "image_size": self.image_size}
 
     def save(self, path: Path, costs: dict, provenance: dict) -> None:
-        record = {"format": PLAIN_FORMAT, **self.describe(), "costs": costs, "provenance": provenance}
+        record = {
+            "format": PLAIN_FORMAT,
+            **self.describe(),
+            "costs": costs,
+            "provenance": provenance,
+        }
         checkpoint.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
@@ -235,24 +276,33 @@ def costs_of(blueprint: Blueprint, network: nn.Module, image_size: int) -> dict[
 
 
 def described(payload: dict) -> Blueprint:
-    """The blueprint that a checkpoint describes; errors of a broken description are the caller's to name."""
+    """The blueprint that a checkpoint describes; errors of a broken description are the caller's to
+    name.
+    """
     if payload["kind"] == PlainBlueprint.kind:
         return PlainBlueprint(payload["config"], int(payload["image_size"]))
     if payload["kind"] == ElasticBlueprint.kind:
         space = ElasticSpace.from_dict(payload["space"])
         return ElasticBlueprint(space, space.architecture(payload["architecture"]))
-    space, architecture = space_from_dict(payload["space"]), Architecture.of(payload["architecture"])
+    space, architecture = (
+        space_from_dict(payload["space"]),
+        Architecture.of(payload["architecture"]),
+    )
     space.check(architecture)
     return blueprint_of(space, architecture)
 
 
 def blueprint_of(space: UnifiedSpace | CellSpace, architecture: Architecture) -> Blueprint:
     """That of an architecture of choices in its space."""
-    return (CellBlueprint if isinstance(space, CellSpace) else UnifiedBlueprint)(space, architecture)
+    return (CellBlueprint if isinstance(space, CellSpace) else UnifiedBlueprint)(
+        space, architecture
+    )
 
 
 def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
-    """What `architecture.json` holds, of either kind, and the whole record; UserError if it is none."""
+    """What `architecture.json` holds, of either kind, and the whole record; UserError if it is
+    none.
+    """
     try:
         kind = json.loads(Path(path).read_text())["format"]
     except (OSError, ValueError, LookupError, TypeError):

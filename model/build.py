@@ -29,9 +29,13 @@ from utils.runtime import stream
 def build_space(config: Config) -> UnifiedSpace | CellSpace:
     """The search space of a config with targets; UserError when the space cannot reach them."""
     if config.supernet in ("elastic", "none"):
-        raise UserError(f"supernet: {config.supernet}: this needs a config of a supernet with a generator")
+        raise UserError(
+            f"supernet: {config.supernet}: this needs a config of a supernet with a generator"
+        )
     if config.supernet == "nasbench201":
-        space = CellSpace(config.cell.channels, config.cell.cells, config.cell.image_size, config.classes)
+        space = CellSpace(
+            config.cell.channels, config.cell.cells, config.cell.image_size, config.classes
+        )
     else:
         space = build_unified_space(config)
     table = build_cost_table(config, space)
@@ -48,7 +52,9 @@ def build_cost_table(config: Config, space: UnifiedSpace | CellSpace) -> CostTab
     if config.cost == "flops":
         return LookUpTable(space)
     if not isinstance(space, UnifiedSpace):
-        raise UserError(f"cost: {config.cost}: generators are trained for it in unified spaces only")
+        raise UserError(
+            f"cost: {config.cost}: generators are trained for it in unified spaces only"
+        )
     return UnifiedLatency(Latencies.read(config.latency_table), space, config.se, config.activation)
 
 
@@ -61,7 +67,16 @@ def build_unified_space(config: Config) -> UnifiedSpace:
         residual = row.stride == 1 and row.out_channels == channels
         may_vanish = row.skip and residual and index not in config.static_layers
         layers.append(
-            LayerSpec(channels, row.out_channels, row.stride, row.expansion, row.kernels, row.skip, may_vanish, row.se)
+            LayerSpec(
+                channels,
+                row.out_channels,
+                row.stride,
+                row.expansion,
+                row.kernels,
+                row.skip,
+                may_vanish,
+                row.se,
+            )
         )
         channels = row.out_channels
     return UnifiedSpace(
@@ -101,7 +116,9 @@ def build_supernet(config: Config) -> Supernet:
 
 
 def load_supernet(supernet: Supernet, path: str) -> None:
-    """Weights of a supernet checkpoint, ours or a published release's; UserError when it is neither."""
+    """Weights of a supernet checkpoint, ours or a published release's; UserError when it is
+    neither.
+    """
     state = checkpoint.weights(checkpoint.load(path), path)
     if isinstance(supernet, ElasticSupernet):
         state = once_for_all(state)
@@ -111,10 +128,11 @@ def load_supernet(supernet: Supernet, path: str) -> None:
 
 
 def load_published_elastic(path: str, classes: int | None, fine_tuned: bool) -> ElasticSupernet:
-    """A once-for-all supernet by its checkpoint alone: one of ours says its space, a published one shows its width.
+    """A once-for-all supernet by its checkpoint alone: one of ours says its space, a published one
+    shows its width.
 
-    UserError when it was trained for another number of classes, unless candidates are to be `fine_tuned` with a
-    classifier of their own.
+    UserError when it was trained for another number of classes, unless candidates are to be
+    `fine_tuned` with a classifier of their own.
     """
     payload = checkpoint.load(path)
     state = once_for_all(checkpoint.weights(payload, path))
@@ -122,7 +140,9 @@ def load_published_elastic(path: str, classes: int | None, fine_tuned: bool) -> 
         try:
             space = ElasticSpace.from_dict(payload["space"])
         except (TypeError, AttributeError):
-            raise UserError(f"{path}: no elastic supernet; --cfg must name the config of another kind") from None
+            raise UserError(
+                f"{path}: no elastic supernet; --cfg must name the config of another kind"
+            ) from None
     else:
         stem, head = state.get("first_conv.conv.weight"), state.get("classifier.linear.weight")
         widths = {ElasticSpace(width=width).channels[0]: width for width in (1.0, 1.2)}
@@ -130,7 +150,9 @@ def load_published_elastic(path: str, classes: int | None, fine_tuned: bool) -> 
             raise UserError(f"{path}: no once-for-all supernet of width 1.0 or 1.2")
         space = ElasticSpace(width=widths[len(stem)], classes=len(head))
     if classes not in (None, space.classes) and not fine_tuned:
-        raise UserError(f"--n_classes {classes}: {path} has {space.classes}; --n_epochs above 0 fine-tunes for others")
+        raise UserError(
+            f"--n_classes {classes}: {path} has {space.classes}; --n_epochs above 0 fine-tunes for others"
+        )
     supernet = ElasticSupernet(space)
     checkpoint.load_into(supernet, state, path)
     return supernet.eval()
@@ -176,7 +198,9 @@ def build_recipe(
     checkpoint: Path,
     **options,
 ) -> Recipe:
-    """How supernet warm-up and training from scratch learn; `purpose` names their random streams, `options` go on."""
+    """How supernet warm-up and training from scratch learn; `purpose` names their random streams,
+    `options` go on.
+    """
     schedule = Schedule(
         config.lr_scheduler,
         config.optim_state.lr,

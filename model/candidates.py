@@ -1,7 +1,9 @@
-"""What an architecture of a search is worth: its stand-alone network with inherited weights, scored on held-out images.
+"""What an architecture of a search is worth: its stand-alone network with inherited weights, scored
+on held-out images.
 
-Source: Lu et al., "NSGANetV2", ECCV 2020, section 3.2: batch norms re-estimated on training images, optionally a short
-fine-tuning with a fresh classifier, then top-1 on a part of the training set that nothing else has seen.
+Source: Lu et al., "NSGANetV2", ECCV 2020, section 3.2: batch norms re-estimated on training images,
+optionally a short fine-tuning with a fresh classifier, then top-1 on a part of the training set
+that nothing else has seen.
 """
 
 from collections.abc import Iterator
@@ -25,27 +27,33 @@ NORMS_IMAGES = 2000
 
 @dataclass(frozen=True)
 class CandidateImages:
-    """Decoded once and shared by all candidates; no test image is among them unless the user asks for it.
+    """Decoded once and shared by all candidates; no test image is among them unless the user asks
+    for it.
 
-    `train` and `validate` are disjoint, and `norms` is a part of `train`. Large images are decoded once, too, but for
-    those of `train`.
+    `train` and `validate` are disjoint, and `norms` is a part of `train`. Large images are decoded
+    once, too, but for those of `train`.
     """
 
     train: Images
     validate: ImageData
     norms: ImageData
-    validated: list[int]  # indices of `validate` in the training set, or in its part that the search held out
+    # indices of `validate` in the training set, or in its part that the search held out
+    validated: list[int]
 
     @classmethod
     def split(cls, images: Images, count: int) -> "CandidateImages":
-        """`count` of the training images validate: the first of the published permutation of as many images."""
+        """`count` of the training images validate: the first of the published permutation of as
+        many images.
+        """
         order = _shuffled(images, VALIDATION_SEED)
         return cls._of(images.subset(order[count:].sort().values), images, order[:count])
 
     @classmethod
     def of_search(cls, images: SearchImages, count: int) -> "CandidateImages":
         """`count` images validate, of those that did not train the supernet."""
-        return cls._of(images.train, images.held_out, _shuffled(images.held_out, VALIDATION_SEED)[:count])
+        return cls._of(
+            images.train, images.held_out, _shuffled(images.held_out, VALIDATION_SEED)[:count]
+        )
 
     @classmethod
     def _of(cls, train: Images, source: Images, index: Tensor) -> "CandidateImages":
@@ -59,7 +67,9 @@ def _shuffled(images: Images, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Published: SGD with Nesterov momentum 0.9 and weight decay 4e-5, a cosine to 0, cross entropy."""
+    """Published: SGD with Nesterov momentum 0.9 and weight decay 4e-5, a cosine to 0, cross
+    entropy.
+    """
 
     epochs: int = 0
     lr: float = 0.01
@@ -81,11 +91,19 @@ class CandidateEvaluation:
         tuning: FineTuning = FineTuning(),
         seed: int = 0,
     ):
-        self.images, self.normalise, self.place, self.tuning, self.seed = images, normalise, place, tuning, seed
+        self.images, self.normalise, self.place, self.tuning, self.seed = (
+            images,
+            normalise,
+            place,
+            tuning,
+            seed,
+        )
         self.batch_size = batch_size
 
     def score(self, network: nn.Module, resolution: int, name: str = "candidate") -> Score:
-        """The score of a network, whose weights may change on the way: batch norms always, all by fine-tuning."""
+        """The score of a network, whose weights may change on the way: batch norms always, all by
+        fine-tuning.
+        """
         network = network.to(self.place.device)
         if self.place.channels_last:
             network = network.to(memory_format=torch.channels_last)
@@ -95,16 +113,27 @@ class CandidateEvaluation:
         if self.tuning.epochs:
             self._fine_tune(network, resolution, name)
             network.eval()
-        return evaluate(network, self._batches(self.images.validate, resolution, self.batch_size), self.place)
+        return evaluate(
+            network, self._batches(self.images.validate, resolution, self.batch_size), self.place
+        )
 
     def _batches(self, images: ImageData, resolution: int, size: int) -> Resized:
         return Resized(loader(images, size, self.normalise), resolution)
 
     def _fine_tune(self, network: nn.Module, resolution: int, name: str) -> None:
         tuning, seed = self.tuning, stream(self.seed, "fine-tuning", name).initial_seed()
-        batches = loader(self.images.train, tuning.batch_size, self.normalise, tuning.augment, seed, tuning.workers)
+        batches = loader(
+            self.images.train,
+            tuning.batch_size,
+            self.normalise,
+            tuning.augment,
+            seed,
+            tuning.workers,
+        )
         batches = Resized(batches, resolution)
-        optimizer = torch.optim.SGD(network.parameters(), tuning.lr, momentum=0.9, weight_decay=4e-5, nesterov=True)
+        optimizer = torch.optim.SGD(
+            network.parameters(), tuning.lr, momentum=0.9, weight_decay=4e-5, nesterov=True
+        )
         schedule = Schedule("cosine", tuning.lr, tuning.epochs, len(batches))
         recipe = Recipe(nn.CrossEntropyLoss(), optimizer, schedule, self.place, (seed, name), None)
         network.train()

@@ -1,8 +1,10 @@
-"""The cell space of NAS-Bench-201: what is on each edge of a cell that is repeated through the network.
+"""The cell space of NAS-Bench-201: what is on each edge of a cell that is repeated through the
+network.
 
-A path has the axes of `model/space.py`: L = 6 edges, E = 1, K = 5 operations, of which `none`, the last, plays
-the part of skip. Costs are those of the network that the benchmark trained, whatever the supernet looks like. Source:
-Dong and Yang, "NAS-Bench-201: Extending the Scope of Reproducible Neural Architecture Search", ICLR 2020.
+A path has the axes of `model/space.py`: L = 6 edges, E = 1, K = 5 operations, of which `none`, the
+last, plays the part of skip. Costs are those of the network that the benchmark trained, whatever
+the supernet looks like. Source: Dong and Yang, "NAS-Bench-201: Extending the Scope of Reproducible
+Neural Architecture Search", ICLR 2020.
 """
 
 import itertools
@@ -19,13 +21,16 @@ from utils.errors import UserError
 
 CONV_1X1, CONV_3X3 = "nor_conv_1x1", "nor_conv_3x3"
 OPERATIONS = ("skip_connect", "avg_pool_3x3", CONV_1X1, CONV_3X3)  # and none
-EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))  # (to, from) node, in the order of the published strings
+# (to, from) node, in the order of the published strings
+EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))
 NODES = 4
 
 
 @dataclass(frozen=True)
 class CellSpace(Paths):
-    """All 15,625 cells. `channels` of the first of three stages, doubled in the others; `cells` in each stage."""
+    """All 15,625 cells. `channels` of the first of three stages, doubled in the others; `cells` in
+    each stage.
+    """
 
     channels: int = 16
     cells: int = 5
@@ -36,7 +41,9 @@ class CellSpace(Paths):
     def __post_init__(self):
         for name, value in asdict(self).items():
             if not isinstance(value, int) or value < 1:
-                raise UserError(f"space: {name} is {value!r}; it must be a whole number of at least 1")
+                raise UserError(
+                    f"space: {name} is {value!r}; it must be a whole number of at least 1"
+                )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -58,7 +65,7 @@ class CellSpace(Paths):
         """int64 `[L]`."""
         return torch.ones(len(EDGES), dtype=torch.long)
 
-    # -- paths -------------------------------------------------------------------------------------------------------
+    # -- paths -------------------------------------------------------------------------------------
 
     def all(self) -> Tensor:
         """Every path `[5 ** 6, L, E, K]`; the last edge changes fastest."""
@@ -73,7 +80,8 @@ class CellSpace(Paths):
         return self.of_index(torch.randint(self.shape[2], (count, len(EDGES)), generator=rng))
 
     def sample_fair(self, count: int, rng: torch.Generator) -> Tensor:
-        """`count` paths of one training step `[N, L, E, K]`: each edge runs through a shuffle of its choices.
+        """`count` paths of one training step `[N, L, E, K]`: each edge runs through a shuffle of
+        its choices.
 
         Strict fairness, as in Chu et al., "FairNAS", ICCV 2021.
         """
@@ -89,21 +97,30 @@ class CellSpace(Paths):
     def neighbours(self, path: Tensor) -> Tensor:
         """All 24 paths `[M, L, E, K]` one choice away from a one-hot `path`."""
         L, _, K = self.shape
-        edge, choice = (part.flatten() for part in torch.meshgrid(torch.arange(L), torch.arange(K), indexing="ij"))
+        edge, choice = (
+            part.flatten()
+            for part in torch.meshgrid(torch.arange(L), torch.arange(K), indexing="ij")
+        )
         changed = path.argmax(dim=-1).view(1, L).repeat(L * K, 1)
         changed[torch.arange(L * K), edge] = choice
         return self.of_index(changed)[path[edge, 0, choice] == 0]
 
-    # -- architectures -----------------------------------------------------------------------------------------------
+    # -- architectures -----------------------------------------------------------------------------
 
     def encode(self, architecture: Architecture) -> Tensor:
         """The one-hot path `[L, E, K]`; UserError when it is no architecture of this space."""
         self.check(architecture)
-        return self.of_index(torch.tensor([[_CHOICES.index(choice) for (choice,) in architecture.choices]]))[0]
+        return self.of_index(
+            torch.tensor([[_CHOICES.index(choice) for (choice,) in architecture.choices]])
+        )[0]
 
     def decode(self, path: Tensor) -> Architecture:
-        """The architecture of a discrete path `[L, E, K]` (of a soft one: that of its largest entries)."""
-        return Architecture(tuple((_CHOICES[index],) for index in path.argmax(dim=-1).flatten().tolist()))
+        """The architecture of a discrete path `[L, E, K]` (of a soft one: that of its largest
+        entries).
+        """
+        return Architecture(
+            tuple((_CHOICES[index],) for index in path.argmax(dim=-1).flatten().tolist())
+        )
 
     def check(self, architecture: Architecture) -> None:
         rows = architecture.choices
@@ -112,9 +129,11 @@ class CellSpace(Paths):
         for edge, row in enumerate(rows):
             if len(row) != 1 or row[0] not in _CHOICES:
                 allowed = ", ".join(OPERATIONS)
-                raise UserError(f"architecture: edge {edge} is {list(row)}; it must be one of {allowed} or null")
+                raise UserError(
+                    f"architecture: edge {edge} is {list(row)}; it must be one of {allowed} or null"
+                )
 
-    # -- JSON --------------------------------------------------------------------------------------------------------
+    # -- JSON --------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:
         return {"kind": "nasbench201", **asdict(self)}
@@ -152,11 +171,13 @@ def from_string(text: str) -> Architecture:
     architecture = Architecture(tuple((None if name == "none" else name,) for name in names))
     CellSpace().check(architecture)
     if to_string(architecture) != text:
-        raise UserError(f"architecture: {text!r} is not written as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|")
+        raise UserError(
+            f"architecture: {text!r} is not written as |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
+        )
     return architecture
 
 
-# -- costs -----------------------------------------------------------------------------------------------------------
+# -- costs -----------------------------------------------------------------------------------------
 
 
 @cost_terms.register
@@ -171,7 +192,8 @@ def _(space: CellSpace) -> CostTerms:
         macs.append(space.cells * sum((C * k * size) ** 2 for C, size in stages))
         parameters.append(space.cells * sum((C * k) ** 2 + 2 * C for C, _ in stages))
     base, base_parameters = 27 * stages[0][0] * stages[0][1] ** 2, 29 * stages[0][0]
-    for (before, _), (C, size) in itertools.pairwise(stages):  # two 3x3 convolutions, and a 1x1 beside them
+    # two 3x3 convolutions, and a 1x1 beside them
+    for (before, _), (C, size) in itertools.pairwise(stages):
         base += size**2 * (9 * before * C + 9 * C * C + before * C)
         base_parameters += 9 * before * C + 9 * C * C + before * C + 4 * C
     last = stages[-1][0]

@@ -1,7 +1,8 @@
-"""What the cells of NAS-Bench-201 are really worth: the published accuracies, for looking answers up.
+"""What the cells of NAS-Bench-201 are really worth: the published accuracies, for looking answers
+up.
 
-The table is other people's (NATS-Bench, Dong et al., TPAMI 2021); docs/nasbench201.md says how to make the file.
-Nothing may be trained or tuned on it.
+The table is other people's (NATS-Bench, Dong et al., TPAMI 2021); docs/nasbench201.md says how to
+make the file. Nothing may be trained or tuned on it.
 """
 
 import csv
@@ -18,8 +19,9 @@ COLUMNS = ("architecture", "cifar10_test_accuracy")
 
 
 class CellTable:
-    """`accuracies` and `costs`, `[15625]` in the order of `CellSpace.all`: CIFAR-10 test top-1 in % after 200 epochs of
-    training, mean over seeds, and multiply-adds in M to three decimals."""
+    """`accuracies` and `costs`, `[15625]` in the order of `CellSpace.all`: CIFAR-10 test top-1 in %
+    after 200 epochs of training, mean over seeds, and multiply-adds in M to three decimals.
+    """
 
     def __init__(self, accuracies: Tensor):
         self.space = CellSpace()
@@ -29,7 +31,9 @@ class CellTable:
 
     @classmethod
     def load(cls, path: str | Path) -> "CellTable":
-        """From a CSV file with the columns `architecture` and `cifar10_test_accuracy`; UserError when it is none."""
+        """From a CSV file with the columns `architecture` and `cifar10_test_accuracy`; UserError
+        when it is none.
+        """
         space, found = CellSpace(), torch.full((5 ** len(EDGES),), float("nan"))
         try:
             with Path(path).open(newline="", encoding="utf-8") as file:
@@ -43,7 +47,9 @@ class CellTable:
                             raise ValueError(f"{accuracy} is no percentage")
                         found[position] = float(accuracy)
                     except (KeyError, ValueError, TypeError, AttributeError) as error:
-                        raise UserError(f"{path}: line {number}: {error}; expected {', '.join(COLUMNS)}") from None
+                        raise UserError(
+                            f"{path}: line {number}: {error}; expected {', '.join(COLUMNS)}"
+                        ) from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{path}: cannot be read as a table of accuracies ({error})") from None
         missing = int(found.isnan().sum())
@@ -64,7 +70,9 @@ class CellTable:
         return self.costs <= cost
 
     def optimum(self, cost: float) -> float:
-        """The best accuracy in % of all architectures that cost at most `cost` M; NaN when there is none."""
+        """The best accuracy in % of all architectures that cost at most `cost` M; NaN when there is
+        none.
+        """
         allowed = self.accuracies[self.within(cost)]
         return float(allowed.max()) if len(allowed) else float("nan")
 

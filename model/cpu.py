@@ -1,4 +1,6 @@
-"""Layers that CPUs compute faster than PyTorch's own of the same result; elsewhere they are PyTorch's own."""
+"""Layers that CPUs compute faster than PyTorch's own of the same result; elsewhere they are
+PyTorch's own.
+"""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -19,10 +21,14 @@ def plain_cpu(x: Tensor) -> bool:
 
 
 def pointwise_conv(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """A 1x1 convolution of `maps`, together `[B, C, H, W]`, by `weight [D, C]` -> `[B, D, H, W]`: matrix products."""
+    """A 1x1 convolution of `maps`, together `[B, C, H, W]`, by `weight [D, C]` -> `[B, D, H, W]`:
+    matrix products.
+    """
     weights = weight.split([x.shape[1] for x in maps], dim=1)
     if not plain_cpu(maps[0]):
-        return reduce(add, (F.conv2d(x, part[..., None, None]) for x, part in zip(maps, weights, strict=True)))
+        return reduce(
+            add, (F.conv2d(x, part[..., None, None]) for x, part in zip(maps, weights, strict=True))
+        )
     return maps_of(_SumOfProducts.apply(len(maps), *map(rows_of, maps), *weights), maps[0])
 
 
@@ -44,8 +50,14 @@ class _SumOfProducts(torch.autograd.Function):
         count = len(ctx.saved_tensors) // 2
         rows, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         wanted = ctx.needs_input_grad[1:]
-        of_rows = [gradient @ weight if want else None for weight, want in zip(weights, wanted, strict=False)]
-        of_weights = [_of_weight(x, gradient) if want else None for x, want in zip(rows, wanted[count:], strict=True)]
+        of_rows = [
+            gradient @ weight if want else None
+            for weight, want in zip(weights, wanted, strict=False)
+        ]
+        of_weights = [
+            _of_weight(x, gradient) if want else None
+            for x, want in zip(rows, wanted[count:], strict=True)
+        ]
         return None, *of_rows, *of_weights
 
 
@@ -67,7 +79,9 @@ class PointwiseConv(nn.Conv2d):
 
 
 def relu6_products(rows: Tensor, weight: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """ReLU6 of `rows [N, C]` times `weight [D, C]`, transposed, in parts: `[N, size]` for each of `sizes`."""
+    """ReLU6 of `rows [N, C]` times `weight [D, C]`, transposed, in parts: `[N, size]` for each of
+    `sizes`.
+    """
     weights = weight.split(sizes)
     if not plain_cpu(rows):
         return tuple(F.relu6(F.linear(rows, part)) for part in weights)
@@ -87,7 +101,9 @@ class _ReLU6Products(torch.autograd.Function):
         rows, *rest = ctx.saved_tensors
         weights, parts = rest[: len(gradients)], rest[len(gradients) :]
         of_rows, of_weights = None, []
-        for gradient, weight, y, wanted in zip(gradients, weights, parts, ctx.needs_input_grad[1:], strict=True):
+        for gradient, weight, y, wanted in zip(
+            gradients, weights, parts, ctx.needs_input_grad[1:], strict=True
+        ):
             inner = aten.hardtanh_backward(gradient, y, 0.0, 6.0)
             if ctx.needs_input_grad[0]:
                 of_rows = inner @ weight if of_rows is None else of_rows.addmm_(inner, weight)
@@ -107,7 +123,14 @@ def maps_of(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def norm_relu6(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, training: bool, momentum: float, eps: float
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> Tensor:
     """ReLU6 of `F.batch_norm`, without a copy for the activation's gradient: its result is enough."""
     if not (plain_cpu(x) and training):

@@ -1,9 +1,9 @@
 """Depthwise convolution whose weight gradient is fast on CPUs for wide kernels, too.
 
-oneDNN has a fast weight gradient for kernels up to 3 wide, and falls back to one about ten times slower for wider ones,
-where it would take most of a training step. Here such a gradient is put together from windows 3 wide, on small maps
-from the products of all pairs of pixels. All else (stride 2 on larger maps, other number types, compiled code, other
-devices) is PyTorch's own.
+oneDNN has a fast weight gradient for kernels up to 3 wide, and falls back to one about ten times
+slower for wider ones, where it would take most of a training step. Here such a gradient is put
+together from windows 3 wide, on small maps from the products of all pairs of pixels. All else
+(stride 2 on larger maps, other number types, compiled code, other devices) is PyTorch's own.
 """
 
 from functools import lru_cache
@@ -18,7 +18,8 @@ from model.cpu import plain_cpu
 # The widest kernel of which oneDNN computes the weight gradient fast.
 FAST_WIDTH = 3
 
-# Up to so many pairs of an input and an output pixel, products of all pairs are faster than windows.
+# Up to so many pairs of an input and an output pixel, products of all pairs are faster than
+# windows.
 MOST_PAIRS = 1024
 
 # Windows pay from this width of the map on.
@@ -26,7 +27,9 @@ LEAST_WIDTH = 8
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """`x [B, C, H, W]`, `weight [C, 1, k, k]` of odd k -> `[B, C, H / stride, W / stride]`, 'same' padding."""
+    """`x [B, C, H, W]`, `weight [C, 1, k, k]` of odd k -> `[B, C, H / stride, W / stride]`, 'same'
+    padding.
+    """
     k = weight.shape[-1]
     ours = _few_pairs(x, stride) or (stride == 1 and x.shape[3] >= max(LEAST_WIDTH, k // 2 + 1))
     if not (ours and k > FAST_WIDTH and weight.requires_grad and plain_cpu(x)):
@@ -43,7 +46,9 @@ class DepthwiseConv(nn.Conv2d):
     """`depthwise_conv` as a module, with the parameters of an ordinary convolution."""
 
     def __init__(self, channels: int, kernel: int, stride: int = 1):
-        super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
+        super().__init__(
+            channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None:  # a batch norm was folded in
@@ -74,11 +79,16 @@ class _DepthwiseConv(torch.autograd.Function):
 
 
 def gradient_by_products(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The gradient of `weight [C, 1, k, k]` from the products of all pairs of an input pixel and an output pixel."""
+    """The gradient of `weight [C, 1, k, k]` from the products of all pairs of an input pixel and an
+    output pixel.
+    """
     B, C, H, W = x.shape
     h, w = gradient.shape[2:]
-    pixels = x.permute(1, 0, 2, 3).reshape(C, B, H * W).contiguous()  # or the product would copy matrix by matrix
-    products = pixels.transpose(1, 2) @ gradient.permute(1, 0, 2, 3).reshape(C, B, h * w).contiguous()
+    # or the product would copy matrix by matrix
+    pixels = x.permute(1, 0, 2, 3).reshape(C, B, H * W).contiguous()
+    products = (
+        pixels.transpose(1, 2) @ gradient.permute(1, 0, 2, 3).reshape(C, B, h * w).contiguous()
+    )
     taps = _taps(H, W, h, w, weight.shape[-1], stride).to(x.dtype)
     return (products.view(C, -1) @ taps).view(weight.shape)
 
@@ -95,9 +105,12 @@ def _taps(H: int, W: int, h: int, w: int, k: int, stride: int) -> Tensor:
 
 
 def gradient_by_windows(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `weight [C, 1, k, k]` at stride 1, by windows of FAST_WIDTH columns that cover its k columns."""
+    """The gradient of `weight [C, 1, k, k]` at stride 1, by windows of FAST_WIDTH columns that
+    cover its k columns.
+    """
     k = weight.shape[-1]
-    result, window = torch.empty_like(weight), weight.new_empty(len(weight), 1, k, FAST_WIDTH)  # its size counts
+    # its size counts
+    result, window = torch.empty_like(weight), weight.new_empty(len(weight), 1, k, FAST_WIDTH)
     for first in range(0, k - FAST_WIDTH + 1, FAST_WIDTH - 1):
         columns = slice(first, first + FAST_WIDTH)
         seen, pad = _seen(x, first - k // 2)
@@ -106,14 +119,17 @@ def gradient_by_windows(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _seen(x: Tensor, offset: int) -> tuple[Tensor, int]:
-    """What the pixels of x see through a window of FAST_WIDTH columns from `offset` on; and the padding it still needs.
+    """What the pixels of x see through a window of FAST_WIDTH columns from `offset` on; and the
+    padding it still needs.
 
     Pixel w sees the pixels w + offset, ... of its row, zeros where there are none.
     """
     if offset == -(FAST_WIDTH // 2):
         return x, FAST_WIDTH // 2
     B, C, H, W = x.shape
-    seen = torch.empty(B, C, H, W + FAST_WIDTH - 1, dtype=x.dtype, memory_format=torch.channels_last)
+    seen = torch.empty(
+        B, C, H, W + FAST_WIDTH - 1, dtype=x.dtype, memory_format=torch.channels_last
+    )
     begin, end = max(offset, 0), min(W + offset + FAST_WIDTH - 1, W)
     seen[..., : begin - offset] = 0
     seen[..., begin - offset : end - offset] = x[..., begin:end]
@@ -122,7 +138,9 @@ def _seen(x: Tensor, offset: int) -> tuple[Tensor, int]:
 
 
 def gradient_of_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The gradient of x, which is at stride 1 a convolution by the reversed kernel: the faster way on CPUs."""
+    """The gradient of x, which is at stride 1 a convolution by the reversed kernel: the faster way
+    on CPUs.
+    """
     pad = weight.shape[-1] // 2
     if stride == 1:
         return F.conv2d(gradient, weight.flip(2, 3), None, 1, pad, 1, len(weight))
@@ -135,6 +153,16 @@ def _backward(
     """PyTorch's own gradient of x, or of the weight, of a depthwise convolution."""
     wanted = [not of_weight, of_weight, False]
     found = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, [stride] * 2, list(pad), [1, 1], False, [0, 0], len(weight), wanted
+        gradient,
+        x,
+        weight,
+        None,
+        [stride] * 2,
+        list(pad),
+        [1, 1],
+        False,
+        [0, 0],
+        len(weight),
+        wanted,
     )
     return found[wanted.index(True)]

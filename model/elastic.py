@@ -1,8 +1,10 @@
-"""The elastic supernet of NSGANetV2: a once-for-all MobileNetV3 whose sub-networks share their leading channels.
+"""The elastic supernet of NSGANetV2: a once-for-all MobileNetV3 whose sub-networks share their
+leading channels.
 
-A sub-network uses the first layers of each stage, the first channels of each layer, and the middle of each kernel, by
-way of a learned matrix from each kernel size to the next smaller one. Parameter names are those of published
-checkpoints. Axes: B batch. Source: Cai et al., "Once-for-All", ICLR 2020, section 3; Lu et al., "NSGANetV2", ECCV 2020.
+A sub-network uses the first layers of each stage, the first channels of each layer, and the middle
+of each kernel, by way of a learned matrix from each kernel size to the next smaller one. Parameter
+names are those of published checkpoints. Axes: B batch. Source: Cai et al., "Once-for-All", ICLR
+2020, section 3; Lu et al., "NSGANetV2", ECCV 2020.
 """
 
 import re
@@ -28,7 +30,9 @@ from model.mobilenetv3 import (
 
 
 class ElasticKernel(nn.Module):
-    """Depthwise kernels of all sizes: the largest, and a matrix from each size to the next smaller one."""
+    """Depthwise kernels of all sizes: the largest, and a matrix from each size to the next smaller
+    one.
+    """
 
     def __init__(self, channels: int, kernels: tuple[int, ...], stride: int):
         super().__init__()
@@ -38,14 +42,18 @@ class ElasticKernel(nn.Module):
         self.conv = DepthwiseConv(channels, kernels[-1], stride)
 
     def kernel(self, size: int, channels: int) -> Tensor:
-        """The kernel `[channels, 1, size, size]`: cropped and transformed from size to size, the largest first."""
+        """The kernel `[channels, 1, size, size]`: cropped and transformed from size to size, the
+        largest first.
+        """
         weight = self.conv.weight[:channels]
         sizes = list(self.kernels)
         while sizes[-1] > size:
             large, small = sizes.pop(), sizes[-1]
             inner = slice((large - small) // 2, (large + small) // 2)
             centre = weight[:, :, inner, inner].reshape(channels, -1)
-            weight = F.linear(centre, getattr(self, f"{large}to{small}_matrix")).view(channels, 1, small, small)
+            weight = F.linear(centre, getattr(self, f"{large}to{small}_matrix")).view(
+                channels, 1, small, small
+            )
         return weight
 
 
@@ -55,7 +63,10 @@ class ElasticBlock(nn.Module):
     def __init__(self, largest: Layer, kernels: tuple[int, ...]):
         super().__init__()
         middle, out = largest.middle, largest.out_channels
-        depth_conv = {"conv": ElasticKernel(middle, kernels, largest.stride), "bn": _named(bn=nn.BatchNorm2d(middle))}
+        depth_conv = {
+            "conv": ElasticKernel(middle, kernels, largest.stride),
+            "bn": _named(bn=nn.BatchNorm2d(middle)),
+        }
         if largest.se:
             depth_conv["se"] = squeeze_excite(middle)
         self.mobile_inverted_conv = _named(
@@ -66,7 +77,9 @@ class ElasticBlock(nn.Module):
 
     def forward(self, x: Tensor, layer: Layer) -> Tensor:
         parts, act = self.mobile_inverted_conv, ACTIVATIONS[layer.activation]()
-        expand, depth, project = (parts[name] for name in ("inverted_bottleneck", "depth_conv", "point_linear"))
+        expand, depth, project = (
+            parts[name] for name in ("inverted_bottleneck", "depth_conv", "point_linear")
+        )
         middle = layer.middle
         y = act(_norm(F.conv2d(x, expand["conv"]["conv"].weight[:middle]), expand["bn"]["bn"]))
         weight = depth["conv"].kernel(layer.kernel, middle)
@@ -80,15 +93,28 @@ class ElasticBlock(nn.Module):
     def hand_down(self, block: Block, layer: Layer) -> None:
         """Give the stand-alone block of `layer` the weights that it has here."""
         mine, theirs, middle = self.mobile_inverted_conv, block.mobile_inverted_conv, layer.middle
-        theirs["inverted_bottleneck"].conv.weight.copy_(mine["inverted_bottleneck"]["conv"]["conv"].weight[:middle])
-        theirs["depth_conv"].conv.weight.copy_(mine["depth_conv"]["conv"].kernel(layer.kernel, middle))
-        theirs["point_linear"].conv.weight.copy_(mine["point_linear"]["conv"]["conv"].weight[:, :middle])
+        theirs["inverted_bottleneck"].conv.weight.copy_(
+            mine["inverted_bottleneck"]["conv"]["conv"].weight[:middle]
+        )
+        theirs["depth_conv"].conv.weight.copy_(
+            mine["depth_conv"]["conv"].kernel(layer.kernel, middle)
+        )
+        theirs["point_linear"].conv.weight.copy_(
+            mine["point_linear"]["conv"]["conv"].weight[:, :middle]
+        )
         for name in ("inverted_bottleneck", "depth_conv", "point_linear"):
             _copy_norm(mine[name]["bn"]["bn"], theirs[name].bn)
         if layer.se:
             fc = theirs["depth_conv"].se["fc"]
-            targets = (fc["reduce"].weight, fc["reduce"].bias, fc["expand"].weight, fc["expand"].bias)
-            for target, part in zip(targets, _squeeze_excite_slices(mine["depth_conv"]["se"], middle), strict=True):
+            targets = (
+                fc["reduce"].weight,
+                fc["reduce"].bias,
+                fc["expand"].weight,
+                fc["expand"].bias,
+            )
+            for target, part in zip(
+                targets, _squeeze_excite_slices(mine["depth_conv"]["se"], middle), strict=True
+            ):
                 target.copy_(part.view_as(target))
 
 
@@ -97,13 +123,18 @@ def _named(**modules: nn.Module) -> nn.ModuleDict:
 
 
 def _conv_norm(in_channels: int, out_channels: int) -> nn.ModuleDict:
-    return _named(conv=_named(conv=conv(in_channels, out_channels)), bn=_named(bn=nn.BatchNorm2d(out_channels)))
+    return _named(
+        conv=_named(conv=conv(in_channels, out_channels)),
+        bn=_named(bn=nn.BatchNorm2d(out_channels)),
+    )
 
 
 def _norm(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
     """The first channels of a batch norm, whose running statistics move when training."""
     C = x.shape[1]
-    mean, var, weight, bias = (part[:C] for part in (bn.running_mean, bn.running_var, bn.weight, bn.bias))
+    mean, var, weight, bias = (
+        part[:C] for part in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    )
     return F.batch_norm(x, mean, var, weight, bias, bn.training, bn.momentum, bn.eps)
 
 
@@ -117,7 +148,10 @@ def _squeeze_excite_slices(se: nn.ModuleDict, channels: int) -> tuple[Tensor, ..
     """Weights and biases of the gate of the first `channels`, each matrix with two axes."""
     reduce, expand = se["fc"]["reduce"], se["fc"]["expand"]
     inner = squeeze_excite_width(channels)
-    reduced, expanded = reduce.weight[:inner, :channels].flatten(1), expand.weight[:channels, :inner].flatten(1)
+    reduced, expanded = (
+        reduce.weight[:inner, :channels].flatten(1),
+        expand.weight[:channels, :inner].flatten(1),
+    )
     return reduced, reduce.bias[:inner], expanded, expand.bias[:channels]
 
 
@@ -129,9 +163,13 @@ class ElasticSupernet(nn.Module):
         self.space = space
         wide, last = space.head_channels
         k, e = space.kernels[-1], space.expansions[-1]
-        places = [(s, position) for s in range(len(space.stages)) for position in range(space.most_layers)]
+        places = [
+            (s, position) for s in range(len(space.stages)) for position in range(space.most_layers)
+        ]
         self.first_conv = ConvNorm(conv(3, space.channels[0], 3, space.stem_stride), "h_swish")
-        blocks = [ElasticBlock(space.layer(s, position, k, e), space.kernels) for s, position in places]
+        blocks = [
+            ElasticBlock(space.layer(s, position, k, e), space.kernels) for s, position in places
+        ]
         self.blocks = nn.ModuleList([Block(first_layer(space)), *blocks])
         self.final_expand_layer = ConvNorm(conv(space.channels[-1], wide), "h_swish")
         self.feature_mix_layer = nn.ModuleDict({"conv": conv(wide, last)})
@@ -140,7 +178,9 @@ class ElasticSupernet(nn.Module):
 
     def forward(self, images: Tensor, architecture: ElasticArchitecture) -> Tensor:
         x = self.blocks[0](self.first_conv(images))
-        for block, layer in zip(self._active(architecture), self.space.layers(architecture), strict=True):
+        for block, layer in zip(
+            self._active(architecture), self.space.layers(architecture), strict=True
+        ):
             x = block(x, layer)
         x = self.final_expand_layer(x).mean(dim=(2, 3), keepdim=True)
         return self.classifier["linear"](F.hardswish(self.feature_mix_layer["conv"](x)).flatten(1))
@@ -148,16 +188,29 @@ class ElasticSupernet(nn.Module):
     def _active(self, architecture: ElasticArchitecture) -> list[ElasticBlock]:
         """The blocks of the first layers of each stage."""
         D = self.space.most_layers
-        return [self.blocks[1 + stage * D + j] for stage, depth in enumerate(architecture.d) for j in range(depth)]
+        return [
+            self.blocks[1 + stage * D + j]
+            for stage, depth in enumerate(architecture.d)
+            for j in range(depth)
+        ]
 
     @torch.no_grad()
     def extract(self, architecture: ElasticArchitecture, **options) -> MobileNetV3:
-        """The stand-alone network with inherited weights, which computes the same; `options` go to `MobileNetV3`."""
-        network = MobileNetV3.of(self.space, architecture, **options).to(self.classifier["linear"].weight.device)
+        """The stand-alone network with inherited weights, which computes the same; `options` go to
+        `MobileNetV3`.
+        """
+        network = MobileNetV3.of(self.space, architecture, **options).to(
+            self.classifier["linear"].weight.device
+        )
         for name in ("first_conv", "final_expand_layer", "feature_mix_layer", "classifier"):
             getattr(network, name).load_state_dict(getattr(self, name).state_dict())
         network.blocks[0].load_state_dict(self.blocks[0].state_dict())
-        searched = zip(self._active(architecture), network.blocks[1:], self.space.layers(architecture), strict=True)
+        searched = zip(
+            self._active(architecture),
+            network.blocks[1:],
+            self.space.layers(architecture),
+            strict=True,
+        )
         for mine, theirs, layer in searched:
             mine.hand_down(theirs, layer)
         return network.train(self.training)

@@ -1,11 +1,13 @@
-"""The elastic search space of NSGANetV2: depth, width, kernel and resolution of a once-for-all MobileNetV3.
+"""The elastic search space of NSGANetV2: depth, width, kernel and resolution of a once-for-all
+MobileNetV3.
 
-An architecture is a row of integers, its *genes*: per stage the index of its depth, then those of the kernel and of the
-expansion ratio of each layer it could have, and at the end that of the resolution. Genes of layers that the depth
-leaves out are not expressed; they are 0 in canonical genes. Costs are closed forms over many rows at once.
+An architecture is a row of integers, its *genes*: per stage the index of its depth, then those of
+the kernel and of the expansion ratio of each layer it could have, and at the end that of the
+resolution. Genes of layers that the depth leaves out are not expressed; they are 0 in canonical
+genes. Costs are closed forms over many rows at once.
 
-Axes: N architectures, G genes, S stages, D the greatest depth. Source: Cai et al., "Once-for-All", ICLR 2020; Lu et
-al., "NSGANetV2", ECCV 2020, section 3.1.
+Axes: N architectures, G genes, S stages, D the greatest depth. Source: Cai et al., "Once-for-All",
+ICLR 2020; Lu et al., "NSGANetV2", ECCV 2020, section 3.1.
 """
 
 import json
@@ -25,7 +27,9 @@ Genes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ElasticArchitecture:
-    """Kernel sizes and expansion ratios of the layers that are there, stage after stage; depths; resolution."""
+    """Kernel sizes and expansion ratios of the layers that are there, stage after stage; depths;
+    resolution.
+    """
 
     ks: tuple[int, ...]
     e: tuple[int, ...]
@@ -84,36 +88,48 @@ class ElasticSpace:
     def __post_init__(self):
         for name in ("strides", "activations", "se"):
             if len(getattr(self, name)) != len(self.stages):
-                raise UserError(f"space: {name} has {len(getattr(self, name))} entries for {len(self.stages)} stages")
+                raise UserError(
+                    f"space: {name} has {len(getattr(self, name))} entries for {len(self.stages)} stages"
+                )
         for name in ("kernels", "expansions", "depths", "resolutions"):
             values = getattr(self, name)
             if not values or list(values) != sorted(set(values)) or values[0] < 1:
-                raise UserError(f"space: {name} are {list(values)}; they must be positive and ascend")
+                raise UserError(
+                    f"space: {name} are {list(values)}; they must be positive and ascend"
+                )
         for name in ("stages", "strides"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise UserError(f"space: {name} are {list(getattr(self, name))}; they must be positive")
+                raise UserError(
+                    f"space: {name} are {list(getattr(self, name))}; they must be positive"
+                )
         if self.stem_stride < 1 or self.stem_channels < 1 or self.width <= 0:
             raise UserError("space: stem_stride, stem_channels and width must be positive")
         if not {"relu", "relu6", "h_swish"}.issuperset(self.activations):
-            raise UserError(f"space: activations are {list(self.activations)}; allowed are relu, relu6, h_swish")
+            raise UserError(
+                f"space: activations are {list(self.activations)}; allowed are relu, relu6, h_swish"
+            )
         if self.expansions[0] < 2:
             raise UserError(f"space: expansions are {list(self.expansions)}; the least is 2")
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise UserError(f"space: kernels are {list(self.kernels)}; they must be odd")
 
-    # -- widths ------------------------------------------------------------------------------------------------------
+    # -- widths ------------------------------------------------------------------------------------
 
     @cached_property
     def channels(self) -> tuple[int, ...]:
         """Output channels of stem and stages `[1 + S]`."""
-        return tuple(make_divisible(base * self.width) for base in (self.stem_channels, *self.stages))
+        return tuple(
+            make_divisible(base * self.width) for base in (self.stem_channels, *self.stages)
+        )
 
     @cached_property
     def head_channels(self) -> tuple[int, int]:
         return make_divisible(self.head[0] * self.width), make_divisible(self.head[1] * self.width)
 
     def layer(self, stage: int, position: int, kernel: int, expansion: int) -> Layer:
-        """A layer of a stage; its first one, at position 0, takes the stride and the channels from before."""
+        """A layer of a stage; its first one, at position 0, takes the stride and the channels from
+        before.
+        """
         before, out = self.channels[stage], self.channels[stage + 1]
         stride = 1 if position else self.strides[stage]
         activation, se = self.activations[stage], self.se[stage]
@@ -121,13 +137,19 @@ class ElasticSpace:
 
     def layers(self, architecture: ElasticArchitecture) -> list[Layer]:
         """The searched layers of a stand-alone network, in order."""
-        positions = [(stage, position) for stage, depth in enumerate(architecture.d) for position in range(depth)]
+        positions = [
+            (stage, position)
+            for stage, depth in enumerate(architecture.d)
+            for position in range(depth)
+        ]
         return [
             self.layer(stage, position, kernel, expansion)
-            for (stage, position), kernel, expansion in zip(positions, architecture.ks, architecture.e, strict=True)
+            for (stage, position), kernel, expansion in zip(
+                positions, architecture.ks, architecture.e, strict=True
+            )
         ]
 
-    # -- genes -------------------------------------------------------------------------------------------------------
+    # -- genes -------------------------------------------------------------------------------------
 
     @property
     def most_layers(self) -> int:
@@ -138,7 +160,9 @@ class ElasticSpace:
     def largest_genes(self) -> Genes:
         """The greatest value of each gene `[G]`; the least is 0."""
         D = self.most_layers
-        stage = [len(self.depths) - 1] + D * [len(self.kernels) - 1] + D * [len(self.expansions) - 1]
+        stage = (
+            [len(self.depths) - 1] + D * [len(self.kernels) - 1] + D * [len(self.expansions) - 1]
+        )
         return np.array(len(self.stages) * stage + [len(self.resolutions) - 1])
 
     @cached_property
@@ -158,7 +182,9 @@ class ElasticSpace:
 
     def sample(self, count: int, rng: np.random.Generator) -> Genes:
         """Canonical genes `[count, G]` of random architectures: every gene uniform."""
-        return self.canonical(rng.integers(0, self.largest_genes + 1, size=(count, len(self.largest_genes))))
+        return self.canonical(
+            rng.integers(0, self.largest_genes + 1, size=(count, len(self.largest_genes)))
+        )
 
     def extremes(self) -> Genes:
         """The smallest and the largest architecture `[2, G]`."""
@@ -178,7 +204,9 @@ class ElasticSpace:
                 genes += [self.expansions.index(e) for e in architecture.e[layers]] + padding
                 first += depth
             if not first == len(architecture.ks) == len(architecture.e):
-                raise ValueError(f"{first} layers have {len(architecture.ks)} kernels, {len(architecture.e)} ratios")
+                raise ValueError(
+                    f"{first} layers have {len(architecture.ks)} kernels, {len(architecture.e)} ratios"
+                )
             return [*genes, self.resolutions.index(architecture.r)]
         except ValueError as error:
             raise UserError(f"architecture: not one of this space ({error})") from None
@@ -197,9 +225,13 @@ class ElasticSpace:
     def architecture(self, record) -> ElasticArchitecture:
         """From a published `net.subnet` record; UserError when it is none of this space."""
         try:
-            found = ElasticArchitecture(*(tuple(map(int, record[key])) for key in ("ks", "e", "d")), int(record["r"]))
+            found = ElasticArchitecture(
+                *(tuple(map(int, record[key])) for key in ("ks", "e", "d")), int(record["r"])
+            )
         except (KeyError, TypeError, ValueError):
-            raise UserError('architecture: expected {"ks": [...], "e": [...], "d": [...], "r": ...}') from None
+            raise UserError(
+                'architecture: expected {"ks": [...], "e": [...], "d": [...], "r": ...}'
+            ) from None
         self.encode(found)
         return found
 
@@ -207,13 +239,14 @@ class ElasticSpace:
         """`[N, G]` as `[N, S, 1 + 2 D]`, without the resolution."""
         return genes[:, :-1].reshape(len(genes), len(self.stages), 1 + 2 * self.most_layers)
 
-    # -- costs -------------------------------------------------------------------------------------------------------
+    # -- costs -------------------------------------------------------------------------------------
 
     def costs(self, genes: Genes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Multiply-adds and parameters `[N]` of stand-alone networks at their resolutions.
 
-        Counted as published: convolutions, linear layers, one multiplication for each number that an h-swish or a
-        squeeze-excite gate scales, and the means of pools; batch norms count no multiply-adds.
+        Counted as published: convolutions, linear layers, one multiplication for each number that
+        an h-swish or a squeeze-excite gate scales, and the means of pools; batch norms count no
+        multiply-adds.
         """
         size = -(-np.array(self.resolutions)[genes[:, -1]] // self.stem_stride)
         stem = self.channels[0]
@@ -225,36 +258,61 @@ class ElasticSpace:
                 [self._layer_costs(self.layer(stage, position, k, e)) for e in self.expansions] for k in self.kernels
             ])[kernel, expansion] * there[:, None]  # fmt: skip
             after = -(-size // self.strides[stage]) if position == 0 else size
-            macs = macs + of_layer[:, 0] * size**2 + of_layer[:, 1] * after**2 + of_layer[:, 2] * after + of_layer[:, 3]
+            macs = (
+                macs
+                + of_layer[:, 0] * size**2
+                + of_layer[:, 1] * after**2
+                + of_layer[:, 2] * after
+                + of_layer[:, 3]
+            )
             parameters = parameters + of_layer[:, 4]
             size = after
         wide, last = self.head_channels
-        macs = macs + wide * (size**2 * (self.channels[-1] + 1) + size + 1) + last * (wide + 1 + self.classes)
-        parameters = parameters + wide * (self.channels[-1] + 2) + last * (wide + self.classes) + self.classes
+        macs = (
+            macs
+            + wide * (size**2 * (self.channels[-1] + 1) + size + 1)
+            + last * (wide + 1 + self.classes)
+        )
+        parameters = (
+            parameters
+            + wide * (self.channels[-1] + 2)
+            + last * (wide + self.classes)
+            + self.classes
+        )
         return macs, parameters
 
     def positions(self, genes: Genes) -> Iterator[tuple[int, int, tuple[Genes, Genes, Genes]]]:
-        """Each layer that can be: stage, position, and for all rows whether it is there, its kernel, its expansion."""
+        """Each layer that can be: stage, position, and for all rows whether it is there, its
+        kernel, its expansion.
+        """
         stages, D = self._stages(genes), self.most_layers
         for stage in range(len(self.stages)):
             depth = np.array(self.depths)[stages[:, stage, 0]]
             for position in range(D):
-                kernel, expansion = stages[:, stage, 1 + position], stages[:, stage, 1 + D + position]
+                kernel, expansion = (
+                    stages[:, stage, 1 + position],
+                    stages[:, stage, 1 + D + position],
+                )
                 yield stage, position, ((position < depth).astype(np.int64), kernel, expansion)
 
     @staticmethod
     def _layer_costs(layer: Layer) -> tuple[int, int, int, int, int]:
-        """Multiply-adds per pixel before and after the stride, per row after it, and once; parameters."""
+        """Multiply-adds per pixel before and after the stride, per row after it, and once;
+        parameters.
+        """
         middle, swish = layer.middle, int(layer.activation == "h_swish")
         squeezed = make_divisible(middle // 4) if layer.se else 0
         before = middle * (layer.in_channels + swish)
         after = middle * (layer.kernel**2 + swish + int(layer.se) + layer.out_channels)
         once = middle + 2 * middle * squeezed if layer.se else 0
-        parameters = middle * (layer.in_channels + layer.kernel**2 + layer.out_channels + 4) + 2 * layer.out_channels
+        parameters = (
+            middle * (layer.in_channels + layer.kernel**2 + layer.out_channels + 4)
+            + 2 * layer.out_channels
+        )
         parameters += (2 * middle + 1) * squeezed + middle if layer.se else 0
         return before, after, middle if layer.se else 0, once, parameters
 
-    # -- records -----------------------------------------------------------------------------------------------------
+    # -- records -----------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:
         """Plain values, as JSON holds them."""
@@ -263,14 +321,23 @@ class ElasticSpace:
     @classmethod
     def from_dict(cls, record: dict) -> "ElasticSpace":
         """The inverse of `to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+        return cls(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in record.items()
+            }
+        )
 
 
 ARCHITECTURE_FORMAT = "elastic-architecture/1"
 
 
 def save_elastic_architecture(
-    path: Path, space: ElasticSpace, architecture: ElasticArchitecture, costs: dict, provenance: dict
+    path: Path,
+    space: ElasticSpace,
+    architecture: ElasticArchitecture,
+    costs: dict,
+    provenance: dict,
 ) -> None:
     """Write `architecture.json`, what every stage hands to the next."""
     record = {

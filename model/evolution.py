@@ -1,9 +1,9 @@
 """Surrogate-assisted bi-objective search: which architectures are worth evaluating next.
 
-`Search` holds the archive of what was evaluated and proposes candidates: a surrogate learns top-1 error from genes,
-NSGA-II minimises its prediction and the exact cost, and of what it finds some are taken. A `Selection` says how: as
-published (Lu et al., "NSGANetV2", ECCV 2020, algorithm 1), or for the hypervolume that they are expected to gain.
-Axes: N architectures, G genes.
+`Search` holds the archive of what was evaluated and proposes candidates: a surrogate learns top-1
+error from genes, NSGA-II minimises its prediction and the exact cost, and of what it finds some are
+taken. A `Selection` says how: as published (Lu et al., "NSGANetV2", ECCV 2020, algorithm 1), or for
+the hypervolume that they are expected to gain. Axes: N architectures, G genes.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,11 @@ from utils.pareto import hypervolume, most_expected, non_dominated, spread_subse
 from utils.surrogate import Quality, Surrogate, make_surrogate, quality
 
 Draw = Callable[[int, np.random.Generator], Genes]  # so many random genes, not yet canonical
-NADIR = 1.01  # the reference point of a hypervolume, in units of the worst error and cost (published)
-# How much of its uncertainty counts for a candidate. Of many candidates the most promising ones are those whose
-# deviation is overrated: all of it found worse fronts than a quarter of it on four of five synthetic oracles,
-# and none of it on all five.
+# the reference point of a hypervolume, in units of the worst error and cost (published)
+NADIR = 1.01
+# How much of its uncertainty counts for a candidate. Of many candidates the most promising ones are
+# those whose deviation is overrated: all of it found worse fronts than a quarter of it on four of
+# five synthetic oracles, and none of it on all five.
 CURIOSITY = 0.25
 
 
@@ -39,7 +40,8 @@ class Selection:
 
     population: int
     generations: int
-    by_gain: bool  # takes what is expected to gain most hypervolume, and begins with architectures of all costs
+    # takes what is expected to gain most hypervolume, and begins with architectures of all costs
+    by_gain: bool
 
 
 SELECTIONS = {
@@ -75,16 +77,25 @@ class Search:
     predictor: str
     selection: Selection
     archive: list[Record] = field(default_factory=list)
-    foretold: list[tuple[float, float]] = field(default_factory=list)  # (predicted, evaluated) error
-    failed: set[tuple[int, ...]] = field(default_factory=set)  # genes of what could not be evaluated
+    # (predicted, evaluated) error
+    foretold: list[tuple[float, float]] = field(default_factory=list)
+    # genes of what could not be evaluated
+    failed: set[tuple[int, ...]] = field(default_factory=set)
 
     def doe(self, count: int, rng: np.random.Generator, extremes: bool = True) -> Genes:
-        """`count` different architectures to begin with, `[count, G]`; both extremes among them when asked for."""
-        first = self.genome.canonical(self.genome.extremes()) if extremes else self.genome.sample(count, rng)
+        """`count` different architectures to begin with, `[count, G]`; both extremes among them
+        when asked for.
+        """
+        first = (
+            self.genome.canonical(self.genome.extremes())
+            if extremes
+            else self.genome.sample(count, rng)
+        )
         draw = self._of_all_costs if extremes and self.selection.by_gain else self.genome.sample
         return self._filled_up(first[:count], count, rng, draw)
 
-    @threadpool_limits.wrap(limits=1, user_api="blas")  # for matrices this small, threads cost more than they give
+    # for matrices this small, threads cost more than they give
+    @threadpool_limits.wrap(limits=1, user_api="blas")
     def propose(self, count: int, rng: np.random.Generator) -> Proposal:
         """`count` architectures that are not in the archive: one iteration of the search."""
         X, errors, costs = self.arrays()
@@ -94,8 +105,13 @@ class Search:
         front = non_dominated(points)
         problem = GeneProblem(self.genome, model.predict, self.objective)
         found = self._new(_evolve(problem, X[front], self.selection, rng))
-        if self.selection.by_gain:  # NSGA-II goes by what is predicted; how sure that is counts among what it found
-            beliefs = model.predict(found), CURIOSITY * model.deviation(found), self.objective(found)
+        # NSGA-II goes by what is predicted; how sure that is counts among what it found
+        if self.selection.by_gain:
+            beliefs = (
+                model.predict(found),
+                CURIOSITY * model.deviation(found),
+                self.objective(found),
+            )
             chosen = most_expected(*beliefs, points[front], self._reference(points), count)
         else:
             chosen = spread_subset(self.objective(found), costs[front], count, rng)
@@ -105,15 +121,22 @@ class Search:
     def add(self, records: list[Record], predicted: list[float] | None = None) -> None:
         self.archive += records
         if predicted is not None:
-            self.foretold += [(float(p), record.error) for p, record in zip(predicted, records, strict=True)]
+            self.foretold += [
+                (float(p), record.error) for p, record in zip(predicted, records, strict=True)
+            ]
 
     def arrays(self) -> tuple[Genes, NDArray, NDArray]:
         """Genes `[N, G]`, errors `[N]` and costs `[N]` of the archive."""
         X = np.array([record.genes for record in self.archive])
-        return X, *(np.array([getattr(record, name) for record in self.archive]) for name in ("error", "cost"))
+        return X, *(
+            np.array([getattr(record, name) for record in self.archive])
+            for name in ("error", "cost")
+        )
 
     def worst(self) -> tuple[float, float]:
-        """The greatest error and the greatest cost of the archive: the reference point, when only the DOE is in it."""
+        """The greatest error and the greatest cost of the archive: the reference point, when only
+        the DOE is in it.
+        """
         _, errors, costs = self.arrays()
         return float(errors.max()), float(costs.max())
 
@@ -128,7 +151,9 @@ class Search:
         return quality(predicted, evaluated)
 
     def _reference(self, points: NDArray) -> NDArray:
-        """For gains beyond what was evaluated so far: no architecture is too dear to be worth anything."""
+        """For gains beyond what was evaluated so far: no architecture is too dear to be worth
+        anything.
+        """
         dearest = self.objective(self.genome.extremes()).max()
         return NADIR * np.maximum(points.max(axis=0), [0.0, dearest])
 
@@ -140,7 +165,9 @@ class Search:
         return np.array(new, dtype=np.int64).reshape(len(new), genes.shape[1])
 
     def _filled_up(self, genes: Genes, count: int, rng: np.random.Generator, draw: Draw) -> Genes:
-        """`genes` and random ones, `count` together; fewer only when the space has (almost) no more."""
+        """`genes` and random ones, `count` together; fewer only when the space has (almost) no
+        more.
+        """
         genes = self._new(genes)
         for _ in range(100):
             if len(genes) >= count:
@@ -149,18 +176,26 @@ class Search:
         return genes[:count]
 
     def _of_all_costs(self, count: int, rng: np.random.Generator) -> Genes:
-        """Random genes `[count, G]`, of each architecture another share replaced by those of one of the extremes.
+        """Random genes `[count, G]`, of each architecture another share replaced by those of one of
+        the extremes.
 
-        With all genes uniform, costs crowd in the middle, and the surrogate has to guess at both ends of the front.
+        With all genes uniform, costs crowd in the middle, and the surrogate has to guess at both
+        ends of the front.
         """
         largest = self.genome.largest_genes
         pull = rng.uniform(-1, 1, (count, 1))
         ends = self.genome.extremes()[(pull[:, 0] > 0).astype(int)]
-        return np.where(rng.random((count, len(largest))) < abs(pull), ends, rng.integers(0, largest + 1, ends.shape))
+        return np.where(
+            rng.random((count, len(largest))) < abs(pull),
+            ends,
+            rng.integers(0, largest + 1, ends.shape),
+        )
 
 
 class Objective:
-    """The cost that the search minimises beside the error: `flops`, `params` (both in millions), or `costs`."""
+    """The cost that the search minimises beside the error: `flops`, `params` (both in millions), or
+    `costs`.
+    """
 
     def __init__(self, name: str, genome: Genome, costs: Callable[[Genes], NDArray] | None = None):
         self.name, self.genome, self.costs = name, genome, costs
@@ -212,8 +247,12 @@ class _Canonical(Repair):
 class GeneProblem(Problem):
     """Genes `[N, G]` to errors and costs `[N, 2]`, by the functions given."""
 
-    def __init__(self, genome: Genome, errors: Callable[[Genes], NDArray], costs: Callable[[Genes], NDArray]):
-        super().__init__(n_var=len(genome.largest_genes), n_obj=2, xl=0, xu=genome.largest_genes, vtype=int)
+    def __init__(
+        self, genome: Genome, errors: Callable[[Genes], NDArray], costs: Callable[[Genes], NDArray]
+    ):
+        super().__init__(
+            n_var=len(genome.largest_genes), n_obj=2, xl=0, xu=genome.largest_genes, vtype=int
+        )
         self.genome, self.errors, self.costs = genome, errors, costs
 
     def _evaluate(self, x, out, *args, **kwargs):
@@ -222,19 +261,31 @@ class GeneProblem(Problem):
 
 
 def nsga2(genome: Genome, first: Genes, population: int) -> NSGA2:
-    """NSGA-II (Deb et al., 2002) on genes, with the published operators, beginning with the rows `first`."""
+    """NSGA-II (Deb et al., 2002) on genes, with the published operators, beginning with the rows
+    `first`.
+    """
     return NSGA2(
         pop_size=population,
         sampling=first,
         crossover=TwoPointCrossover(prob=0.9),
-        mutation=PM(prob=1.0, prob_var=1 / len(genome.largest_genes), eta=1.0, vtype=float, repair=RoundingRepair()),
+        mutation=PM(
+            prob=1.0,
+            prob_var=1 / len(genome.largest_genes),
+            eta=1.0,
+            vtype=float,
+            repair=RoundingRepair(),
+        ),
         repair=_Canonical(),
         eliminate_duplicates=True,
     )
 
 
-def _evolve(problem: GeneProblem, first: Genes, selection: Selection, rng: np.random.Generator) -> Genes:
+def _evolve(
+    problem: GeneProblem, first: Genes, selection: Selection, rng: np.random.Generator
+) -> Genes:
     """The last population `[P, G]`, not all of it on the front."""
     algorithm = nsga2(problem.genome, first, selection.population)
-    result = minimize(problem, algorithm, ("n_gen", selection.generations), seed=int(rng.integers(2**31)))
+    result = minimize(
+        problem, algorithm, ("n_gen", selection.generations), seed=int(rng.integers(2**31))
+    )
     return np.asarray(result.pop.get("X"), dtype=np.int64)

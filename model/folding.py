@@ -1,7 +1,8 @@
-"""Networks as other programs like them: of PyTorch's own layers, with batch norms folded into the convolutions.
+"""Networks as other programs like them: of PyTorch's own layers, with batch norms folded into the
+convolutions.
 
-`plain` changes no number but for rounding, and `folded` none in evaluation mode. Both leave the network as it is, and
-return another one that is only good for evaluation.
+`plain` changes no number but for rounding, and `folded` none in evaluation mode. Both leave the
+network as it is, and return another one that is only good for evaluation.
 """
 
 import copy
@@ -72,7 +73,8 @@ def _fold_neighbours(parts: nn.Sequential) -> None:
 
 
 def _fold(convs: list[nn.Conv2d], norm: nn.BatchNorm2d) -> None:
-    """Give `convs`, which share the channels of `norm` in their order, what `norm` does to their results.
+    """Give `convs`, which share the channels of `norm` in their order, what `norm` does to their
+    results.
 
     y = (W x + b - mean) scale + bias with scale = weight / sqrt(var + eps), in double precision.
     """

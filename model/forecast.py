@@ -38,7 +38,8 @@ def forecast(
 ) -> Forecast:
     """Measure both steps on up to `measured` random images and scale to `batch_size`.
 
-    A warm-up step is one of `paths` paths, a generator step one of `sampled` paths, or, where that is 0, of a mixture.
+    A warm-up step is one of `paths` paths, a generator step one of `sampled` paths, or, where that
+    is 0, of a mixture.
     """
     space = supernet.space
     count = min(batch_size, measured)
@@ -70,7 +71,9 @@ def forecast(
     activations = max(activations, saved_bytes(lambda: loss(frozen, soft), frozen))
     generator = seconds(generator_step, place)
     scale = batch_size / count
-    return Forecast(trained_bytes(supernet) + activations * scale, warmup * scale, generator * scale)
+    return Forecast(
+        trained_bytes(supernet) + activations * scale, warmup * scale, generator * scale
+    )
 
 
 def forecast_elastic(
@@ -87,11 +90,15 @@ def forecast_elastic(
     """
     space, count = supernet.space, min(batch_size, measured)
     size = max(space.resolutions)
-    images, labels = place.batch(torch.randn(count, 3, size, size, generator=rng), torch.zeros(count, dtype=torch.long))
+    images, labels = place.batch(
+        torch.randn(count, 3, size, size, generator=rng), torch.zeros(count, dtype=torch.long)
+    )
     _, largest = space.extremes()
 
     def step(resolution: int) -> None:
-        for logits, targets in sandwich_logits(supernet, networks, place, images, labels, rng, (resolution,)):
+        for logits, targets in sandwich_logits(
+            supernet, networks, place, images, labels, rng, (resolution,)
+        ):
             F.cross_entropy(logits, targets).backward()
 
     def forward() -> None:
@@ -100,8 +107,14 @@ def forecast_elastic(
 
     supernet.train()
     activations = saved_bytes(forward, supernet)
-    evenly = np.linspace(0, len(space.resolutions) - 1, min(RESOLUTIONS, len(space.resolutions))).round().astype(int)
-    mean = float(np.mean([seconds(partial(step, space.resolutions[index]), place) for index in evenly]))
+    evenly = (
+        np.linspace(0, len(space.resolutions) - 1, min(RESOLUTIONS, len(space.resolutions)))
+        .round()
+        .astype(int)
+    )
+    mean = float(
+        np.mean([seconds(partial(step, space.resolutions[index]), place) for index in evenly])
+    )
     scale = batch_size / count
     return Forecast(trained_bytes(supernet) + activations * scale, mean * scale, 0.0)
 
@@ -114,7 +127,9 @@ def trained_bytes(network: nn.Module) -> int:
 def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:
     """Bytes that autograd keeps of one forward pass, the weights of the network not counted."""
     kept: dict[int, int] = {}
-    weights = {part.untyped_storage().data_ptr() for part in (*network.parameters(), *network.buffers())}
+    weights = {
+        part.untyped_storage().data_ptr() for part in (*network.parameters(), *network.buffers())
+    }
 
     def keep(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() in weights:

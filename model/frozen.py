@@ -1,7 +1,8 @@
 """The frozen supernet, for soft paths: what the architecture generator is trained against.
 
-`FrozenSupernet` computes a soft mixture, with batch norms folded into the convolutions, and can only be differentiated
-in the path. Axes: B batch, L layers, E sub-blocks, K choices, C channels of a sub-block. Source: SGNAS, section 3.4.
+`FrozenSupernet` computes a soft mixture, with batch norms folded into the convolutions, and can
+only be differentiated in the path. Axes: B batch, L layers, E sub-blocks, K choices, C channels of
+a sub-block. Source: SGNAS, section 3.4.
 """
 
 from contextlib import nullcontext
@@ -24,19 +25,25 @@ if TYPE_CHECKING:
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1x1 convolution, `weight [out, in]`, that keeps nothing of x for a weight without gradient, as conv2d does."""
+    """A 1x1 convolution, `weight [out, in]`, that keeps nothing of x for a weight without gradient,
+    as conv2d does.
+    """
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 class _Mixture(torch.autograd.Function):
-    """`x [B, C, H, W]`, `p [C, kernels]` -> the p-weighted sum of relu6(depthwise convolution) over the kernels.
+    """`x [B, C, H, W]`, `p [C, kernels]` -> the p-weighted sum of relu6(depthwise convolution) over
+    the kernels.
 
-    Differentiable in x and p. Only x is kept; the branches are computed anew where the gradient needs them, one at a
-    time, so that the memory of a generator step is a fraction of that of the plain sum.
+    Differentiable in x and p. Only x is kept; the branches are computed anew where the gradient
+    needs them, one at a time, so that the memory of a generator step is a fraction of that of the
+    plain sum.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, p: Tensor, branches: list[tuple[int, Tensor, Tensor]], stride: int) -> Tensor:
+    def forward(
+        ctx, x: Tensor, p: Tensor, branches: list[tuple[int, Tensor, Tensor]], stride: int
+    ) -> Tensor:
         ctx.save_for_backward(x, p)
         ctx.branches, ctx.stride = branches, stride
         mixture = None
@@ -57,7 +64,8 @@ class _Mixture(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 _, weight, _ = branch
                 inner = torch.ops.aten.hardtanh_backward(gradient, y, 0.0, 6.0)
-                shared = weight * p[:, column, None, None, None]  # so that no pass multiplies the maps by p
+                # so that no pass multiplies the maps by p
+                shared = weight * p[:, column, None, None, None]
                 part = gradient_of_input(inner, x, shared, ctx.stride)
                 of_x = part if of_x is None else of_x.add_(part)
             of_p[:, column] = y.mul_(gradient).sum(dim=(0, 2, 3))
@@ -70,10 +78,11 @@ def _branch(x: Tensor, branch: tuple[int, Tensor, Tensor], stride: int) -> Tenso
 
 
 class FrozenBlock(nn.Module):
-    """A layer for soft paths: each sub-block gives the p-weighted sum of its kernel branches, skip gives zero.
+    """A layer for soft paths: each sub-block gives the p-weighted sum of its kernel branches, skip
+    gives zero.
 
-    All weights are buffers with the batch norms folded in; the last norm, chosen by the rounded number of skipped
-    sub-blocks, is folded for each number that can occur.
+    All weights are buffers with the batch norms folded in; the last norm, chosen by the rounded
+    number of skipped sub-blocks, is folded for each number that can occur.
     """
 
     def __init__(self, block: "UnifiedBlock", choice_index: list[int]):
@@ -82,7 +91,9 @@ class FrozenBlock(nn.Module):
         E, C = block.spec.expansion, block.spec.in_channels
         if E > 1:
             every = torch.arange(E, device=block.expand.device)
-            self._keep("expand", block.expand_bn.folded_into(block.expand.flatten(0, 1).flatten(1), every))
+            self._keep(
+                "expand", block.expand_bn.folded_into(block.expand.flatten(0, 1).flatten(1), every)
+            )
         scale, shift = (part.view(-1, E, C) for part in block.depthwise_bn.affine())
         for index, k in enumerate(self.kernels):
             weight = block.depthwise[str(k)] * scale[index, :, :, None, None, None]
@@ -99,7 +110,9 @@ class FrozenBlock(nn.Module):
         self.register_buffer(name, weight.detach().clone(), persistent=False)
 
     def forward(self, x: Tensor, p: Tensor, skipped: int) -> Tensor:
-        """`p [E, kernels of this layer]`, entries that count zero already 0; `skipped`: rounded number of skips."""
+        """`p [E, kernels of this layer]`, entries that count zero already 0; `skipped`: rounded
+        number of skips.
+        """
         E, C = self.spec.expansion, self.spec.in_channels
         if skipped >= E:
             if self.spec.may_vanish:
@@ -110,7 +123,9 @@ class FrozenBlock(nn.Module):
             pixels = Pixels.of(x)
             (y,) = map(pixels.maps, relu6_products(pixels.rows, self.expand, [E * C]))
         names = [(k, f"depthwise_{k}", f"depthwise_bias_{k}") for k in self.kernels]
-        branches = [(k, getattr(self, w).to(y.dtype), getattr(self, b).to(y.dtype)) for k, w, b in names]
+        branches = [
+            (k, getattr(self, w).to(y.dtype), getattr(self, b).to(y.dtype)) for k, w, b in names
+        ]
         y = _Mixture.apply(y, p.repeat_interleave(C, dim=0).to(y.dtype), branches, self.spec.stride)
         if self.spec.se:
             y = y * self._gate(y.mean(dim=(2, 3)), (E - skipped) * C)
@@ -119,13 +134,18 @@ class FrozenBlock(nn.Module):
 
     def _gate(self, pooled: Tensor, middle: int) -> Tensor:
         width = squeezed_channels(middle)
-        squeezed = F.linear(pooled, self.squeeze[:width].flatten(1), self.squeeze_bias[:width]).relu()
-        gate = F.linear(squeezed, self.excite[:, :, :width].flatten(0, 1), self.excite_bias.flatten())
+        squeezed = F.linear(
+            pooled, self.squeeze[:width].flatten(1), self.squeeze_bias[:width]
+        ).relu()
+        gate = F.linear(
+            squeezed, self.excite[:, :, :width].flatten(0, 1), self.excite_bias.flatten()
+        )
         return F.hardsigmoid(gate)[:, :, None, None]
 
 
 class FrozenSupernet(nn.Module):
-    """`frozen(images [B, 3, H, W], path [L, E, K]) -> logits [B, classes]`, differentiable in the path alone.
+    """`frozen(images [B, 3, H, W], path [L, E, K]) -> logits [B, classes]`, differentiable in the
+    path alone.
 
     Entries of the path up to `NEGLIGIBLE` count as zero (SGNAS, stage 2).
     """
@@ -135,7 +155,9 @@ class FrozenSupernet(nn.Module):
         self.space = supernet.space
         self.stem = nn.Sequential(*_folded(supernet.first), *_folded(supernet.first_mb))
         index = self.space.kernels.index
-        self.stages = nn.ModuleList(FrozenBlock(block, [index(k) for k in block.kernels]) for block in supernet.stages)
+        self.stages = nn.ModuleList(
+            FrozenBlock(block, [index(k) for k in block.kernels]) for block in supernet.stages
+        )
         conv, bn, act = supernet.last_stage
         self.head = nn.Sequential(fuse_conv_bn_eval(conv, bn), act)
         self.classifier = nn.Linear(self.space.head_channels, self.space.classes)
@@ -144,7 +166,9 @@ class FrozenSupernet(nn.Module):
 
     def forward(self, images: Tensor, path: Tensor) -> Tensor:
         kept = path * (path > NEGLIGIBLE)
-        skipped = (self.space.expansions - self.space.active(path.detach()).cpu()).round().long().tolist()
+        skipped = (
+            (self.space.expansions - self.space.active(path.detach()).cpu()).round().long().tolist()
+        )
         x = self.stem(images)
         for block, p, count in zip(self.stages, kept, skipped, strict=True):
             x = block(x, p[: block.spec.expansion, block.choice_index], count)

@@ -1,4 +1,6 @@
-"""Training the architecture generator against the frozen supernet (SGNAS, section 3.4), and how well it answers."""
+"""Training the architecture generator against the frozen supernet (SGNAS, section 3.4), and how
+well it answers.
+"""
 
 import copy
 import math
@@ -38,15 +40,25 @@ class GeneratorTraining:
         place: Placement,
         checkpoint: Path,
     ):
-        self.frozen, self.pool, self.hardware_loss, self.config, self.place = frozen, pool, hardware_loss, config, place
+        self.frozen, self.pool, self.hardware_loss, self.config, self.place = (
+            frozen,
+            pool,
+            hardware_loss,
+            config,
+            place,
+        )
         self.checkpoint = checkpoint
         self.table = copy.deepcopy(table).to(place.device)
         seed_global(stream(config.seed, "generator"))
-        self.generator = ArchitectureGenerator(config.low_flops, config.high_flops, config.hc_dim).to(place.device)
+        self.generator = ArchitectureGenerator(
+            config.low_flops, config.high_flops, config.hc_dim
+        ).to(place.device)
         self.average = moving_average(self.generator, config.generator_ema)
         self.optimizer = make_optimizer(self.generator.parameters(), config.g_optim_state)
         state = config.g_optim_state
-        self.schedule = Schedule(config.g_lr_scheduler, state.lr, config.search_epochs, steps_per_epoch)
+        self.schedule = Schedule(
+            config.g_lr_scheduler, state.lr, config.search_epochs, steps_per_epoch
+        )
         self.epochs, self.tally = 0, Tally()
         self.best_loss, self.best_top1 = float("inf"), -1.0
 
@@ -81,14 +93,18 @@ class GeneratorTraining:
         self.best_loss, self.best_top1 = state["best_loss"], state["best_top1"]
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> None:
-        """What is left of a pass over the images that feed the generator, `targets_per_step` targets a step.
+        """What is left of a pass over the images that feed the generator, `targets_per_step`
+        targets a step.
 
-        Of several processes each has images and targets of its own; they step by the mean of their gradients.
+        Of several processes each has images and targets of its own; they step by the mean of their
+        gradients.
         """
         config, step, rank = self.config, self.tally.steps, distributed.rank()
         tau = config.tau * config.tau_decay**epoch
         drawn = (len(batches), distributed.size(), config.targets_per_step)
-        targets = training_targets(config, math.prod(drawn), stream(config.seed, "targets", epoch)).view(drawn)
+        targets = training_targets(
+            config, math.prod(drawn), stream(config.seed, "targets", epoch)
+        ).view(drawn)
         self.generator.train()
         check_stop_together()
         for images, labels in batches.epoch(epoch, step):
@@ -113,18 +129,24 @@ class GeneratorTraining:
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of a step (SGNAS, equation 6) and what the progress shows of it.
 
-        What was generated for the first of `targets [N]` goes through the supernet, as a mixture, or as `sampled_paths`
-        paths; all of them pay for missing their targets.
+        What was generated for the first of `targets [N]` goes through the supernet, as a mixture,
+        or as `sampled_paths` paths; all of them pay for missing their targets.
         """
         space = self.frozen.space
         logits = self.generator(self.pool.nearest(targets), targets)
         paths = space.relax(logits, tau, gumbel)
         count = self.config.sampled_paths
-        seen = space.discretize(space.relax(logits[:1].expand(count, -1, -1, -1), 1.0, gumbel)) if count else paths[:1]
+        seen = (
+            space.discretize(space.relax(logits[:1].expand(count, -1, -1, -1), 1.0, gumbel))
+            if count
+            else paths[:1]
+        )
         scores, losses = zip(*(self._passed(images, labels, path) for path in seen), strict=True)
         supernet_loss = losses[0]
         if count:
-            likelihood = (space.relax(logits[0], 1.0).clamp(min=1e-8).log() * seen).sum(dim=(1, 2, 3))
+            likelihood = (space.relax(logits[0], 1.0).clamp(min=1e-8).log() * seen).sum(
+                dim=(1, 2, 3)
+            )
             supernet_loss = expected(torch.stack(losses), likelihood)
         if self.config.straight_through:
             paths = straight_through(space.discretize(logits), space.relax(logits, 1.0))
@@ -140,7 +162,9 @@ class GeneratorTraining:
         """Logits and loss of a path through the supernet; a discrete one needs no gradient."""
         with torch.set_grad_enabled(path.requires_grad), self.place.autocast():
             scores = self.frozen(images, path)
-            return scores, F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
+            return scores, F.cross_entropy(
+                scores, labels, label_smoothing=self.config.label_smoothing
+            )
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
@@ -149,12 +173,13 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def expected(losses: Tensor, likelihoods: Tensor) -> Tensor:
-    """The mean of the `losses [M]` of sampled paths, with a gradient for what they were sampled from.
+    """The mean of the `losses [M]` of sampled paths, with a gradient for what they were sampled
+    from.
 
-    `likelihoods [M]` are the logarithms of their probabilities. A path becomes likelier by how many standard deviations
-    it is better than the mean of the others: cells that compute nothing differ from all others by a hundred times what
-    good ones differ by. Source: Williams, "Simple statistical gradient-following algorithms", 1992, with the baseline
-    of Kool et al., 2019.
+    `likelihoods [M]` are the logarithms of their probabilities. A path becomes likelier by how many
+    standard deviations it is better than the mean of the others: cells that compute nothing differ
+    from all others by a hundred times what good ones differ by. Source: Williams, "Simple
+    statistical gradient-following algorithms", 1992, with the baseline of Kool et al., 2019.
     """
     others = (losses.sum() - losses) / (len(losses) - 1)
     worse = (losses - others).detach()
@@ -164,22 +189,27 @@ def expected(losses: Tensor, likelihoods: Tensor) -> Tensor:
 
 def training_targets(config: Config, count: int, rng: torch.Generator) -> Tensor:
     """Targets `[count]`: the multiples of `target_step` in shuffled rounds, each with its jitter."""
-    first, stop = (math.ceil(round(b / config.target_step, 6)) for b in (config.low_flops, config.high_flops))
+    first, stop = (
+        math.ceil(round(b / config.target_step, 6)) for b in (config.low_flops, config.high_flops)
+    )
     marks = config.target_step * torch.arange(first, stop, dtype=torch.float64)
-    rounds = [marks[torch.randperm(len(marks), generator=rng)] for _ in range(-(-count // len(marks)))]
+    rounds = [
+        marks[torch.randperm(len(marks), generator=rng)] for _ in range(-(-count // len(marks)))
+    ]
     jitter = (2 * torch.rand(count, generator=rng, dtype=torch.float64) - 1) * config.target_jitter
     return (torch.cat(rounds)[:count] + jitter).float()
 
 
-# -- how well it answers ---------------------------------------------------------------------------------------------
+# -- how well it answers ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Answers:
     """The architectures for low..high in steps of `eval_step`, and what they say of the generator.
 
-    `hardware_loss` is the total over the targets, `kendall_tau` that between targets and costs, `mean_miss` the mean
-    of |cost - target| / target, `prior_kept` the share of choices that are those of a prior.
+    `hardware_loss` is the total over the targets, `kendall_tau` that between targets and costs,
+    `mean_miss` the mean of |cost - target| / target, `prior_kept` the share of choices that are
+    those of a prior.
     """
 
     found: list[Generated]
@@ -214,7 +244,9 @@ def evaluated_targets(config: Config) -> Tensor:
 
 
 def _prior_kept(ready: ReadyGenerator, found: list[Generated]) -> float:
-    """Share of the choices that are those of the most similar of the priors they were generated from."""
+    """Share of the choices that are those of the most similar of the priors they were generated
+    from.
+    """
     space = ready.table.space
     priors = ready.pool.near(torch.tensor([g.target for g in found]), ready.priors_per_target)
     paths = torch.stack([space.encode(g.architecture) for g in found])

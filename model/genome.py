@@ -1,8 +1,7 @@
 """A search space as the evolutionary search sees it: rows of integers, with costs in closed form.
 
-`ElasticGenome` is the once-for-all space, `UnifiedGenome` that of SGNAS, whose genes are the choices of the sub-blocks,
-`CellGenome` that of NAS-Bench-201.
-Axes: N architectures, G genes.
+`ElasticGenome` is the once-for-all space, `UnifiedGenome` that of SGNAS, whose genes are the
+choices of the sub-blocks, `CellGenome` that of NAS-Bench-201. Axes: N architectures, G genes.
 """
 
 from typing import Protocol
@@ -37,7 +36,9 @@ class Genome(Protocol):
         """The smallest and the largest architecture `[2, G]`."""
 
     def canonical(self, genes: Genes) -> Genes:
-        """One row for each network: what a network does not express is fixed, what it must not be is mended."""
+        """One row for each network: what a network does not express is fixed, what it must not be
+        is mended.
+        """
 
     def expressed(self, genes: Genes) -> NDArray[np.bool_]:
         """`[N, G]`: which genes the networks express; the others tell nothing of them."""
@@ -59,7 +60,8 @@ class Genome(Protocol):
 
 
 def features(genome: Genome, genes: Genes) -> NDArray[np.float64]:
-    """`[N, F]` for models that learn from few architectures: each gene one-hot, and its value from 0 to 1.
+    """`[N, F]` for models that learn from few architectures: each gene one-hot, and its value from
+    0 to 1.
 
     A gene that is not expressed has no one-hot, and a half for its value.
     """
@@ -71,12 +73,17 @@ def features(genome: Genome, genes: Genes) -> NDArray[np.float64]:
 
 
 def open_genome(
-    config: Config | None, kind: str | None, supernet_path: str, classes: int | None = None, fine_tuned: bool = True
+    config: Config | None,
+    kind: str | None,
+    supernet_path: str,
+    classes: int | None = None,
+    fine_tuned: bool = True,
 ) -> Genome:
-    """The space of a trained supernet: that of a config, or without one of an elastic checkpoint by itself.
+    """The space of a trained supernet: that of a config, or without one of an elastic checkpoint by
+    itself.
 
-    `kind` is unified, elastic, or what the config says. UserError when all this does not fit together; see
-    `load_published_elastic` for `fine_tuned`.
+    `kind` is unified, elastic, or what the config says. UserError when all this does not fit
+    together; see `load_published_elastic` for `fine_tuned`.
     """
     if config is None:
         if kind == "unified":
@@ -88,7 +95,9 @@ def open_genome(
             f"--n_classes {classes}: the config has {config.classes}; --n_epochs above 0 fine-tunes for others"
         )
     if kind not in (None, config.supernet):
-        raise UserError(f"--space {kind}: the config describes a supernet of kind {config.supernet}")
+        raise UserError(
+            f"--space {kind}: the config describes a supernet of kind {config.supernet}"
+        )
     supernet = build_supernet(config)
     load_supernet(supernet, supernet_path)
     supernet.eval()
@@ -98,7 +107,9 @@ def open_genome(
 
 
 class ElasticGenome:
-    """The genes of `model/elastic_space.py`, with a supernet to inherit from where networks are asked for."""
+    """The genes of `model/elastic_space.py`, with a supernet to inherit from where networks are
+    asked for.
+    """
 
     def __init__(self, space: ElasticSpace, supernet: ElasticSupernet | None = None):
         self.space, self.supernet = space, supernet
@@ -127,11 +138,16 @@ class ElasticGenome:
 class CellGenome:
     """A gene for each edge of a NAS-Bench-201 cell: the number of its operation, none last.
 
-    All count as expressed, and cells that compute the same by different edges as different ones, as in the benchmark.
+    All count as expressed, and cells that compute the same by different edges as different ones, as
+    in the benchmark.
     """
 
     def __init__(self, supernet: CellSupernet):
-        self.supernet, self.space, self.table = supernet, supernet.space, LookUpTable(supernet.space)
+        self.supernet, self.space, self.table = (
+            supernet,
+            supernet.space,
+            LookUpTable(supernet.space),
+        )
         self.largest_genes = np.full(len(EDGES), len(OPERATIONS))
 
     def sample(self, count: int, rng: np.random.Generator) -> Genes:
@@ -174,15 +190,27 @@ class CellGenome:
 
 
 class UnifiedGenome:
-    """A gene for each sub-block that a layer has: the index of its choice, skip last. All of them are expressed."""
+    """A gene for each sub-block that a layer has: the index of its choice, skip last. All of them
+    are expressed.
+    """
 
     def __init__(self, supernet: UnifiedSupernet):
-        self.supernet, self.space, self.table = supernet, supernet.space, LookUpTable(supernet.space)
+        self.supernet, self.space, self.table = (
+            supernet,
+            supernet.space,
+            LookUpTable(supernet.space),
+        )
         E = self.space.shape[1]
-        self._exists = np.array([[e < spec.expansion for e in range(E)] for spec in self.space.layers])
-        self._choices = [self._choices_of(spec) for spec in self.space.layers for _ in range(spec.expansion)]
+        self._exists = np.array(
+            [[e < spec.expansion for e in range(E)] for spec in self.space.layers]
+        )
+        self._choices = [
+            self._choices_of(spec) for spec in self.space.layers for _ in range(spec.expansion)
+        ]
         self.largest_genes = np.array([len(choices) - 1 for choices in self._choices])
-        self._layers = np.array([i for i, spec in enumerate(self.space.layers) for _ in range(spec.expansion)])
+        self._layers = np.array(
+            [i for i, spec in enumerate(self.space.layers) for _ in range(spec.expansion)]
+        )
 
     def _choices_of(self, spec) -> list[int]:
         """Indices along K of what a sub-block of the layer may choose, in ascending order."""
@@ -200,19 +228,28 @@ class UnifiedGenome:
         return self.canonical(np.stack([smallest, self.largest_genes - skips]))
 
     def _specs(self) -> list[tuple]:
-        return [(self.space.layers[layer], choices) for layer, choices in zip(self._layers, self._choices, strict=True)]
+        return [
+            (self.space.layers[layer], choices)
+            for layer, choices in zip(self._layers, self._choices, strict=True)
+        ]
 
     def canonical(self, genes: Genes) -> Genes:
-        """Layers with too few active sub-blocks get more: their first ones that skip, with the smallest kernel."""
+        """Layers with too few active sub-blocks get more: their first ones that skip, with the
+        smallest kernel.
+        """
         genes = genes.copy()
         skips = np.array([spec.skip for spec, _ in self._specs()]) & (genes == self.largest_genes)
         for layer, spec in enumerate(self.space.layers):
             own = self._layers == layer
             active = (~skips[:, own]).sum(axis=1, keepdims=True)
             missing = np.where(
-                spec.may_vanish & (active == 0), 0, spec.least_active(max(2, self.space.min_expansion)) - active
+                spec.may_vanish & (active == 0),
+                0,
+                spec.least_active(max(2, self.space.min_expansion)) - active,
             )
-            genes[:, own] = np.where(skips[:, own] & (skips[:, own].cumsum(axis=1) <= missing), 0, genes[:, own])
+            genes[:, own] = np.where(
+                skips[:, own] & (skips[:, own].cumsum(axis=1) <= missing), 0, genes[:, own]
+            )
         return genes
 
     def expressed(self, genes: Genes) -> NDArray[np.bool_]:
@@ -227,13 +264,20 @@ class UnifiedGenome:
         L, E, K = self.space.shape
         index = np.full((len(genes), L, E), K - 1)
         index[:, self._exists] = np.stack(
-            [np.array(choices)[column] for choices, column in zip(self._choices, genes.T, strict=True)], axis=1
+            [
+                np.array(choices)[column]
+                for choices, column in zip(self._choices, genes.T, strict=True)
+            ],
+            axis=1,
         )
         return nn.functional.one_hot(torch.from_numpy(index), K).float()
 
     def _of_paths(self, paths: torch.Tensor) -> Genes:
         index = paths.argmax(dim=-1).numpy()[:, self._exists]
-        columns = [np.searchsorted(choices, column) for choices, column in zip(self._choices, index.T, strict=True)]
+        columns = [
+            np.searchsorted(choices, column)
+            for choices, column in zip(self._choices, index.T, strict=True)
+        ]
         return np.stack(columns, axis=1)
 
     def record(self, row: Genes) -> dict:
@@ -247,7 +291,9 @@ class UnifiedGenome:
             architecture = Architecture.of(record["choices"])
             self.space.check(architecture)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f'architecture: expected {{"choices": [...]}} of this space ({error})') from None
+            raise UserError(
+                f'architecture: expected {{"choices": [...]}} of this space ({error})'
+            ) from None
         return self._of_paths(self.space.encode(architecture)[None])[0].tolist()
 
     def blueprint(self, row: Genes) -> Blueprint:

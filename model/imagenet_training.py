@@ -1,4 +1,5 @@
-"""The published ImageNet recipes: batches, optimiser, schedule, averaged weights and teacher, by timm.
+"""The published ImageNet recipes: batches, optimiser, schedule, averaged weights and teacher, by
+timm.
 
 SGNAS, section 4.1; NSGANetV2, section 4. The flags are those of `utils/imagenet_flags.py`.
 """
@@ -30,7 +31,9 @@ MEAN, STD = IMAGE_SETS["imagenet"].mean, IMAGE_SETS["imagenet"].std
 
 
 def loaders(dataset: Dataset, size: int, args: argparse.Namespace) -> tuple[FileLoader, FileLoader]:
-    """Training batches of all processes and all accumulated parts together, augmented by timm; and test batches."""
+    """Training batches of all processes and all accumulated parts together, augmented by timm; and
+    test batches.
+    """
     try:
         augment = create_transform(
             size,
@@ -47,12 +50,16 @@ def loaders(dataset: Dataset, size: int, args: argparse.Namespace) -> tuple[File
             re_count=args.recount,
         )
     except (ValueError, TypeError, AssertionError, KeyError, IndexError) as error:
-        raise UserError(f"--aa {args.aa}, --color-jitter {args.color_jitter}: timm refuses it ({error})") from None
+        raise UserError(
+            f"--aa {args.aa}, --color-jitter {args.color_jitter}: timm refuses it ({error})"
+        ) from None
     normalise, seed = Normalisation(MEAN, STD), stream(args.seed, "imagenet batches").initial_seed()
     together = args.batch_size * distributed.size() * args.accumulate
     batches = FileLoader(dataset.train, together, augment, True, seed, args.workers)
     of_test = args.validation_batch_size or args.batch_size
-    return batches, FileLoader(dataset.test, of_test, evaluation_transform(size, normalise), False, 0, args.workers)
+    return batches, FileLoader(
+        dataset.test, of_test, evaluation_transform(size, normalise), False, 0, args.workers
+    )
 
 
 def build_training(
@@ -66,7 +73,12 @@ def build_training(
 ) -> tuple[ScratchTraining, int]:
     """With the number of epochs, which the schedule decides."""
     optional = {"eps": args.opt_eps} if args.opt_eps is not None else {}
-    given = {"lr": args.lr, "weight_decay": args.weight_decay, "momentum": args.momentum, **optional}
+    given = {
+        "lr": args.lr,
+        "weight_decay": args.weight_decay,
+        "momentum": args.momentum,
+        **optional,
+    }
     try:
         optimizer = create_optimizer_v2(network, args.opt, **given)
         scheduler, epochs = create_scheduler_v2(
@@ -80,15 +92,20 @@ def build_training(
             warmup_lr=args.warmup_lr,
             warmup_epochs=args.warmup_epochs,
         )
-        if scheduler is None or args.sched == "plateau":  # which waits for a score, and scores choose nothing here
+        # which waits for a score, and scores choose nothing here
+        if scheduler is None or args.sched == "plateau":
             raise ValueError("a schedule of the epoch is needed")
     except (ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"--opt {args.opt}, --sched {args.sched}: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"--opt {args.opt}, --sched {args.sched}: {' '.join(str(error).split())}"
+        ) from None
     mixes = bool(args.mixup or args.cutmix)
     smoothing = 0.0 if mixes else args.smoothing  # mixed labels are smoothed as they are mixed
     teacher = load_teacher(args.teacher, classes, args.teacher_checkpoint) if args.teacher else None
     recipe = Recipe(
-        DistillationLoss(args.kd_ratio, smoothing) if teacher else nn.CrossEntropyLoss(label_smoothing=smoothing),
+        DistillationLoss(args.kd_ratio, smoothing)
+        if teacher
+        else nn.CrossEntropyLoss(label_smoothing=smoothing),
         optimizer,
         TimmSchedule(scheduler, len(batches)),
         place,
@@ -99,15 +116,23 @@ def build_training(
         torch.amp.GradScaler(place.device.type, enabled=args.amp and args.amp_dtype == "float16"),
         **({"mix": even_mix(args, classes)} if mixes else {}),
     )
-    average = ModelEmaV3(network, args.model_ema_decay, use_warmup=args.model_ema_warmup) if args.model_ema else None
+    average = (
+        ModelEmaV3(network, args.model_ema_decay, use_warmup=args.model_ema_warmup)
+        if args.model_ema
+        else None
+    )
 
     def move_average(steps: int) -> None:
         if average:
             average.update(network, steps if args.model_ema_warmup else None)
 
     compiled = torch.compile(network) if args.compile else network
-    forwards = partial(passes, compiled, teacher.to(place.device) if teacher else None, args.accumulate, place)
-    return ScratchTraining(network, recipe, described, batches.batch_size, average, move_average, forwards), epochs
+    forwards = partial(
+        passes, compiled, teacher.to(place.device) if teacher else None, args.accumulate, place
+    )
+    return ScratchTraining(
+        network, recipe, described, batches.batch_size, average, move_average, forwards
+    ), epochs
 
 
 def passes(
@@ -119,7 +144,9 @@ def passes(
     labels: Tensor,
     rng: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A step: the accumulated parts of a batch one after another, with the answers of the teacher if there is one."""
+    """A step: the accumulated parts of a batch one after another, with the answers of the teacher
+    if there is one.
+    """
     for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
         with place.autocast():
             logits = network(some)
@@ -127,7 +154,9 @@ def passes(
         yield logits, targets
 
 
-def even_mix(args: argparse.Namespace, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def even_mix(
+    args: argparse.Namespace, classes: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Mixup and CutMix of timm, which pairs images: of an odd number, the last one is left out."""
     mix = Mixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=classes)
 

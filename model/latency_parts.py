@@ -1,6 +1,7 @@
 """What latency tables are made of: the parts that networks of a space can have, by key.
 
-Keys of elastic spaces are the published ones; those of unified spaces name the kernel of each sub-block.
+Keys of elastic spaces are the published ones; those of unified spaces name the kernel of each
+sub-block.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from model.space import LayerSpec, SearchSpace, UnifiedSpace
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a network, built when it is asked for, and the shape of what enters it, `[C, H, W]` or `[C]`."""
+    """A part of a network, built when it is asked for, and the shape of what enters it, `[C, H, W]`
+    or `[C]`.
+    """
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -26,14 +29,15 @@ class Part:
 
 @singledispatch
 def parts_of(space: SearchSpace | ElasticSpace, **options) -> dict[str, Part]:
-    """All parts that networks of the space can have, by key; `options` are `se` and `activation` of unified ones.
+    """All parts that networks of the space can have, by key; `options` are `se` and `activation` of
+    unified ones.
 
     TypeError for a space of another kind.
     """
     raise TypeError(f"no parts are known of {type(space).__name__}")
 
 
-# -- elastic spaces --------------------------------------------------------------------------------------------------
+# -- elastic spaces --------------------------------------------------------------------------------
 
 
 @parts_of.register
@@ -44,7 +48,11 @@ def _(space: ElasticSpace) -> dict[str, Part]:
         for stage in range(len(space.stages)):
             for position in range(min(2, space.most_layers)):  # all but the first are alike
                 size = size_before(space, r, stage, position)
-                layers = [space.layer(stage, position, k, e) for k in space.kernels for e in space.expansions]
+                layers = [
+                    space.layer(stage, position, k, e)
+                    for k in space.kernels
+                    for e in space.expansions
+                ]
                 parts |= {layer_key(layer, size): _layer_part(layer, size) for layer in layers}
     return parts
 
@@ -95,7 +103,7 @@ def _classifier_key(channels: int, classes: int) -> str:
     return f"classifier-input:{channels}-output:{classes}"
 
 
-# -- unified spaces --------------------------------------------------------------------------------------------------
+# -- unified spaces --------------------------------------------------------------------------------
 
 
 @parts_of.register
@@ -104,14 +112,22 @@ def _(space: UnifiedSpace, se: bool = False, activation: str = "relu6") -> dict[
     for spec, (size, _) in zip(space.layers, space.sizes, strict=True):
         for count in range(1, spec.expansion + 1):
             for kernels in combinations_with_replacement(sorted(spec.kernels), count):
-                part = Part(partial(_bottleneck, spec, kernels, se, activation), (spec.in_channels, size, size))
+                part = Part(
+                    partial(_bottleneck, spec, kernels, se, activation),
+                    (spec.in_channels, size, size),
+                )
                 parts[mixed_key(spec, kernels, size, se, activation)] = part
     return parts
 
 
 def ends(space: UnifiedSpace, se: bool, activation: str) -> dict[str, Part]:
     """What all networks have: stem, first block, head and classifier, by key."""
-    stem, first, head, classes = space.stem_channels, space.first_channels, space.head_channels, space.classes
+    stem, first, head, classes = (
+        space.stem_channels,
+        space.first_channels,
+        space.head_channels,
+        space.classes,
+    )
     size, (_, last), out = space.image_size, space.sizes[-1], space.layers[-1].out_channels
     after = space.sizes[0][0]
     block = LayerSpec(stem, first, 1, 1, (3,))
@@ -120,7 +136,8 @@ def ends(space: UnifiedSpace, se: bool, activation: str) -> dict[str, Part]:
             lambda: ConvBN(3, stem, 3, space.stem_stride, activation), (3, size, size)
         ),
         mixed_key(block, (3,), after, se, activation, residual=False): Part(
-            lambda: InvertedBottleneck(stem, first, (3,), se=se, activation=activation), (stem, after, after)
+            lambda: InvertedBottleneck(stem, first, (3,), se=se, activation=activation),
+            (stem, after, after),
         ),
         f"last_stage-input:{last}x{last}x{out}-output:1x1x{head}-act:{activation}": Part(
             lambda: nn.Sequential(head_stage(out, head, activation), _Pool()), (out, last, last)
@@ -130,7 +147,12 @@ def ends(space: UnifiedSpace, se: bool, activation: str) -> dict[str, Part]:
 
 
 def mixed_key(
-    spec: LayerSpec, kernels: tuple[int, ...], size: int, se: bool, activation: str, residual: bool | None = None
+    spec: LayerSpec,
+    kernels: tuple[int, ...],
+    size: int,
+    se: bool,
+    activation: str,
+    residual: bool | None = None,
 ) -> str:
     """The key of a layer with these sub-blocks, in any order, whose input has `size` pixels a side."""
     after = -(-size // spec.stride)
@@ -143,7 +165,9 @@ def mixed_key(
 
 def _bottleneck(spec: LayerSpec, kernels: tuple[int, ...], se: bool, activation: str) -> nn.Module:
     channels = (spec.in_channels, spec.out_channels)
-    return InvertedBottleneck(*channels, kernels, spec.stride, spec.residual, se or spec.se, activation)
+    return InvertedBottleneck(
+        *channels, kernels, spec.stride, spec.residual, se or spec.se, activation
+    )
 
 
 class _Pool(nn.Module):

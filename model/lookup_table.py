@@ -1,7 +1,9 @@
-"""The cost of an architecture in closed form, differentiable in the choice probabilities, and the loss of missing one.
+"""The cost of an architecture in closed form, differentiable in the choice probabilities, and the
+loss of missing one.
 
-Unit: millions of multiply-adds of convolutions at batch 1; BN and activations do not count, and the final linear layer
-only where a space counts it in its base. Source: SGNAS, section 3.3 (the FLOPs lookup table).
+Unit: millions of multiply-adds of convolutions at batch 1; BN and activations do not count, and the
+final linear layer only where a space counts it in its base. Source: SGNAS, section 3.3 (the FLOPs
+lookup table).
 """
 
 from dataclasses import dataclass
@@ -14,12 +16,15 @@ from torch import Tensor, nn
 from model.blocks import squeezed_channels
 from model.space import SearchSpace, UnifiedSpace
 
-# Choices of a smaller probability are not computed by the soft unified supernet, and so cost nothing (published).
+# Choices of a smaller probability are not computed by the soft unified supernet, and so cost
+# nothing (published).
 NEGLIGIBLE = 0.01
 
 
 class CostTable(Protocol):
-    """What generators are trained for: `table(paths [..., L, E, K]) -> cost [...]`, differentiable, in its `unit`."""
+    """What generators are trained for: `table(paths [..., L, E, K]) -> cost [...]`, differentiable,
+    in its `unit`.
+    """
 
     unit: str
     digest: str  # tells tables of one unit apart
@@ -28,18 +33,22 @@ class CostTable(Protocol):
     def __call__(self, paths: Tensor) -> Tensor: ...
     def to(self, device: torch.device) -> "CostTable": ...
     def parameters_m(self, paths: Tensor) -> Tensor:
-        """Millions of parameters of the stand-alone networks of one-hot paths `[..., L, E, K]`, `[...]`."""
+        """Millions of parameters of the stand-alone networks of one-hot paths `[..., L, E, K]`,
+        `[...]`.
+        """
 
     def reach(self, min_expansion: int = 1) -> tuple[float, float]:
-        """Least and greatest cost of an architecture with at least `min_expansion` active sub-blocks a layer."""
+        """Least and greatest cost of an architecture with at least `min_expansion` active
+        sub-blocks a layer.
+        """
 
 
 @dataclass(frozen=True)
 class CostTerms:
     """What `LookUpTable` adds up, in multiply-adds and parameters; see there.
 
-    Of each choice `[L, K]`; of the convolutions at full expansion `[L]`; by the number of active sub-blocks
-    `[L, E + 1]`; and of what all architectures have.
+    Of each choice `[L, K]`; of the convolutions at full expansion `[L]`; by the number of active
+    sub-blocks `[L, E + 1]`; and of what all architectures have.
     """
 
     choice: list[list[int]]
@@ -82,24 +91,33 @@ class LookUpTable(nn.Module):
         self.base, self.base_parameters = terms.base / 1e6, terms.base_parameters
 
     def _table(self, name: str, rows: list, unit: float = 1.0) -> None:
-        self.register_buffer(name, (torch.tensor(rows, dtype=torch.float64) / unit).float(), persistent=False)
+        self.register_buffer(
+            name, (torch.tensor(rows, dtype=torch.float64) / unit).float(), persistent=False
+        )
 
     def forward(self, paths: Tensor) -> Tensor:
         counted = paths * (paths > NEGLIGIBLE)
         active = self.space.active(paths)
         # Half a sub-block of slack: a sum of probabilities is never exactly 1.
         pointwise = self.expand * (active > 1.5) + self.project
-        layers = torch.einsum("...lek,lk->...l", counted, self.choice) + active / self.expansions * pointwise
+        layers = (
+            torch.einsum("...lek,lk->...l", counted, self.choice)
+            + active / self.expansions * pointwise
+        )
         return self.base + layers.sum(dim=-1) + self._squeeze_excite(active)
 
     def _squeeze_excite(self, active: Tensor) -> Tensor:
-        """Cost of squeeze-excite, linear between whole numbers of active sub-blocks (rounding makes it a staircase)."""
+        """Cost of squeeze-excite, linear between whole numbers of active sub-blocks (rounding makes
+        it a staircase).
+        """
         counts = torch.arange(self.se.shape[1], device=active.device)
         weights = (1 - (active[..., None] - counts).abs()).clamp(min=0)
         return (weights * self.se).sum(dim=(-2, -1))
 
     def parameters_m(self, paths: Tensor) -> Tensor:
-        """Millions of parameters of the stand-alone networks of one-hot paths `[..., L, E, K]`, `[...]`."""
+        """Millions of parameters of the stand-alone networks of one-hot paths `[..., L, E, K]`,
+        `[...]`.
+        """
         active = self.space.active(paths).round().long()
         layers = torch.arange(active.shape[-1], device=active.device)
         choices = torch.einsum("...lek,lk->...l", paths, self.choice_parameters)
@@ -107,17 +125,21 @@ class LookUpTable(nn.Module):
         return (per_layer.double().sum(dim=-1) + self.base_parameters) / 1e6
 
     def reach(self, min_expansion: int = 1) -> tuple[float, float]:
-        """Least and greatest cost in M of an architecture with at least `min_expansion` active sub-blocks a layer."""
+        """Least and greatest cost in M of an architecture with at least `min_expansion` active
+        sub-blocks a layer.
+        """
         least, most = self(self.space.extremes(min_expansion).to(self.choice.device)).tolist()
         return least, most
 
 
 @dataclass(frozen=True)
 class HardwareLoss:
-    """`loss(costs [N], targets [N]) -> [N]`: alpha (miss / unit)^2, times `penalty` where the target is exceeded.
+    """`loss(costs [N], targets [N]) -> [N]`: alpha (miss / unit)^2, times `penalty` where the
+    target is exceeded.
 
-    Costs, targets, `tolerance` (no loss within) and `unit` are in M. With `relative`, the miss is a share of the target
-    and `unit` has no meaning. Source: SGNAS, equation 6; the published loss is absolute.
+    Costs, targets, `tolerance` (no loss within) and `unit` are in M. With `relative`, the miss is a
+    share of the target and `unit` has no meaning. Source: SGNAS, equation 6; the published loss is
+    absolute.
     """
 
     alpha: float = 0.0003
@@ -145,7 +167,9 @@ def _(space: UnifiedSpace) -> CostTerms:
         choice_parameters.append([C * k * k for k in kernels] + [0])
         other_parameters.append([_parameters_without_depthwise(spec, n) for n in range(E + 1)])
     base, base_parameters = _base_macs(space), _base_parameters(space)
-    return CostTerms(choice, expand, project, se, base, choice_parameters, other_parameters, base_parameters)
+    return CostTerms(
+        choice, expand, project, se, base, choice_parameters, other_parameters, base_parameters
+    )
 
 
 def _base_macs(space: UnifiedSpace) -> int:
@@ -159,7 +183,11 @@ def _base_macs(space: UnifiedSpace) -> int:
 def _base_parameters(space: UnifiedSpace) -> int:
     """Parameters of stem, first block, head and classifier, two per normalised channel."""
     stem = 3 * 9 * space.stem_channels + 2 * space.stem_channels
-    first = space.stem_channels * 9 + 2 * space.stem_channels + (space.stem_channels + 2) * space.first_channels
+    first = (
+        space.stem_channels * 9
+        + 2 * space.stem_channels
+        + (space.stem_channels + 2) * space.first_channels
+    )
     head = (space.layers[-1].out_channels + 2) * space.head_channels
     return stem + first + head + (space.head_channels + 1) * space.classes
 

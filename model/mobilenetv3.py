@@ -1,7 +1,9 @@
-"""The stand-alone network of an elastic architecture: a MobileNetV3 under the key names of once-for-all checkpoints.
+"""The stand-alone network of an elastic architecture: a MobileNetV3 under the key names of
+once-for-all checkpoints.
 
-`net.config` is the published description of such a network; both published spellings are read, the older one is
-written. Source: Howard et al., "Searching for MobileNetV3", ICCV 2019; Lu et al., "NSGANetV2", ECCV 2020.
+`net.config` is the published description of such a network; both published spellings are read, the
+older one is written. Source: Howard et al., "Searching for MobileNetV3", ICCV 2019; Lu et al.,
+"NSGANetV2", ECCV 2020.
 """
 
 from collections.abc import Sequence
@@ -39,14 +41,25 @@ def squeeze_excite_width(channels: int) -> int:
 def squeeze_excite(channels: int) -> nn.ModuleDict:
     """The two layers of a squeeze-excite gate; see `gated`."""
     inner = squeeze_excite_width(channels)
-    fc = nn.ModuleDict({"reduce": nn.Conv2d(channels, inner, 1), "expand": nn.Conv2d(inner, channels, 1)})
+    fc = nn.ModuleDict(
+        {"reduce": nn.Conv2d(channels, inner, 1), "expand": nn.Conv2d(inner, channels, 1)}
+    )
     return nn.ModuleDict({"fc": fc})
 
 
-def gated(x: Tensor, reduced: Tensor, reduced_bias: Tensor, expanded: Tensor, expanded_bias: Tensor) -> Tensor:
-    """Squeeze-excite: `x [B, C, H, W]` times a gate per channel, by weights `[C / 4, C]` and `[C, C / 4]`."""
+def gated(
+    x: Tensor, reduced: Tensor, reduced_bias: Tensor, expanded: Tensor, expanded_bias: Tensor
+) -> Tensor:
+    """Squeeze-excite: `x [B, C, H, W]` times a gate per channel, by weights `[C / 4, C]` and `[C, C
+    / 4]`.
+    """
     inner = nn.functional.linear(x.mean(dim=(2, 3)), reduced, reduced_bias).relu()
-    return x * nn.functional.hardsigmoid(nn.functional.linear(inner, expanded, expanded_bias))[:, :, None, None]
+    return (
+        x
+        * nn.functional.hardsigmoid(nn.functional.linear(inner, expanded, expanded_bias))[
+            :, :, None, None
+        ]
+    )
 
 
 class DepthConv(ConvNorm):
@@ -62,21 +75,32 @@ class DepthConv(ConvNorm):
         if not hasattr(self, "se"):
             return x
         reduce, expand = self.se["fc"]["reduce"], self.se["fc"]["expand"]
-        return gated(x, reduce.weight.flatten(1), reduce.bias, expand.weight.flatten(1), expand.bias)
+        return gated(
+            x, reduce.weight.flatten(1), reduce.bias, expand.weight.flatten(1), expand.bias
+        )
 
 
 class Block(nn.Module):
-    """An inverted bottleneck with its residual; one of expansion ratio 1 has no expanding convolution."""
+    """An inverted bottleneck with its residual; one of expansion ratio 1 has no expanding
+    convolution.
+    """
 
     def __init__(self, layer: Layer, drop_path: float = 0.0):
         super().__init__()
-        parts = {"depth_conv": DepthConv(layer), "point_linear": ConvNorm(conv(layer.middle, layer.out_channels), None)}
+        parts = {
+            "depth_conv": DepthConv(layer),
+            "point_linear": ConvNorm(conv(layer.middle, layer.out_channels), None),
+        }
         if layer.expansion > 1:
             expand = ConvNorm(conv(layer.in_channels, layer.middle), layer.activation)
             parts = {"inverted_bottleneck": expand, **parts}
         self.mobile_inverted_conv = nn.ModuleDict(parts)
         self.residual = layer.residual
-        self.drop_path = StochasticDepth(drop_path, mode="row") if layer.residual and drop_path else nn.Identity()
+        self.drop_path = (
+            StochasticDepth(drop_path, mode="row")
+            if layer.residual and drop_path
+            else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -88,8 +112,9 @@ class Block(nn.Module):
 class MobileNetV3(nn.Module):
     """`network(images [B, 3, r, r]) -> logits [B, classes]`.
 
-    `layers` are all inverted bottlenecks, the first, fixed one included. `dropout` acts before the classifier;
-    `drop_path` is the rate that the last block would have, and falls linearly to 0 at the first.
+    `layers` are all inverted bottlenecks, the first, fixed one included. `dropout` acts before the
+    classifier; `drop_path` is the rate that the last block would have, and falls linearly to 0 at
+    the first.
     """
 
     def __init__(
@@ -118,9 +143,18 @@ class MobileNetV3(nn.Module):
 
     @classmethod
     def of(cls, space: ElasticSpace, architecture: ElasticArchitecture, **options) -> "MobileNetV3":
-        """The network of an architecture, with weights of its own; `options` are dropout, drop_path, rng."""
+        """The network of an architecture, with weights of its own; `options` are dropout,
+        drop_path, rng.
+        """
         layers = [first_layer(space), *space.layers(architecture)]
-        return cls(space.channels[0], space.stem_stride, layers, space.head_channels, space.classes, **options)
+        return cls(
+            space.channels[0],
+            space.stem_stride,
+            layers,
+            space.head_channels,
+            space.classes,
+            **options,
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.final_expand_layer(self.blocks(self.first_conv(images)))
@@ -131,7 +165,7 @@ class MobileNetV3(nn.Module):
         """A new classifier at random, N(0, 0.01), for `classes`."""
         self.classifier["linear"] = new_classifier(self.classifier["linear"], classes, rng)
 
-    # -- the published description -----------------------------------------------------------------------------------
+    # -- the published description -----------------------------------------------------------------
 
     def config(self) -> dict:
         """The published `net.config` of this network."""
@@ -162,15 +196,22 @@ class MobileNetV3(nn.Module):
         try:
             layers = [_layer(block) for block in config["blocks"]]
             stem, classifier = config["first_conv"], config["classifier"]
-            head = (config["final_expand_layer"]["out_channels"], config["feature_mix_layer"]["out_channels"])
+            head = (
+                config["final_expand_layer"]["out_channels"],
+                config["feature_mix_layer"]["out_channels"],
+            )
             network = cls(
                 stem["out_channels"], stem["stride"], layers, head, classifier["out_features"],
                 **{"dropout": classifier["dropout_rate"], **options},
             )  # fmt: skip
-            for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+            for norm in (
+                module for module in network.modules() if isinstance(module, nn.BatchNorm2d)
+            ):
                 norm.momentum, norm.eps = config["bn"]["momentum"], config["bn"]["eps"]
         except (LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"net.config: not the description of a MobileNetV3 ({error!r})") from None
+            raise UserError(
+                f"net.config: not the description of a MobileNetV3 ({error!r})"
+            ) from None
         return network
 
 
@@ -179,7 +220,9 @@ def first_layer(space: ElasticSpace) -> Layer:
     return Layer(space.channels[0], space.channels[0], 3, 1, 1, "relu", False)
 
 
-def _conv_config(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, norm: bool = True) -> dict:
+def _conv_config(
+    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, norm: bool = True
+) -> dict:
     return {
         "name": "ConvLayer",
         "kernel_size": kernel,
@@ -237,7 +280,11 @@ def _layer(block: dict) -> Layer:
         part["use_se"],
     )
     if bool(block.get("shortcut")) != layer.residual:
-        raise UserError("net.config: a block has a shortcut where its shapes have no residual, or the other way round")
+        raise UserError(
+            "net.config: a block has a shortcut where its shapes have no residual, or the other way round"
+        )
     if layer.activation not in ACTIVATIONS:
-        raise UserError(f"net.config: act_func {layer.activation!r} is unknown; allowed are relu, relu6, h_swish")
+        raise UserError(
+            f"net.config: act_func {layer.activation!r} is unknown; allowed are relu, relu6, h_swish"
+        )
     return layer if layer.expansion == 1 else replace(layer, fixed_middle=part["mid_channels"])

@@ -1,7 +1,7 @@
 """The supernet of the NAS-Bench-201 cells, and their stand-alone networks.
 
-Axes: B batch, L edges, K operations. Source: Dong and Yang, "NAS-Bench-201: Extending the Scope of Reproducible Neural
-Architecture Search", ICLR 2020 (the network around the cells).
+Axes: B batch, L edges, K operations. Source: Dong and Yang, "NAS-Bench-201: Extending the Scope of
+Reproducible Neural Architecture Search", ICLR 2020 (the network around the cells).
 """
 
 import copy
@@ -36,7 +36,8 @@ def average_pool(x: Tensor) -> Tensor:
 
 
 class Cell(nn.Module):
-    """Four nodes, each the sum of what comes over its edges from the nodes before; the first is the input.
+    """Four nodes, each the sum of what comes over its edges from the nodes before; the first is the
+    input.
 
     `offered` names the operations that each edge has weights for.
     """
@@ -70,11 +71,17 @@ class Cell(nn.Module):
         parts += [(average_pool(x), pool)] if _counts(pool) else []
         named = zip(CONVOLUTIONS, of_convolutions, strict=True)
         parts += [(convolutions[name](x), share) for name, share in named if _counts(share)]
-        return sum(y if isinstance(share, float) else share * y for y, share in parts) if parts else None
+        return (
+            sum(y if isinstance(share, float) else share * y for y, share in parts)
+            if parts
+            else None
+        )
 
 
 def _counts(share: float | Tensor) -> bool:
-    """Whether an operation must be computed: also one that has no share yet, but is to learn whether it should."""
+    """Whether an operation must be computed: also one that has no share yet, but is to learn
+    whether it should.
+    """
     return (isinstance(share, Tensor) and share.requires_grad) or bool(share > NEGLIGIBLE)
 
 
@@ -88,19 +95,31 @@ class Reduction(nn.Module):
         self.shortcut = conv(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(F.avg_pool2d(x, 2, stride=2, ceil_mode=True)) + self.conv_b(self.conv_a(x))
+        return self.shortcut(F.avg_pool2d(x, 2, stride=2, ceil_mode=True)) + self.conv_b(
+            self.conv_a(x)
+        )
 
 
 class _CellStack(nn.Module):
     """Stem, three stages of `cells` cells with reductions between them, classifier."""
 
-    def __init__(self, space: CellSpace, cells: int, offered: list[tuple[str, ...]], rng: torch.Generator | None):
+    def __init__(
+        self,
+        space: CellSpace,
+        cells: int,
+        offered: list[tuple[str, ...]],
+        rng: torch.Generator | None,
+    ):
         super().__init__()
         self.space, self.cells = space, cells
         widths = [space.channels << stage for stage in range(3)]
         self.first = nn.Sequential(conv(3, widths[0], 3), nn.BatchNorm2d(widths[0]))
-        self.stages = nn.ModuleList(nn.ModuleList(Cell(C, offered) for _ in range(cells)) for C in widths)
-        self.reductions = nn.ModuleList([Reduction(widths[0], widths[1]), Reduction(widths[1], widths[2])])
+        self.stages = nn.ModuleList(
+            nn.ModuleList(Cell(C, offered) for _ in range(cells)) for C in widths
+        )
+        self.reductions = nn.ModuleList(
+            [Reduction(widths[0], widths[1]), Reduction(widths[1], widths[2])]
+        )
         self.last_bn = nn.BatchNorm2d(widths[2])
         self.classifier = nn.Linear(widths[2], space.classes)
         initialise(self, rng or torch.Generator().manual_seed(0))
@@ -126,13 +145,20 @@ class _CellStack(nn.Module):
 
 
 class CellSupernet(_CellStack):
-    """`supernet(images [B, 3, H, W], path [L, 1, K]) -> logits [B, classes]`, for hard and for soft paths.
+    """`supernet(images [B, 3, H, W], path [L, 1, K]) -> logits [B, classes]`, for hard and for soft
+    paths.
 
-    `cells` in each stage may be fewer than those of `space`, of which the costs are; `image_size` is that of the images
-    it is trained on.
+    `cells` in each stage may be fewer than those of `space`, of which the costs are; `image_size`
+    is that of the images it is trained on.
     """
 
-    def __init__(self, space: CellSpace, rng: torch.Generator | None = None, cells: int = 1, image_size: int = 32):
+    def __init__(
+        self,
+        space: CellSpace,
+        rng: torch.Generator | None = None,
+        cells: int = 1,
+        image_size: int = 32,
+    ):
         super().__init__(space, cells, len(EDGES) * [OPERATIONS], rng)
         self.image_size = image_size
 
@@ -146,20 +172,32 @@ class CellSupernet(_CellStack):
 
     @torch.no_grad()
     def extract(self, path: Tensor) -> "CellNetwork":
-        """The stand-alone network of a one-hot path with inherited weights; in evaluation mode equal to it."""
-        network = CellNetwork(self.space, self.space.decode(path), self.cells).to(self.classifier.weight.device)
+        """The stand-alone network of a one-hot path with inherited weights; in evaluation mode
+        equal to it.
+        """
+        network = CellNetwork(self.space, self.space.decode(path), self.cells).to(
+            self.classifier.weight.device
+        )
         ours = self.state_dict()
         network.load_state_dict({key: ours[key] for key in network.state_dict()})
         return network.train(self.training)
 
 
 class CellNetwork(_CellStack):
-    """`network(images [B, 3, H, W]) -> logits [B, classes]`: an architecture with the weights it needs."""
+    """`network(images [B, 3, H, W]) -> logits [B, classes]`: an architecture with the weights it
+    needs.
+    """
 
     def __init__(
-        self, space: CellSpace, architecture: Architecture, cells: int | None = None, rng: torch.Generator | None = None
+        self,
+        space: CellSpace,
+        architecture: Architecture,
+        cells: int | None = None,
+        rng: torch.Generator | None = None,
     ):
-        offered = [tuple(choice for choice in row if choice is not None) for row in architecture.choices]
+        offered = [
+            tuple(choice for choice in row if choice is not None) for row in architecture.choices
+        ]
         super().__init__(space, cells or space.cells, offered, rng)
         self.shares = space.encode(architecture)[:, 0].tolist()
 
@@ -174,15 +212,18 @@ class CellNetwork(_CellStack):
 class FrozenCells(nn.Module):
     """The supernet for soft paths, differentiable in the path alone.
 
-    Each batch is normalised by its own statistics. The running ones are those of all paths together, with which a
-    single path scores unlike it does once its batch norms are re-estimated: here that gap would be what is learnt.
+    Each batch is normalised by its own statistics. The running ones are those of all paths
+    together, with which a single path scores unlike it does once its batch norms are re-estimated:
+    here that gap would be what is learnt.
     """
 
     def __init__(self, supernet: CellSupernet):
         super().__init__()
         self.space = supernet.space
         self.supernet = copy.deepcopy(supernet).requires_grad_(False).train()
-        for norm in (module for module in self.supernet.modules() if isinstance(module, nn.BatchNorm2d)):
+        for norm in (
+            module for module in self.supernet.modules() if isinstance(module, nn.BatchNorm2d)
+        ):
             norm.momentum = 0.0  # nothing is learnt of the batches
 
     def forward(self, images: Tensor, path: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from model.lookup_table import CostTable
 
 @dataclass(frozen=True)
 class Demand:
-    """What an architecture must meet: within `tolerance` (a share) of `target`, or with `at_most` not above it.
+    """What an architecture must meet: within `tolerance` (a share) of `target`, or with `at_most`
+    not above it.
 
     `max_params` M of parameters may not be exceeded either; None: any number.
     """
@@ -24,7 +25,9 @@ class Demand:
     max_params: float | None = None
 
     def miss(self, table: CostTable, paths: Tensor) -> Tensor:
-        """How far each of `paths [M, L, E, K]` is from the demand, as a share `[M]`; 0 where it is met."""
+        """How far each of `paths [M, L, E, K]` is from the demand, as a share `[M]`; 0 where it is
+        met.
+        """
         excess = table(paths).double() / self.target - 1
         miss = excess.clamp(min=0) if self.at_most else (excess.abs() - self.tolerance).clamp(min=0)
         if self.max_params is not None:
@@ -34,13 +37,18 @@ class Demand:
 
 @torch.no_grad()
 def repair(
-    table: CostTable, logits: Tensor, path: Tensor, demand: Demand, width: int = 64, most_changes: int = 40
+    table: CostTable,
+    logits: Tensor,
+    path: Tensor,
+    demand: Demand,
+    width: int = 64,
+    most_changes: int = 40,
 ) -> tuple[Tensor, bool]:
     """The path nearest `path [L, E, K]` that meets the demand, and whether it does.
 
-    A beam search over single changes. Fewest changes win; among as many, those that the generator was least sure of:
-    the change of `logits [L, E, K]` is least. Where nothing within `most_changes` meets the demand, the path that
-    comes nearest to it.
+    A beam search over single changes. Fewest changes win; among as many, those that the generator
+    was least sure of: the change of `logits [L, E, K]` is least. Where nothing within
+    `most_changes` meets the demand, the path that comes nearest to it.
     """
     beam = path[None]
     nearest, least = path, float(demand.miss(table, beam))

@@ -1,7 +1,7 @@
 """What run folders say: settings, curves, and architectures with what was measured of them.
 
-Whatever is broken or not there yet is left out, and `RunResults.remarks` says so: a run may have been killed half-way,
-or go on while it is read.
+Whatever is broken or not there yet is left out, and `RunResults.remarks` says so: a run may have
+been killed half-way, or go on while it is read.
 """
 
 import csv
@@ -31,8 +31,8 @@ COST_AXES = {"flops": MACS, "params": "parameters, M"}  # of msunas.py; its othe
 class Design:
     """What can be drawn of an architecture; one of `choices`, `stages` and `cell` says it.
 
-    `choices` are those of SGNAS; `stages` hold (kernel, expansion ratio) of each block; `cell` is the string of
-    NAS-Bench-201.
+    `choices` are those of SGNAS; `stages` hold (kernel, expansion ratio) of each block; `cell` is
+    the string of NAS-Bench-201.
     """
 
     choices: Choices = ()
@@ -47,14 +47,18 @@ class Design:
             *(kernel for row in self.choices for kernel in row),
             *(n for row in self.stages for pair in row for n in pair),
         ]
-        return bool(sizes) and all(size is None or (isinstance(size, int) and 0 < size < 100) for size in sizes)
+        return bool(sizes) and all(
+            size is None or (isinstance(size, int) and 0 < size < 100) for size in sizes
+        )
 
     @classmethod
     def of(cls, architecture: Architecture | ElasticArchitecture) -> "Design":
         if isinstance(architecture, ElasticArchitecture):
             ends = np.cumsum(architecture.d)
             pairs = tuple(zip(architecture.ks, architecture.e, strict=True))
-            stages = (pairs[end - depth : end] for end, depth in zip(ends, architecture.d, strict=True))
+            stages = (
+                pairs[end - depth : end] for end, depth in zip(ends, architecture.d, strict=True)
+            )
             return cls(stages=tuple(stages), resolution=architecture.r)
         try:
             CellSpace().check(architecture)
@@ -70,14 +74,17 @@ class Design:
         if "choices" in record:
             return cls.of(Architecture.of(record["choices"]))
         return cls.of(
-            ElasticArchitecture(*(tuple(map(int, record[key])) for key in ("ks", "e", "d")), int(record["r"]))
+            ElasticArchitecture(
+                *(tuple(map(int, record[key])) for key in ("ks", "e", "d")), int(record["r"])
+            )
         )
 
     @classmethod
     def of_blueprint(cls, blueprint: Blueprint) -> "Design":
         if isinstance(blueprint, PlainBlueprint):
             layers = [block["mobile_inverted_conv"] for block in blueprint.config["blocks"]]
-            pairs = tuple((layer["kernel_size"], layer["expand_ratio"]) for layer in layers[1:])  # the first is fixed
+            # the first is fixed
+            pairs = tuple((layer["kernel_size"], layer["expand_ratio"]) for layer in layers[1:])
             return cls(stages=(pairs,), resolution=blueprint.image_size)
         return cls.of(blueprint.architecture)
 
@@ -86,8 +93,9 @@ class Design:
 class Found:
     """An architecture, or a random path, and what a run says of it.
 
-    `validation` is top-1 in % on images that did not train the supernet, with its weights or, where the method says so,
-    with fine-tuned ones; `test` that of a network trained on its own, on the test images.
+    `validation` is top-1 in % on images that did not train the supernet, with its weights or, where
+    the method says so, with fine-tuned ones; `test` that of a network trained on its own, on the
+    test images.
     """
 
     method: str
@@ -105,7 +113,9 @@ class Found:
     @property
     def miss(self) -> float | None:
         """In % of the target."""
-        return 100 * (self.cost / self.target - 1) if self.target and self.cost is not None else None
+        return (
+            100 * (self.cost / self.target - 1) if self.target and self.cost is not None else None
+        )
 
 
 Curve = dict[int, float]  # a number by epoch, or by iteration
@@ -119,7 +129,8 @@ class RunResults:
     name: str
     stage: str = ""
     settings: dict[str, str] = field(default_factory=dict)  # file name -> text
-    config: dict = field(default_factory=dict)  # of config.yml or search.json, as far as it can be read
+    # of config.yml or search.json, as far as it can be read
+    config: dict = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     found: list[Found] = field(default_factory=list)
     curves: dict[str, dict[str, Curve]] = field(default_factory=dict)  # stage -> quantity -> curve
@@ -139,17 +150,32 @@ class RunResults:
 
     def add(self, method: str, file: str, cost: float | None, **more) -> None:
         """A `Found`; what ought to be a finite number, but is none, is left out."""
-        given = {key: value if key in ("axis", "design") else number(value) for key, value in more.items()}
+        given = {
+            key: value if key in ("axis", "design") else number(value)
+            for key, value in more.items()
+        }
         self.found.append(Found(method, self.name, file, number(cost), data=self.data, **given))
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Path]:
-        """The file of a name; what goes wrong inside becomes a remark, and what was added inside stays."""
+        """The file of a name; what goes wrong inside becomes a remark, and what was added inside
+        stays.
+        """
         try:
             yield self.folder / name
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, yaml.YAMLError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            yaml.YAMLError,
+        ) as error:
             reason = " ".join(str(error).split()).removeprefix(f"{self.folder / name}: ")
-            self.remarks.append(f"{name}: left out ({reason if len(reason) < 160 else reason[:156] + ' ...'})")
+            self.remarks.append(
+                f"{name}: left out ({reason if len(reason) < 160 else reason[:156] + ' ...'})"
+            )
 
     def there(self, *names: str) -> list[str]:
         """Those of the files that are there."""
@@ -168,14 +194,21 @@ def read_run(folder: Path, name: str) -> RunResults:
     elif len(run.there("config.yml", "environment.json", "metrics.jsonl")) > 1:
         _read_stage(run)
     else:
-        raise UserError(f"{folder}: no folder of search.py, train_cifar.py, train_imagenet.py, msunas.py or tools.rank")
+        raise UserError(
+            f"{folder}: no folder of search.py, train_cifar.py, train_imagenet.py, msunas.py or tools.rank"
+        )
     return run
 
 
-# -- stages with a run folder ----------------------------------------------------------------------------------------
+# -- stages with a run folder ----------------------------------------------------------------------
 
 # Which stage logs what, for runs that did not record it.
-STAGES = {"warm-up": "search", "generator": "search", "scratch": "train_cifar", "imagenet": "train_imagenet"}
+STAGES = {
+    "warm-up": "search",
+    "generator": "search",
+    "scratch": "train_cifar",
+    "imagenet": "train_imagenet",
+}
 EXPECTED = {  # what a finished run has
     "search": ("metrics.jsonl", "supernet_evaluate.csv", "architectures.json"),
     "train_cifar": ("metrics.jsonl", "architecture.json", "result.json"),
@@ -210,7 +243,9 @@ def _read_environment(run: RunResults, name: str = "environment.json") -> None:
     with run.reading(name) as file:
         record = json.loads(file.read_text())
         run.stage = run.stage or str(record.pop("stage", None) or "")
-        run.facts |= {key: str(value) for key, value in record.items() if value is not None and key != "stage"}
+        run.facts |= {
+            key: str(value) for key, value in record.items() if value is not None and key != "stage"
+        }
 
 
 def _add_curves(run: RunResults, rows: Iterator[dict]) -> None:
@@ -231,13 +266,22 @@ def _read_search(run: RunResults) -> None:
         with run.reading(name) as file:
             for row in csv_rows(file):
                 top1 = float(row["top1"])
-                run.add("random paths", name, float(row["flops"]), axis=run.cost_axis, validation=top1)
+                run.add(
+                    "random paths", name, float(row["flops"]), axis=run.cost_axis, validation=top1
+                )
     for name in run.there("evaluate_architecture.csv"):
         with run.reading(name) as file:
             for row in csv_rows(file):
                 numbers = {"target": float(row["true_flops"]), "validation": float(row["top1"])}
                 design = Design.of(architecture_of_text(row["choices"]))
-                run.add("generated", name, float(row["gen_flops"]), axis=run.cost_axis, design=design, **numbers)
+                run.add(
+                    "generated",
+                    name,
+                    float(row["gen_flops"]),
+                    axis=run.cost_axis,
+                    design=design,
+                    **numbers,
+                )
     _read_generated(run)
     for name in run.there("true_accuracy.csv"):
         with run.reading(name) as file:
@@ -254,19 +298,30 @@ def _read_generated(run: RunResults) -> None:
             for g in read_generated(file):
                 if (g.target, g.architecture) not in known:
                     known.add((g.target, g.architecture))
-                    numbers = {"axis": MACS if g.unit == "M" else LATENCY, "target": g.target, "params_m": g.params_m}
+                    numbers = {
+                        "axis": MACS if g.unit == "M" else LATENCY,
+                        "target": g.target,
+                        "params_m": g.params_m,
+                    }
                     run.add("generated", name, g.cost, design=Design.of(g.architecture), **numbers)
 
 
 def architecture_of_text(text: str) -> Architecture:
-    """From a cell of `evaluate_architecture.csv`: layers apart by spaces, sub-blocks by dashes, 0 for skip."""
+    """From a cell of `evaluate_architecture.csv`: layers apart by spaces, sub-blocks by dashes, 0
+    for skip.
+    """
     return Architecture.of(
-        [[None if choice == "0" else choice for choice in row.split("-")] for row in text.split(" ")]
+        [
+            [None if choice == "0" else choice for choice in row.split("-")]
+            for row in text.split(" ")
+        ]
     )
 
 
 def _read_trained(run: RunResults) -> None:
-    """A network and, when its training is over, what it reached: with the last weights, and with averaged ones."""
+    """A network and, when its training is over, what it reached: with the last weights, and with
+    averaged ones.
+    """
     design, costs, result, top1 = None, {}, {}, None
     for name in run.there("architecture.json"):
         with run.reading(name) as file:
@@ -287,12 +342,14 @@ def _read_trained(run: RunResults) -> None:
     given = {"params_m": costs.get("params_m"), "target": target, "design": design}
     file = "result.json" if result else "architecture.json"
     cost = costs.get("macs_m")
-    run.add(method if top1 is not None else f"{method}, not finished", file, cost, test=top1, **given)
+    run.add(
+        method if top1 is not None else f"{method}, not finished", file, cost, test=top1, **given
+    )
     if isinstance(result.get("ema"), dict):
         run.add(f"{method}, averaged weights", file, cost, test=result["ema"].get("top1"), **given)
 
 
-# -- an evolutionary search ------------------------------------------------------------------------------------------
+# -- an evolutionary search ------------------------------------------------------------------------
 
 
 def _iterations(folder: Path) -> list[tuple[int, str]]:
@@ -310,7 +367,10 @@ def _read_evolution(run: RunResults) -> None:
         with run.reading(name) as file:
             record, last = read_archive(file), name
             surrogate = record["surrogate"]
-            for key, value in {"hv": record["hv"], **{key: surrogate[key] for key in ("rmse", "rho", "tau")}}.items():
+            for key, value in {
+                "hv": record["hv"],
+                **{key: surrogate[key] for key in ("rmse", "rho", "tau")},
+            }.items():
                 if (value := number(value)) is not None:
                     run.iterations.setdefault(key, {})[iteration] = value
             run.facts |= {"iterations": str(iteration), "surrogate": str(surrogate["model"])}
@@ -324,11 +384,18 @@ def _read_evolution(run: RunResults) -> None:
         if epochs := number(run.config.get("n_epochs")):
             method += f", fine-tuned for {epochs:g} epoch{'s' * (epochs != 1)}"
         for found, error, cost in record["archive"]:
-            run.add(method, last, float(cost), axis=axis, validation=100 - float(error), design=Design.of_record(found))
+            run.add(
+                method,
+                last,
+                float(cost),
+                axis=axis,
+                validation=100 - float(error),
+                design=Design.of_record(found),
+            )
         run.facts["architectures"] = str(len(record["archive"]))
 
 
-# -- tools.rank ------------------------------------------------------------------------------------------------------
+# -- tools.rank ------------------------------------------------------------------------------------
 
 
 def _read_ranking(run: RunResults) -> None:
@@ -349,11 +416,18 @@ def _read_ranking(run: RunResults) -> None:
             numbers = {key: rows[0][key] for key in ("target", "params_m")}
             numbers |= {"validation": rows[0]["supernet_top1"], "test": sum(test) / len(test)}
             design = Design.of(Architecture.of(rows[0]["choices"]))
-            run.add(f"tools.rank: {method}", file.name, rows[0]["cost"], axis=axis, design=design, **numbers)
+            run.add(
+                f"tools.rank: {method}",
+                file.name,
+                rows[0]["cost"],
+                axis=axis,
+                design=design,
+                **numbers,
+            )
         run.facts["trainings"] = str(sum(map(len, answers.values())))
 
 
-# -- files -----------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def json_lines(run: RunResults, file: Path) -> Iterator[dict]:

@@ -14,7 +14,16 @@ from model.blueprint import Blueprint, costs_of
 from model.build import build_recipe
 from utils.config import Config
 from utils.data import Dataset
-from utils.engine import Forwards, Placement, Recipe, Score, Tally, average_norms, evaluate, train_epoch
+from utils.engine import (
+    Forwards,
+    Placement,
+    Recipe,
+    Score,
+    Tally,
+    average_norms,
+    evaluate,
+    train_epoch,
+)
 from utils.errors import UserError
 from utils.loader import Augmentation, Loader, Normalisation, Resized, loader
 from utils.optim import moving_average
@@ -25,9 +34,9 @@ from utils.runtime import Progress, stream
 class ScratchTraining:
     """A network, the average of its weights when there is one, and what trains them.
 
-    `move_average(steps)` is called after each step. `forwards` are the passes of a step where they are not just one
-    through the network. `batch_size` is that of a step; a run that goes on with another one goes on behind as many
-    images.
+    `move_average(steps)` is called after each step. `forwards` are the passes of a step where they
+    are not just one through the network. `batch_size` is that of a step; a run that goes on with
+    another one goes on behind as many images.
     """
 
     def __init__(
@@ -69,8 +78,14 @@ class ScratchTraining:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.scores = {name: Score(**score) for name, score in state["scores"].items()}
-        self.epochs, self.tally, self.best_top1 = state["epoch"], Tally(**state["tally"]), state["best_top1"]
-        self.tally.steps = self.tally.steps * state.get("batch_size", self.batch_size) // self.batch_size
+        self.epochs, self.tally, self.best_top1 = (
+            state["epoch"],
+            Tally(**state["tally"]),
+            state["best_top1"],
+        )
+        self.tally.steps = (
+            self.tally.steps * state.get("batch_size", self.batch_size) // self.batch_size
+        )
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> Tally:
         """What is left of an epoch, after the steps in `tally`."""
@@ -90,9 +105,11 @@ class ScratchTraining:
         log: Callable[[int, Tally, dict[str, Score]], None],
         mirror: str | None = None,
     ) -> dict[str, Score]:
-        """All epochs that are left, each scored on `test` and logged; the scores of the final weights, by name.
+        """All epochs that are left, each scored on `test` and logged; the scores of the final
+        weights, by name.
 
-        `every` is the number of steps between two lines of progress, `mirror` where `best` is copied to.
+        `every` is the number of steps between two lines of progress, `mirror` where `best` is
+        copied to.
         """
 
         def one_epoch(epoch: int) -> None:
@@ -109,23 +126,32 @@ class ScratchTraining:
         return self.scores
 
     def _weights(self) -> dict[str, nn.Module]:
-        return {"last": self.network} | ({"ema": self.average.module} if self.average is not None else {})
+        return {"last": self.network} | (
+            {"ema": self.average.module} if self.average is not None else {}
+        )
 
     def score(self, test: Loader) -> dict[str, Score]:
         """Scores of the weights as they are now, by name."""
         self.scores = {
-            name: evaluate(one.eval(), test, self.recipe.place, True) for name, one in self._weights().items()
+            name: evaluate(one.eval(), test, self.recipe.place, True)
+            for name, one in self._weights().items()
         }
         return self.scores
 
     def keep_beside(self, run: RunFolder, epochs: int, mirror: str | None) -> None:
-        """Checkpoints beside the last: the average; and as `best` the epoch of most test images right, saying so."""
+        """Checkpoints beside the last: the average; and as `best` the epoch of most test images
+        right, saying so.
+        """
         described = {**self.described, "epoch": epochs}
         if self.average is not None:
             run.save("ema", {**described, "state_dict_ema": self.average.module.state_dict()})
         if self.scores["last"].top1 > self.best_top1:
             self.best_top1 = self.scores["last"].top1
-            run.save("best", {**described, "model": self.network.state_dict(), "chosen_by": "test images"}, mirror)
+            run.save(
+                "best",
+                {**described, "model": self.network.state_dict(), "chosen_by": "test images"},
+                mirror,
+            )
 
 
 def one_pass(
@@ -138,11 +164,13 @@ def one_pass(
 
 
 def mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Mixup (Zhang et al., ICLR 2018): each image of a batch with its neighbour, and labels as probabilities."""
+    """Mixup (Zhang et al., ICLR 2018): each image of a batch with its neighbour, and labels as
+    probabilities.
+    """
     return v2.MixUp(alpha=alpha, num_classes=classes)
 
 
-# -- the stage -------------------------------------------------------------------------------------------------------
+# -- the stage -------------------------------------------------------------------------------------
 
 
 def network_options(blueprint: Blueprint, config: Config) -> dict:
@@ -160,12 +188,18 @@ def build_network(blueprint: Blueprint, config: Config, inherit: bool = True) ->
 
 def check_compiler(config: Config, place: Placement) -> None:
     """UserError where a network is to be compiled, and nothing is there to do it."""
-    if config.compile and place.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+    if (
+        config.compile
+        and place.device.type == "cpu"
+        and not any(map(shutil.which, ("c++", "g++", "clang++")))
+    ):
         raise UserError("compile: on a CPU it needs a C++ compiler, and none is there")
 
 
 def read_size(blueprint: Blueprint, config: Config) -> int:
-    """The side in pixels at which images are read: small ones that a network is to see larger are read as they are."""
+    """The side in pixels at which images are read: small ones that a network is to see larger are
+    read as they are.
+    """
     return config.input_size if config.network_size else blueprint.image_size
 
 
@@ -180,7 +214,8 @@ def train_from_scratch(
 ) -> dict:
     """A run folder's whole training, or what is left of it; returns what `result.json` says.
 
-    On all training images; `provenance` is what `architecture.json` says of where the architecture comes from.
+    On all training images; `provenance` is what `architecture.json` says of where the architecture
+    comes from.
     """
     run.begin(config, place.device)
     costs = costs_of(blueprint, network, config.network_size or blueprint.image_size)
@@ -212,19 +247,29 @@ def train_from_scratch(
 
 
 def _train(
-    network: nn.Module, dataset: Dataset, config: Config, run: RunFolder, place: Placement, described: dict
+    network: nn.Module,
+    dataset: Dataset,
+    config: Config,
+    run: RunFolder,
+    place: Placement,
+    described: dict,
 ) -> dict[str, Score]:
     """All epochs; returns the test scores of the final weights, "last" and maybe "ema"."""
     normalise = Normalisation(config.mean, config.std)
     augment = Augmentation(
-        config.crop_padding, config.horizontal_flip, autoaugment=config.autoaugment, cutout=config.cutout
+        config.crop_padding,
+        config.horizontal_flip,
+        autoaugment=config.autoaugment,
+        cutout=config.cutout,
     )
     seed = stream(config.seed, "scratch batches").initial_seed()
     batches = loader(dataset.train, config.batch_size, normalise, augment, seed, config.num_workers)
     test = loader(dataset.test, config.batch_size, normalise, workers=config.num_workers)
     if config.network_size:
         batches, test = (Resized(part, config.network_size, "bicubic") for part in (batches, test))
-    recipe = build_recipe(network.parameters(), len(batches), config, place, "scratch", run.checkpoint("last"))
+    recipe = build_recipe(
+        network.parameters(), len(batches), config, place, "scratch", run.checkpoint("last")
+    )
     if config.mixup:
         recipe = replace(recipe, mix=mixup(config.mixup, config.classes))
     network = network.to(memory_format=torch.channels_last) if place.channels_last else network
@@ -235,14 +280,27 @@ def _train(
         described,
         config.batch_size,
         average,
-        (lambda steps: average.update_parameters(network)) if average is not None else lambda steps: None,
+        (lambda steps: average.update_parameters(network))
+        if average is not None
+        else lambda steps: None,
         partial(one_pass, torch.compile(network) if config.compile else network, place),
     )
 
     def log(epoch: int, means: Tally, scores: dict[str, Score]) -> None:
-        numbers = {"train_loss": means.loss, "train_top1": means.top1, "test_loss": scores["last"].loss}
+        numbers = {
+            "train_loss": means.loss,
+            "train_top1": means.top1,
+            "test_loss": scores["last"].loss,
+        }
         numbers |= {"top1": scores["last"].top1, "top5": scores["last"].top5}
-        run.log("scratch", epoch, **numbers, **({"ema_top1": scores["ema"].top1} if "ema" in scores else {}))
+        run.log(
+            "scratch",
+            epoch,
+            **numbers,
+            **({"ema_top1": scores["ema"].top1} if "ema" in scores else {}),
+        )
 
     mirror = config.path_to_save_scratch
-    return training.train(batches, test, config.epochs, run, "scratch", config.print_freq, log, mirror)
+    return training.train(
+        batches, test, config.epochs, run, "scratch", config.print_freq, log, mirror
+    )

@@ -1,7 +1,9 @@
-"""The folder of an evolutionary search: the published files, and how a search goes on where it stopped.
+"""The folder of an evolutionary search: the published files, and how a search goes on where it
+stopped.
 
-iter_k/net_i.subnet and .stats are written as candidates are evaluated, iter_k.stats after each iteration; search.json
-says what was searched. Architectures are stored as records of their space (`Genome.record`).
+iter_k/net_i.subnet and .stats are written as candidates are evaluated, iter_k.stats after each
+iteration; search.json says what was searched. Architectures are stored as records of their space
+(`Genome.record`).
 """
 
 import json
@@ -19,36 +21,54 @@ from utils.errors import UserError
 
 
 class SearchFolder:
-    """`open` only looks; the first file that is written makes the folder. Several processes share it."""
+    """`open` only looks; the first file that is written makes the folder. Several processes share
+    it.
+    """
 
     def __init__(self, path: Path, settings: dict, origin: Path | None = None):
         self.path, self.settings, self.origin = path, settings, origin
         self.validation: list[int] = []  # indices of the images that validate candidates
-        self.reference: tuple[float, float] | None = None  # (error, cost) of the hypervolume, fixed by iteration 0
+        # (error, cost) of the hypervolume, fixed by iteration 0
+        self.reference: tuple[float, float] | None = None
 
     @classmethod
     def open(cls, path: Path, settings: dict, resume: str) -> "SearchFolder":
-        """`resume`: auto, none, or a folder whose archive a new search begins with. UserError on another search."""
+        """`resume`: auto, none, or a folder whose archive a new search begins with. UserError on
+        another search.
+        """
         saved = path / "search.json"
         if saved.exists():
             if resume == "none":
-                raise UserError(f"--save {path}: it holds a search; choose another folder, or --resume auto goes on")
-            before = {"selection": "published"} | _read(saved).get("settings", {})  # once there was no choice
+                raise UserError(
+                    f"--save {path}: it holds a search; choose another folder, or --resume auto goes on"
+                )
+            # once there was no choice
+            before = {"selection": "published"} | _read(saved).get("settings", {})
             changed = [key for key in settings if settings[key] != before.get(key)]
             if changed:
                 was = ", ".join(f"{key} {before.get(key)} (now {settings[key]})" for key in changed)
-                raise UserError(f"--save {path}: it holds a search with {was}; choose another folder")
+                raise UserError(
+                    f"--save {path}: it holds a search with {was}; choose another folder"
+                )
         elif path.exists() and any(path.glob("iter_*")):
-            raise UserError(f"--save {path}: it has iter_* files, but no search.json; choose another folder")
+            raise UserError(
+                f"--save {path}: it has iter_* files, but no search.json; choose another folder"
+            )
         origin = None if resume in ("auto", "none") else Path(resume)
-        if origin is not None and not (origin.is_dir() and (_last(origin) is not None or _nets(origin))):
-            raise UserError(f"--resume {resume}: it must be auto, none, or a folder with iter_*.stats or net_*.subnet")
+        if origin is not None and not (
+            origin.is_dir() and (_last(origin) is not None or _nets(origin))
+        ):
+            raise UserError(
+                f"--resume {resume}: it must be auto, none, or a folder with iter_*.stats or net_*.subnet"
+            )
         return cls(path, settings, origin)
 
-    # -- going on ----------------------------------------------------------------------------------------------------
+    # -- going on ----------------------------------------------------------------------------------
 
     def restore(self, search: Search) -> int:
-        """Take up the last finished iteration; its number, or -1 when there is none. All processes call it."""
+        """Take up the last finished iteration; its number, or -1 when there is none. All processes
+        call it.
+        """
         distributed.wait()  # until all have looked
         folder, done = self.path, _last(self.path)
         if done is None:
@@ -70,13 +90,17 @@ class SearchFolder:
             raise UserError(f"{file}: this search cannot go on from it ({error!r})") from None
         if not same_cost:
             self.reference = search.worst()
-        print(f"goes on after iteration {done} of {folder}: {len(search.archive)} architectures", flush=True)
+        print(
+            f"goes on after iteration {done} of {folder}: {len(search.archive)} architectures",
+            flush=True,
+        )
         return done
 
     def first_archive(self, search: Search) -> list[Record]:
         """The archive in the net_*.subnet and .stats of `origin`; empty without."""
         pairs = [
-            (_read(file), _read(file.with_suffix(".stats"))) for file in (_nets(self.origin) if self.origin else [])
+            (_read(file), _read(file.with_suffix(".stats")))
+            for file in (_nets(self.origin) if self.origin else [])
         ]
         try:
             rows = [[subnet, 100 - float(stats["top1"]), 0.0] for subnet, stats in pairs]
@@ -86,13 +110,16 @@ class SearchFolder:
 
     def stats(self, iteration: int, index: int, record: dict) -> dict | None:
         """What an earlier, unfinished run of this iteration measured of this very architecture."""
-        subnet, stats = self._net(iteration, index, ".subnet"), self._net(iteration, index, ".stats")
+        subnet, stats = (
+            self._net(iteration, index, ".subnet"),
+            self._net(iteration, index, ".stats"),
+        )
         try:
             return _read(stats) if _read(subnet) == record else None
         except UserError:  # not there, or cut off
             return None
 
-    # -- writing -----------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
     def write_stats(self, iteration: int, index: int, record: dict, stats: dict) -> None:
         self._net(iteration, index, ".stats").unlink(missing_ok=True)  # one of another architecture
@@ -100,7 +127,9 @@ class SearchFolder:
         write_text(self._net(iteration, index, ".stats"), json.dumps(stats) + "\n")
 
     def write_failure(self, iteration: int, index: int, record: dict, reason: str) -> None:
-        """A candidate that could not be evaluated, with the reason; it never becomes a number in the archive."""
+        """A candidate that could not be evaluated, with the reason; it never becomes a number in
+        the archive.
+        """
         file = self.path / "failed" / f"it_{iteration}_net_{index}"
         _write_once(file, {**record, "error": reason})
         print(f"iter_{iteration}/net_{index} failed, see {file}: {reason}", flush=True)
@@ -114,10 +143,14 @@ class SearchFolder:
             "archive": rows,
             "candidates": rows[-len(new) :],
             "hv": hypervolume,
-            "surrogate": {key: None if value != value else value for key, value in surrogate.items()},  # NaN
+            # NaN
+            "surrogate": {
+                key: None if value != value else value for key, value in surrogate.items()
+            },
             "reference": list(self.reference),
             "foretold": search.foretold,
-            "failed": [search.genome.record(row) for row in sorted(search.failed)],  # of an origin, too
+            # of an origin, too
+            "failed": [search.genome.record(row) for row in sorted(search.failed)],
             "sec_obj": search.objective.name,
         }
         _write_once(self._stats(iteration), record)
@@ -144,7 +177,9 @@ def _recosted(records: list[Record], search: Search) -> list[Record]:
 def archive_of(record: dict, genome: Genome, file: Path) -> list[Record]:
     """The archive in an iter_k.stats record; UserError when it is none of this space."""
     try:
-        rows = [(tuple(genome.genes(found)), error, cost) for found, error, cost in record["archive"]]
+        rows = [
+            (tuple(genome.genes(found)), error, cost) for found, error, cost in record["archive"]
+        ]
         return [Record(genes, float(error), float(cost)) for genes, error, cost in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: no archive of this space ({error})") from None
@@ -159,7 +194,9 @@ def read_archive(file: Path) -> dict:
 
 
 def last_archive(folder: Path) -> list[list]:
-    """The rows (architecture, error, cost) of a search's last finished iteration; UserError when there is none."""
+    """The rows (architecture, error, cost) of a search's last finished iteration; UserError when
+    there is none.
+    """
     last = _last(folder)
     if last is None:
         raise UserError(f"{folder}: it holds no finished iteration of a search")
@@ -178,12 +215,16 @@ def _read(file: Path) -> dict:
 
 def _last(folder: Path) -> int | None:
     """The number of the last finished iteration in a folder."""
-    numbers = [re.fullmatch(r"iter_(\d+)\.stats", file.name) for file in folder.glob("iter_*.stats")]
+    numbers = [
+        re.fullmatch(r"iter_(\d+)\.stats", file.name) for file in folder.glob("iter_*.stats")
+    ]
     return max((int(number[1]) for number in numbers if number), default=None)
 
 
 def _failures(folder: Path, done: int) -> list[Path]:
-    """Failures up to iteration `done`: those of an unfinished one were not known when its candidates were proposed."""
+    """Failures up to iteration `done`: those of an unfinished one were not known when its
+    candidates were proposed.
+    """
     return [file for k in range(done + 1) for file in (folder / "failed").glob(f"it_{k}_net_*")]
 
 

@@ -1,8 +1,10 @@
-"""Batch norms of which a path uses some, and what it takes to fold them into the 1x1 convolution before them.
+"""Batch norms of which a path uses some, and what it takes to fold them into the 1x1 convolution
+before them.
 
-A 1x1 convolution is linear, so that the statistics of its outputs follow from those of its inputs, which in an inverted
-bottleneck are several times fewer: with covariance S of the inputs, an output of weights w has the variance w' S w. So
-the expanded maps are written once, normalised, and never read for their statistics.
+A 1x1 convolution is linear, so that the statistics of its outputs follow from those of its inputs,
+which in an inverted bottleneck are several times fewer: with covariance S of the inputs, an output
+of weights w has the variance w' S w. So the expanded maps are written once, normalised, and never
+read for their statistics.
 """
 
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from model.cpu import maps_of, norm_relu6, rows_of
 class Pixels:
     """Maps as rows `[B H W, C + 1]`, the last column all ones, so that a bias is one more weight.
 
-    `mean [C]` and `covariance [C, C]` are there when the rows are centred: the mean is subtracted then.
+    `mean [C]` and `covariance [C, C]` are there when the rows are centred: the mean is subtracted
+    then.
     """
 
     rows: Tensor
@@ -33,7 +36,9 @@ class Pixels:
         if not centred:
             return cls(torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1), x)
         with torch.autocast(x.device.type, enabled=False):
-            rows, mean, covariance = _Centred.apply(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+            rows, mean, covariance = _Centred.apply(
+                rows.to(torch.promote_types(rows.dtype, torch.float32))
+            )
         return cls(rows, x, mean, covariance)
 
     def maps(self, rows: Tensor) -> Tensor:
@@ -60,12 +65,15 @@ class _Centred(torch.autograd.Function):
         (centred,) = ctx.saved_tensors
         of_centred = of_centred[:, :-1]
         both = (of_covariance + of_covariance.T) / len(centred)
-        weight = torch.cat([both, -of_centred.mean(dim=0, keepdim=True)])  # the ones subtract the mean
+        # the ones subtract the mean
+        weight = torch.cat([both, -of_centred.mean(dim=0, keepdim=True)])
         return torch.addmm(of_centred, centred, weight)
 
 
 class StackedBatchNorm(nn.Module):
-    """`count` batch norms of C channels each, of which a call uses some, one after another along the channels."""
+    """`count` batch norms of C channels each, of which a call uses some, one after another along
+    the channels.
+    """
 
     def __init__(self, count: int, channels: int, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
@@ -76,23 +84,30 @@ class StackedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(count, channels))
 
     def forward(self, maps: list[Tensor], index: Tensor, relu6: bool = False) -> list[Tensor]:
-        """`maps`, `[B, n C, H, W]` together, through the norms `index [n]`, whose statistics move when training."""
+        """`maps`, `[B, n C, H, W]` together, through the norms `index [n]`, whose statistics move
+        when training.
+        """
         sizes = [x.shape[1] for x in maps]
         mean, var, *affine = self._picked(index)
         norm = norm_relu6 if relu6 else F.batch_norm
         parts = zip(*(part.split(sizes) for part in (mean, var, *affine)), strict=True)
-        maps = [norm(x, *part, self.training, self.momentum, self.eps) for x, part in zip(maps, parts, strict=True)]
+        maps = [
+            norm(x, *part, self.training, self.momentum, self.eps)
+            for x, part in zip(maps, parts, strict=True)
+        ]
         if self.training:
             self._put(index, mean, var)
         return maps
 
     def folded_into(self, weight: Tensor, index: Tensor, pixels: Pixels | None = None) -> Tensor:
-        """The weights `[n C, C_in + 1]` of `weight [n C, C_in]` before the norms `index [n]`, the last one the bias.
+        """The weights `[n C, C_in + 1]` of `weight [n C, C_in]` before the norms `index [n]`, the
+        last one the bias.
 
-        By the statistics of centred `pixels`, for those pixels, while the running statistics move; or in evaluation
-        mode by the running statistics, for pixels as they are.
+        By the statistics of centred `pixels`, for those pixels, while the running statistics move;
+        or in evaluation mode by the running statistics, for pixels as they are.
         """
-        with torch.autocast(weight.device.type, enabled=False):  # variances in half precision would be poor
+        # variances in half precision would be poor
+        with torch.autocast(weight.device.type, enabled=False):
             mean, var, scale, bias = self._picked(index)
             if self.training:
                 spread = ((weight @ pixels.covariance) * weight).sum(dim=1)
@@ -113,7 +128,10 @@ class StackedBatchNorm(nn.Module):
         return scale.detach(), (self.bias - self.running_mean * scale).detach()
 
     def _picked(self, index: Tensor) -> list[Tensor]:
-        return [part[index].flatten() for part in (self.running_mean, self.running_var, self.weight, self.bias)]
+        return [
+            part[index].flatten()
+            for part in (self.running_mean, self.running_var, self.weight, self.bias)
+        ]
 
     def _put(self, index: Tensor, mean: Tensor, var: Tensor) -> None:
         self.running_mean[index] = mean.view(len(index), -1)

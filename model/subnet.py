@@ -14,10 +14,11 @@ from model.space import Architecture, UnifiedSpace
 class SubNet(nn.Module):
     """`network(images [B, 3, H, W]) -> logits [B, classes]`.
 
-    Per layer the expansion ratio is the number of active sub-blocks; a layer without any is left out. `se` puts
-    squeeze-excite into every block, also into layers whose spec has none; `activation` is "relu6" or "hswish";
-    `drop_path` is the rate of the last searched block, and falls linearly to 0 before the first one. State-dict keys
-    are those of the published weights. UserError when the architecture is none of the space.
+    Per layer the expansion ratio is the number of active sub-blocks; a layer without any is left
+    out. `se` puts squeeze-excite into every block, also into layers whose spec has none;
+    `activation` is "relu6" or "hswish"; `drop_path` is the rate of the last searched block, and
+    falls linearly to 0 before the first one. State-dict keys are those of the published weights.
+    UserError when the architecture is none of the space.
     """
 
     def __init__(
@@ -37,7 +38,11 @@ class SubNet(nn.Module):
         stem, first = space.stem_channels, space.first_channels
         self.first = ConvBN(3, stem, kernel=3, stride=space.stem_stride, activation=activation)
         self.first_mb = InvertedBottleneck(stem, first, kernels=(3,), se=se, activation=activation)
-        layers = [(spec, kernels) for spec, kernels in zip(space.layers, architecture.kernels, strict=True) if kernels]
+        layers = [
+            (spec, kernels)
+            for spec, kernels in zip(space.layers, architecture.kernels, strict=True)
+            if kernels
+        ]
         self.stages = nn.Sequential(
             *(
                 InvertedBottleneck(
@@ -54,7 +59,9 @@ class SubNet(nn.Module):
             )
         )
         self.last_stage = head_stage(space.layers[-1].out_channels, space.head_channels, activation)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(space.head_channels, space.classes))
+        self.classifier = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(space.head_channels, space.classes)
+        )
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = bn_momentum
@@ -70,19 +77,25 @@ class SubNet(nn.Module):
 
 
 def count_macs(network: nn.Module, image_size: int) -> float:
-    """Millions of multiply-adds of the convolutions of `network` on one square image, counted by thop."""
-    containers = {type(m) for m in network.modules() if list(m.children())}  # of which some may be empty
+    """Millions of multiply-adds of the convolutions of `network` on one square image, counted by
+    thop.
+    """
+    # of which some may be empty
+    containers = {type(m) for m in network.modules() if list(m.children())}
     others = {type(m) for m in network.modules() if not isinstance(m, nn.Conv2d)} - containers
     image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
     network = copy.deepcopy(network)  # thop leaves counters behind as buffers
-    convolutions = {type(m) for m in network.modules() if isinstance(m, nn.Conv2d)}  # thop goes by the very type
+    # thop goes by the very type
+    convolutions = {type(m) for m in network.modules() if isinstance(m, nn.Conv2d)}
     counted = {**dict.fromkeys(others, _free), **dict.fromkeys(convolutions, count_convNd)}
     macs, _ = thop.profile(network, inputs=(image,), custom_ops=counted, verbose=False)
     return macs / 1e6
 
 
 def _free(module, inputs, output) -> None:
-    """What thop counts for a module that is no convolution: the cost table knows of convolutions only."""
+    """What thop counts for a module that is no convolution: the cost table knows of convolutions
+    only.
+    """
 
 
 def count_parameters(network: nn.Module) -> float:

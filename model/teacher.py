@@ -17,8 +17,8 @@ from utils.errors import UserError
 class Teacher(nn.Module):
     """`teacher(images) -> probabilities [B, classes]`, without gradients.
 
-    A supernet teaches by its largest sub-network, which normalises each batch by its own statistics, as published; a
-    network of timm is in evaluation mode.
+    A supernet teaches by its largest sub-network, which normalises each batch by its own
+    statistics, as published; a network of timm is in evaluation mode.
     """
 
     def __init__(self, network: nn.Module, by_batch: bool):
@@ -32,17 +32,22 @@ class Teacher(nn.Module):
 
 
 def load_teacher(name: str, classes: int, weights: str | None = None) -> Teacher:
-    """The largest sub-network of the supernet checkpoint `name`; or timm's network `name`, with its published weights
-    or those in the file `weights`. UserError when there is none, or when it has other classes.
+    """The largest sub-network of the supernet checkpoint `name`; or timm's network `name`, with its
+    published weights or those in the file `weights`. UserError when there is none, or when it has
+    other classes.
     """
     if Path(name).exists():
         network, by_batch = _largest(name), True
-        found = [module for module in network.modules() if isinstance(module, nn.Linear)][-1].out_features
+        found = [module for module in network.modules() if isinstance(module, nn.Linear)][
+            -1
+        ].out_features
     elif timm.is_model(name):
         network, by_batch = _of_timm(name, classes, weights), False
         found = network.num_classes
     else:
-        raise UserError(f"--teacher {name}: neither a supernet checkpoint nor the name of a network of timm")
+        raise UserError(
+            f"--teacher {name}: neither a supernet checkpoint nor the name of a network of timm"
+        )
     if found != classes:
         raise UserError(f"--teacher {name}: it has {found} classes, not {classes}")
     return Teacher(network, by_batch)
@@ -66,7 +71,9 @@ def _largest(path: str) -> nn.Module:
 def _of_timm(name: str, classes: int, weights: str | None) -> nn.Module:
     if weights is not None:
         network = timm.create_model(name, num_classes=classes)
-        checkpoint.load_into(network, checkpoint.weights(checkpoint.load(weights), weights), weights)
+        checkpoint.load_into(
+            network, checkpoint.weights(checkpoint.load(weights), weights), weights
+        )
         return network
     try:
         return timm.create_model(name, pretrained=True)
@@ -78,7 +85,8 @@ def _of_timm(name: str, classes: int, weights: str | None) -> nn.Module:
 
 
 class DistillationLoss(nn.Module):
-    """Published: 2 (ratio KD + CE) / (ratio + 1), KD the cross entropy with the teacher's probabilities.
+    """Published: 2 (ratio KD + CE) / (ratio + 1), KD the cross entropy with the teacher's
+    probabilities.
 
     The targets are labels `[B]` or `[B, classes]`, and beside them those probabilities.
     """

@@ -1,7 +1,9 @@
-"""A trained network and its data: what a checkpoint says of them, or a command line for weights that say nothing.
+"""A trained network and its data: what a checkpoint says of them, or a command line for weights
+that say nothing.
 
-A checkpoint of `train_cifar.py` or `train_imagenet.py` knows its architecture, options and data set. For other weights
-a config and a target (or a file, or a `net.config` of NSGANetV2) say which architecture they belong to.
+A checkpoint of `train_cifar.py` or `train_imagenet.py` knows its architecture, options and data
+set. For other weights a config and a target (or a file, or a `net.config` of NSGANetV2) say which
+architecture they belong to.
 """
 
 import argparse
@@ -32,7 +34,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Trained:
-    """A network to be, its options, its data and its weights; `file` is the checkpoint, `payload` what it holds."""
+    """A network to be, its options, its data and its weights; `file` is the checkpoint, `payload`
+    what it holds.
+    """
 
     file: Path
     payload: dict
@@ -42,7 +46,9 @@ class Trained:
 
     @cached_property
     def network(self) -> nn.Module:
-        """With its weights, in evaluation mode; UserError when they are not those of the architecture."""
+        """With its weights, in evaluation mode; UserError when they are not those of the
+        architecture.
+        """
         network = self.blueprint.network(self.options)
         checkpoint.load_into(network, checkpoint.weights(self.payload, self.file), self.file)
         return network.eval()
@@ -72,19 +78,35 @@ class Trained:
 
     @property
     def view(self) -> str | None:
-        """How images are brought to size (`utils.images.VIEWS`); None for small ones, of which all is seen."""
+        """How images are brought to size (`utils.images.VIEWS`); None for small ones, of which all
+        is seen.
+        """
         known = known_set(self.data["dataset"]) if self.data["dataset"] in SETS else None
-        if self.read_size <= self.data.get("in_memory", SMALL) or (known is not None and known.side is not None):
+        if self.read_size <= self.data.get("in_memory", SMALL) or (
+            known is not None and known.side is not None
+        ):
             return None
         return self.data.get("view", known.view if known is not None else "bicubic")
 
     def test_images(self, strict: bool = False) -> Images:
-        source = (self.data["dataset"], self.data["dataset_dir"], self.read_size, self.classes, self.data.get("part"))
-        return self._seen(load_test_images(*source, strict=strict, in_memory=self.data.get("in_memory", SMALL)))
+        source = (
+            self.data["dataset"],
+            self.data["dataset_dir"],
+            self.read_size,
+            self.classes,
+            self.data.get("part"),
+        )
+        return self._seen(
+            load_test_images(*source, strict=strict, in_memory=self.data.get("in_memory", SMALL))
+        )
 
     def training_images(self, strict: bool = False) -> Images:
         source = (self.data["dataset"], self.data["dataset_dir"], self.read_size, self.classes)
-        return self._seen(load_training_images(*source, strict=strict, in_memory=self.data.get("in_memory", SMALL)))
+        return self._seen(
+            load_training_images(
+                *source, strict=strict, in_memory=self.data.get("in_memory", SMALL)
+            )
+        )
 
     def _seen(self, images: Images) -> Images:
         known = isinstance(images, EncodedImages) and "view" in self.data
@@ -97,30 +119,58 @@ class Trained:
         return Resized(batches, size, "bicubic") if size else batches
 
 
-# -- command lines ---------------------------------------------------------------------------------------------------
+# -- command lines ---------------------------------------------------------------------------------
 
 
 def add_network_options(parser: Parser) -> None:
-    """Which network, and on which data; `check_network_options` reads the rest out of what was given."""
-    parser.add_argument("data", nargs="?", help="folder of the data set; default: what the checkpoint or config says")
-    parser.add_argument("--data", dest="data_dir", metavar="DIR", help="the same, as NSGANetV2 spells it")
+    """Which network, and on which data; `check_network_options` reads the rest out of what was
+    given.
+    """
+    parser.add_argument(
+        "data",
+        nargs="?",
+        help="folder of the data set; default: what the checkpoint or config says",
+    )
+    parser.add_argument(
+        "--data", dest="data_dir", metavar="DIR", help="the same, as NSGANetV2 spells it"
+    )
     parser.add_argument("--checkpoint", "--pretrained", required=True, type=Path)
     parser.add_argument(
-        "--config_path", "--cfg", metavar="CFG", help="config file of weights that know no architecture"
+        "--config_path",
+        "--cfg",
+        metavar="CFG",
+        help="config file of weights that know no architecture",
     )
     parser.add_argument(
-        "--target_flops", type=positive_number, help="target whose architecture the config's generator gives"
+        "--target_flops",
+        type=positive_number,
+        help="target whose architecture the config's generator gives",
     )
     parser.add_argument(
-        "--architecture", type=Path, metavar="FILE", help="architecture.json, or a list, instead of a target"
+        "--architecture",
+        type=Path,
+        metavar="FILE",
+        help="architecture.json, or a list, instead of a target",
     )
-    parser.add_argument("-m", "--model", metavar="NET.CONFIG", help="the published description of a network")
-    parser.add_argument("--dataset", choices=tuple(IMAGE_SETS), help="with --model: the data set's name")
-    parser.add_argument("--img-size", type=positive, help="with --model: pixels at which the network sees the images")
+    parser.add_argument(
+        "-m", "--model", metavar="NET.CONFIG", help="the published description of a network"
+    )
+    parser.add_argument(
+        "--dataset", choices=tuple(IMAGE_SETS), help="with --model: the data set's name"
+    )
+    parser.add_argument(
+        "--img-size",
+        type=positive,
+        help="with --model: pixels at which the network sees the images",
+    )
     parser.add_argument("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
     parser.add_argument("--activation", help="relu6 or hswish")
-    parser.add_argument("--lmdb", action="store_true", help="the folder holds LMDB files (utils/folder2lmdb.py)")
-    parser.add_argument("--strict-data", action="store_true", help="stop at an image that cannot be read")
+    parser.add_argument(
+        "--lmdb", action="store_true", help="the folder holds LMDB files (utils/folder2lmdb.py)"
+    )
+    parser.add_argument(
+        "--strict-data", action="store_true", help="stop at an image that cannot be read"
+    )
 
 
 def check_network_options(parser: Parser, args: argparse.Namespace) -> None:
@@ -132,7 +182,9 @@ def check_network_options(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def open_trained(args: argparse.Namespace) -> Trained:
-    """What a command line with `add_network_options` names: as the checkpoint says, unless the line says otherwise."""
+    """What a command line with `add_network_options` names: as the checkpoint says, unless the line
+    says otherwise.
+    """
     payload = checkpoint.load(args.checkpoint)
     if args.model:
         blueprint, options, data = _published(args, payload)
@@ -144,7 +196,9 @@ def open_trained(args: argparse.Namespace) -> Trained:
     for name in ("se", "activation"):
         if getattr(args, name) is not None:
             if name not in blueprint.names:
-                raise UserError(f"--{name}: networks of this kind have it as their architecture says")
+                raise UserError(
+                    f"--{name}: networks of this kind have it as their architecture says"
+                )
             options[name] = getattr(args, name)
     if args.data:
         data["dataset_dir"] = args.data
@@ -152,7 +206,8 @@ def open_trained(args: argparse.Namespace) -> Trained:
         data["dataset"] = "imagenet"
     if args.lmdb:
         data["dataset"] = "imagenet_lmdb"
-    elif args.data and args.config_path and (Path(args.data) / "val").is_dir():  # the published line, on any config
+    # the published line, on any config
+    elif args.data and args.config_path and (Path(args.data) / "val").is_dir():
         data |= {"dataset": "imagefolder", "part": "val"}
     return Trained(args.checkpoint, payload, blueprint, options, data)
 
@@ -167,16 +222,18 @@ def _own(file: Path, payload: dict) -> Trained:
     return Trained(file, payload, blueprint, options, _own_data(file, payload, blueprint))
 
 
-# -- without data ----------------------------------------------------------------------------------------------------
+# -- without data ----------------------------------------------------------------------------------
 
 
 def load_network(
     architecture: str | Path | None, file: str | Path | None, kinds: tuple[str, ...], options: dict
 ) -> nn.Module:
-    """The network of an architecture.json or net.config, or else of the checkpoint `file`; in evaluation mode.
+    """The network of an architecture.json or net.config, or else of the checkpoint `file`; in
+    evaluation mode.
 
-    With the weights in `file`, or without one at random; its `options` are what the checkpoint says, unless they are
-    given. UserError when the network is of none of `kinds`, or anything does not fit.
+    With the weights in `file`, or without one at random; its `options` are what the checkpoint
+    says, unless they are given. UserError when the network is of none of `kinds`, or anything does
+    not fit.
     """
     if architecture is None and file is None:
         raise UserError("architecture or checkpoint must be given")
@@ -201,7 +258,9 @@ def load_network(
     classifier = weights.get(blueprints.CLASSIFIER[0])
     if isinstance(blueprint, blueprints.PlainBlueprint) and classifier is not None:
         blueprint = blueprint.with_classes(len(classifier))
-    network = blueprint.network({**{name: own[name] for name in own if name in blueprint.names}, **options})
+    network = blueprint.network(
+        {**{name: own[name] for name in own if name in blueprint.names}, **options}
+    )
     checkpoint.load_into(network, weights, file)
     return network.eval()
 
@@ -213,21 +272,27 @@ def _read_blueprint(file: Path) -> Blueprint:
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as an architecture ({error})") from None
     if isinstance(record, list):
-        raise UserError(f"{file}: a list of architectures does not say their space; give an architecture.json")
+        raise UserError(
+            f"{file}: a list of architectures does not say their space; give an architecture.json"
+        )
     if isinstance(record, dict) and "format" not in record:
         return blueprints.PlainBlueprint.load(file)
     return blueprints.load_blueprint(file)[0]
 
 
-# -- what describes a network ----------------------------------------------------------------------------------------
+# -- what describes a network ----------------------------------------------------------------------
 
 
 def own_network(file: Path, payload: dict) -> tuple[Blueprint, dict]:
-    """The network that a checkpoint of ours describes, and its options; UserError where something is missing."""
+    """The network that a checkpoint of ours describes, and its options; UserError where something
+    is missing.
+    """
 
     def read() -> tuple[Blueprint, dict]:
         blueprint = blueprints.described(payload)
-        return blueprint, {name: payload["options"][name] for name in blueprint.names if name != "drop_path"}
+        return blueprint, {
+            name: payload["options"][name] for name in blueprint.names if name != "drop_path"
+        }
 
     return _of_checkpoint(file, read)
 
@@ -253,11 +318,15 @@ def _of_checkpoint(file: Path, read: Callable[[], T]) -> T:
     except UserError as error:
         raise UserError(f"{file}: it does not describe its network ({error})") from None
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{file}: it does not describe its network ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{file}: it does not describe its network ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _published(args: argparse.Namespace, payload: dict) -> tuple[Blueprint, dict, dict]:
-    """A `net.config` with weights of its own, on a data set by name, as NSGANetV2's command line says it."""
+    """A `net.config` with weights of its own, on a data set by name, as NSGANetV2's command line
+    says it.
+    """
     if args.dataset is None or args.data is None:
         raise UserError("--model: --dataset and --data must say what its network is validated on")
     known, weights = known_set(args.dataset), checkpoint.weights(payload, args.checkpoint)
@@ -277,10 +346,17 @@ def _by_config(args: argparse.Namespace) -> tuple[Blueprint, dict, dict]:
             "or --architecture"
         )
     if args.target_flops is None and args.architecture is None:
-        raise UserError("--target_flops or --architecture must say which architecture these weights belong to")
+        raise UserError(
+            "--target_flops or --architecture must say which architecture these weights belong to"
+        )
     config = load_config(args.config_path)
     space = build_space(config)
     architecture = choose(config, space, args.target_flops, args.architecture).architecture
-    data = {"dataset": config.dataset, "dataset_dir": config.dataset_dir, "mean": config.mean, "std": config.std}
+    data = {
+        "dataset": config.dataset,
+        "dataset_dir": config.dataset_dir,
+        "mean": config.mean,
+        "std": config.std,
+    }
     options = {"se": config.se, "activation": config.activation, "dropout": config.dropout}
     return blueprints.blueprint_of(space, architecture), options, data

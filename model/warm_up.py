@@ -1,4 +1,5 @@
-"""Supernet warm-up: fairly sampled single paths, and what such a path is worth (SGNAS, section 3.2).
+"""Supernet warm-up: fairly sampled single paths, and what such a path is worth (SGNAS, section
+3.2).
 
 An elastic supernet is warmed up by the sandwich rule instead.
 """
@@ -31,7 +32,9 @@ PathSupernet = UnifiedSupernet | CellSupernet
 
 
 class WarmUp:
-    """The supernet and what trains it: the gradients of `paths_per_step` networks on a batch add up before a step."""
+    """The supernet and what trains it: the gradients of `paths_per_step` networks on a batch add up
+    before a step.
+    """
 
     def __init__(
         self,
@@ -45,8 +48,12 @@ class WarmUp:
         if isinstance(supernet, ElasticSupernet):
             self.forwards = partial(sandwich_logits, supernet, config.paths_per_step, place)
         else:
-            self.forwards = partial(path_logits, supernet, config.paths_per_step, place, sampling=config.path_sampling)
-        self.recipe = build_recipe(supernet.parameters(), steps_per_epoch, config, place, "warm-up", checkpoint)
+            self.forwards = partial(
+                path_logits, supernet, config.paths_per_step, place, sampling=config.path_sampling
+            )
+        self.recipe = build_recipe(
+            supernet.parameters(), steps_per_epoch, config, place, "warm-up", checkpoint
+        )
         self.epochs, self.tally, self.best_top1 = 0, Tally(), -1.0
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> Tally:
@@ -68,12 +75,21 @@ class WarmUp:
     def load_state(self, state: dict) -> None:
         self.supernet.load_state_dict(state["model"])
         self.recipe.optimizer.load_state_dict(state["optimizer"])
-        self.epochs, self.tally, self.best_top1 = state["epoch"], Tally(**state["tally"]), state["best_top1"]
+        self.epochs, self.tally, self.best_top1 = (
+            state["epoch"],
+            Tally(**state["tally"]),
+            state["best_top1"],
+        )
 
 
 def supernet_payload(supernet: Supernet, epochs: int) -> dict:
     """The checkpoint of a supernet."""
-    return {"kind": "supernet", "epoch": epochs, "model": supernet.state_dict(), "space": supernet.space.to_dict()}
+    return {
+        "kind": "supernet",
+        "epoch": epochs,
+        "model": supernet.state_dict(),
+        "space": supernet.space.to_dict(),
+    }
 
 
 def path_logits(
@@ -87,7 +103,8 @@ def path_logits(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits of the paths of one step, sampled fairly or uniformly, one after another.
 
-    All paths share stem and first block, which are computed once, and differentiated once all paths have been.
+    All paths share stem and first block, which are computed once, and differentiated once all paths
+    have been.
     """
     with place.autocast():
         features = supernet.stem(images)
@@ -110,10 +127,11 @@ def sandwich_logits(
     rng: torch.Generator,
     resolutions: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The sandwich rule: the largest sub-network learns the labels; the smallest, and random ones, its answers.
+    """The sandwich rule: the largest sub-network learns the labels; the smallest, and random ones,
+    its answers.
 
-    All at one random resolution, by default of all. Source: Yu and Huang, "Universally Slimmable Networks", ICCV 2019
-    (the sandwich rule, in-place distillation).
+    All at one random resolution, by default of all. Source: Yu and Huang, "Universally Slimmable
+    Networks", ICCV 2019 (the sandwich rule, in-place distillation).
     """
     space, draw = supernet.space, np.random.default_rng(rng.initial_seed())
     smallest, largest = space.extremes()
@@ -128,12 +146,18 @@ def sandwich_logits(
 
 
 class PathValidation:
-    """Scores single paths on the validation images, with BN re-estimated on training images for each path."""
+    """Scores single paths on the validation images, with BN re-estimated on training images for
+    each path.
+    """
 
-    def __init__(self, supernet: PathSupernet, images: SearchImages, config: Config, place: Placement):
+    def __init__(
+        self, supernet: PathSupernet, images: SearchImages, config: Config, place: Placement
+    ):
         self.supernet, self.place = supernet, place
         self.batches = search_loader(images.validate, config, "validate", training=False)
-        shuffled = torch.randperm(len(images.train.labels), generator=stream(config.seed, "recalibrate"))
+        shuffled = torch.randperm(
+            len(images.train.labels), generator=stream(config.seed, "recalibrate")
+        )
         used = images.train.subset(shuffled[: config.bn_recalibration_images])
         self.recalibration = search_loader(used, config, "recalibrate", training=False)
 
@@ -158,12 +182,20 @@ class PathValidation:
 class ElasticValidation:
     """Scores sub-networks of an elastic supernet as stand-alone networks, as `msunas.py` does."""
 
-    def __init__(self, supernet: ElasticSupernet, images: SearchImages, config: Config, place: Placement):
+    def __init__(
+        self, supernet: ElasticSupernet, images: SearchImages, config: Config, place: Placement
+    ):
         self.supernet = supernet
-        drawn = torch.randperm(len(images.train.labels), generator=stream(config.seed, "recalibrate"))
-        norms = decoded(images.train.subset(drawn[: config.bn_recalibration_images or NORMS_IMAGES]))
+        drawn = torch.randperm(
+            len(images.train.labels), generator=stream(config.seed, "recalibrate")
+        )
+        norms = decoded(
+            images.train.subset(drawn[: config.bn_recalibration_images or NORMS_IMAGES])
+        )
         images = CandidateImages(images.train, decoded(images.validate), norms, [])
-        self.evaluation = CandidateEvaluation(images, Normalisation(config.mean, config.std), place, config.batch_size)
+        self.evaluation = CandidateEvaluation(
+            images, Normalisation(config.mean, config.std), place, config.batch_size
+        )
 
     def sample(self, count: int, rng: torch.Generator) -> Genes:
         """Both extremes and random sub-networks `[count, G]`."""
@@ -179,7 +211,9 @@ class ElasticValidation:
         return self.evaluation.score(self.supernet.extract(architecture), architecture.r).top1
 
 
-def top1_of_all(validation: PathValidation | ElasticValidation, networks: Tensor | Genes) -> list[float]:
+def top1_of_all(
+    validation: PathValidation | ElasticValidation, networks: Tensor | Genes
+) -> list[float]:
     """Top-1 of each of `networks`, divided among all processes, which call it together."""
     return results(divided(len(networks), lambda index: validation.top1(networks[index])))
 

@@ -31,7 +31,10 @@ def released(name: str) -> Path:
 
 def filled_weights(shapes: dict) -> dict[str, torch.Tensor]:
     """Deterministic weights for key names and shapes."""
-    return {key: torch.from_numpy(value) for key, value in filled({k: tuple(s) for k, s in shapes.items()}).items()}
+    return {
+        key: torch.from_numpy(value)
+        for key, value in filled({k: tuple(s) for k, s in shapes.items()}).items()
+    }
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -49,7 +52,9 @@ def cifar_space() -> UnifiedSpace:
 
 
 def mixed_space(se: bool = False) -> UnifiedSpace:
-    """Layers that differ in everything: expansions 3, 4, 1, 4; kernels with gaps; no skip; one that may vanish."""
+    """Layers that differ in everything: expansions 3, 4, 1, 4; kernels with gaps; no skip; one that
+    may vanish.
+    """
     return UnifiedSpace(
         layers=(
             LayerSpec(6, 8, 2, 3, (5, 3), se=se),
@@ -68,13 +73,17 @@ def mixed_space(se: bool = False) -> UnifiedSpace:
 
 def plain_space() -> UnifiedSpace:
     layers = (LayerSpec(4, 6, 2, 6, (3, 5, 7)), LayerSpec(6, 6, 1, 6, (3, 5, 7)))
-    return UnifiedSpace(layers, 10, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12)
+    return UnifiedSpace(
+        layers, 10, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12
+    )
 
 
 def wide_space() -> UnifiedSpace:
     """Maps on which CPUs have our own weight gradients: 8x8, then 4x4."""
     layers = tuple(LayerSpec(4, 4, stride, 6, (3, 5, 7)) for stride in (1, 2, 1))
-    return UnifiedSpace(layers, 8, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12)
+    return UnifiedSpace(
+        layers, 8, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12
+    )
 
 
 SMALL_SPACES = {

@@ -1,8 +1,9 @@
 """Deterministic weights for parity checks: fill a state dict from its key names and shapes alone.
 
-`filled(shapes)` maps {key: shape} to {key: float32 array}; `image(batch, size)` is the matching input.
-The same recipe made the expected logits in golden/, so a network that loads these weights must
-reproduce them (relative error under 1e-3 in float32). numpy's RandomState stream is frozen for good.
+`filled(shapes)` maps {key: shape} to {key: float32 array}; `image(batch, size)` is the matching
+input. The same recipe made the expected logits in golden/, so a network that loads these weights
+must reproduce them (relative error under 1e-3 in float32). numpy's RandomState stream is frozen for
+good.
 """
 
 import zlib

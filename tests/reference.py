@@ -1,4 +1,5 @@
-"""The unified supernet written as plainly as can be: a module per sub-block and kernel, skips multiplied by zero.
+"""The unified supernet written as plainly as can be: a module per sub-block and kernel, skips
+multiplied by zero.
 
 Key names are those of the published release, so its state dict is also a published checkpoint.
 """
@@ -20,7 +21,9 @@ class ConvBN(nn.Module):
 
 
 class SubBlock(nn.Module):
-    """All choices of one sub-block: a depthwise branch per kernel, then skip, a dense convolution times zero."""
+    """All choices of one sub-block: a depthwise branch per kernel, then skip, a dense convolution
+    times zero.
+    """
 
     def __init__(self, channels, kernels, stride, skip):
         super().__init__()
@@ -47,7 +50,9 @@ class Layer(nn.Module):
         self.spec = spec
         self.point_wise = ConvBN(C, E * C) if E > 1 else None
         self.depthwise = nn.Module()
-        self.depthwise.blocks = nn.ModuleList(SubBlock(C, spec.kernels, spec.stride, spec.skip) for _ in range(E))
+        self.depthwise.blocks = nn.ModuleList(
+            SubBlock(C, spec.kernels, spec.stride, spec.skip) for _ in range(E)
+        )
         if spec.se:
             self.se = nn.Module()
             self.se.squeeze_conv = nn.Conv2d(E * C, E * C // 4, 1)
@@ -64,7 +69,11 @@ class Layer(nn.Module):
             return x
         y = nn.functional.relu6(self.point_wise(x)) if E > 1 else x
         y = torch.cat(
-            [block(part, q) for block, part, q in zip(self.depthwise.blocks, y.split(C, 1), p, strict=True)], 1
+            [
+                block(part, q)
+                for block, part, q in zip(self.depthwise.blocks, y.split(C, 1), p, strict=True)
+            ],
+            1,
         )
         if self.spec.se:
             width = (E - skipped) * C // 4  # the width of the stand-alone layer
@@ -83,7 +92,9 @@ class ReferenceSupernet(nn.Module):
         self.first = ConvBN(3, stem, 3, space.stem_stride)
         self.first_mb = nn.Module()
         self.first_mb.depthwise = nn.Module()
-        self.first_mb.depthwise.blocks = nn.ModuleList([nn.Conv2d(stem, stem, 3, 1, 1, groups=stem, bias=False)])
+        self.first_mb.depthwise.blocks = nn.ModuleList(
+            [nn.Conv2d(stem, stem, 3, 1, 1, groups=stem, bias=False)]
+        )
         self.first_mb.depthwise.bn = nn.BatchNorm2d(stem)
         self.first_mb.point_wise_1 = ConvBN(stem, first)
         self.stages = nn.ModuleList(Layer(spec) for spec in space.layers)

@@ -46,7 +46,7 @@ def trained(searched) -> Path:
     return searched / "logs" / "net" / "checkpoints" / "last.pth"
 
 
-# -- folders without parts -------------------------------------------------------------------------------------------
+# -- folders without parts -------------------------------------------------------------------------
 
 
 def test_about_a_fifth_of_the_images_test(painted):
@@ -91,7 +91,7 @@ def test_folders_with_parts_are_as_they_were(tmp_path):
     assert class_names(str(tmp_path)) == ["blue", "green", "red"]
 
 
-# -- adapting --------------------------------------------------------------------------------------------------------
+# -- adapting --------------------------------------------------------------------------------------
 
 
 def adapted(folder: Path, trained: Path, data: Path, *more) -> dict:
@@ -108,7 +108,9 @@ def test_a_network_learns_colours_and_its_checkpoint_says_all(trained, painted, 
     assert re.search(r"always the most frequent class +[234]\d\.\d\d", said)
     record = json.loads((tmp_path / "mine" / "architecture.json").read_text())
     assert record["provenance"]["classes"] == ["blue", "green", "red"]
-    assert {one.method for one in read_run(tmp_path / "mine", "mine").found} == {"fine-tuned from another data set"}
+    assert {one.method for one in read_run(tmp_path / "mine", "mine").found} == {
+        "fine-tuned from another data set"
+    }
     validate.main(["--checkpoint", result["checkpoint"], "--json"])
     scored = json.loads(capsys.readouterr().out)
     assert scored["top1"] == result["top1"]
@@ -116,7 +118,10 @@ def test_a_network_learns_colours_and_its_checkpoint_says_all(trained, painted, 
 
 
 def test_all_but_the_classifier_begins_as_it_was(trained, painted, tmp_path):
-    args, own = adapt.parse_arguments(["--checkpoint", str(trained), "--data", str(painted)]), open_own(trained)
+    args, own = (
+        adapt.parse_arguments(["--checkpoint", str(trained), "--data", str(painted)]),
+        open_own(trained),
+    )
     config = adapt.recipe(args, own, load_dataset("imagefolder", str(painted), 16, 3))
     network = adapt.with_new_classifier(own.blueprint.with_classes(3), own, config)
     state, old = network.state_dict(), own.payload["model"]
@@ -158,7 +163,15 @@ def test_larger_images_are_read_from_disk(trained, painted, tmp_path):
 
 def test_a_dry_run_writes_nothing(trained, painted, tmp_path, capsys):
     adapt.main(
-        ["--checkpoint", str(trained), "--data", str(painted), "--dry-run", "--set", f"log_dir={tmp_path / 'logs'}"]
+        [
+            "--checkpoint",
+            str(trained),
+            "--data",
+            str(painted),
+            "--dry-run",
+            "--set",
+            f"log_dir={tmp_path / 'logs'}",
+        ]
     )
     assert "100 epochs of 4 steps: about" in capsys.readouterr().out
     assert not (tmp_path / "logs").exists()

@@ -20,7 +20,12 @@ def test_the_published_cifar_config_loads_unchanged():
     space = build_space(config)
     assert space.shape == (19, 6, 4)
     assert [spec.out_channels for spec in space.layers][::6] == [32, 80, 96, 320]
-    assert (space.stem_stride, space.stem_channels, space.first_channels, space.head_channels) == (1, 32, 16, 1280)
+    assert (space.stem_stride, space.stem_channels, space.first_channels, space.head_channels) == (
+        1,
+        32,
+        16,
+        1280,
+    )
 
 
 def test_the_published_imagenet_config_loads_unchanged():
@@ -44,13 +49,20 @@ def test_every_config_of_the_project_loads():
 @pytest.mark.parametrize("name", ["cifar_config.yml", "imagenet_config.yml"])
 def test_the_configs_here_say_what_the_published_ones_say(name):
     ours = PUBLISHED.parent.parent.parent / "config_file" / name
-    folder = ["dataset_dir=./data/imagenet/"] if name == "imagenet_config.yml" else []  # published: one of its authors
+    # published: one of its authors
+    folder = ["dataset_dir=./data/imagenet/"] if name == "imagenet_config.yml" else []
     assert load_config(ours) == load_config(PUBLISHED / name, folder)
 
 
 def test_defaults_are_the_published_constants(tiny_config):
     config = load_config(PUBLISHED / "cifar_config.yml")
-    constants = (config.target_step, config.target_jitter, config.cost_tolerance, config.eval_step, config.cost_unit)
+    constants = (
+        config.target_step,
+        config.target_jitter,
+        config.cost_tolerance,
+        config.eval_step,
+        config.cost_unit,
+    )
     assert constants == (5, 0.5, 0.1, 10, 1)
 
 
@@ -62,13 +74,24 @@ def test_a_resolved_config_reads_back(tmp_path):
 
 
 def test_the_right_spelling_of_the_final_generator_is_accepted(tiny_config):
-    assert load_config(tiny_config, ["path_to_final_generator=a.pth"]).path_to_final_generator == "a.pth"
-    assert load_config(tiny_config, ["path_to_fianl_generator=a.pth"]).path_to_final_generator == "a.pth"
+    assert (
+        load_config(tiny_config, ["path_to_final_generator=a.pth"]).path_to_final_generator
+        == "a.pth"
+    )
+    assert (
+        load_config(tiny_config, ["path_to_fianl_generator=a.pth"]).path_to_final_generator
+        == "a.pth"
+    )
 
 
 def test_a_row_of_l_cfgs_overrides_the_global_keys(tiny_config):
     config = load_config(
-        tiny_config, ["expansion=9", "kernels_nums=8", "l_cfgs=[[3, 8, [3, 5], 2], [2, 8, [7, skip], 1, 2, true]]"]
+        tiny_config,
+        [
+            "expansion=9",
+            "kernels_nums=8",
+            "l_cfgs=[[3, 8, [3, 5], 2], [2, 8, [7, skip], 1, 2, true]]",
+        ],
     )
     first, second = config.l_cfgs
     assert (first.expansion, first.kernels, first.skip, first.se) == (3, (3, 5), False, False)
@@ -82,7 +105,10 @@ def test_a_row_of_l_cfgs_overrides_the_global_keys(tiny_config):
         ("optim_state.learning=3", "optim_state.learning: unknown key"),
         ("optim_state=3", "optim_state: 3 holds no keys"),
         ("optim_state.lr=-1", "optim_state: lr must be above 0"),
-        ("optim_state.optimizer=lion", "optim_state.optimizer: 'lion' is unknown; allowed are sgd, adam"),
+        (
+            "optim_state.optimizer=lion",
+            "optim_state.optimizer: 'lion' is unknown; allowed are sgd, adam",
+        ),
         ("batch_size=many", "batch_size: 'many' is not a whole number"),
         ("batch_size=2.5", "batch_size: 2.5 is not a whole number"),
         ("batch_size=1", "batch_size: 1 is not allowed; it must be at least 2"),
@@ -123,7 +149,9 @@ def test_targets_out_of_reach_are_refused(tiny_config):
 
 
 def test_a_missing_key_is_named(tmp_path):
-    (tmp_path / "c.yml").write_text("dataset: digits\nclasses: 10\nlow_flops: 1\nhigh_flops: 2\nl_cfgs: []\n")
+    (tmp_path / "c.yml").write_text(
+        "dataset: digits\nclasses: 10\nlow_flops: 1\nhigh_flops: 2\nl_cfgs: []\n"
+    )
     with pytest.raises(UserError, match="input_size: this key is missing"):
         load_config(tmp_path / "c.yml")
 

@@ -21,7 +21,9 @@ from utils.engine import Placement
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="there is no CUDA device on this machine"
+    ),
 ]
 
 
@@ -54,10 +56,15 @@ def test_table_and_generator_on_cuda_equal_the_cpu(cifar_space):
 def test_a_search_runs_on_cuda(tiny_config, amp, capsys):
     search.main(["--cfg", str(tiny_config), "--set", f"amp={amp}"])
     assert "on cuda" in capsys.readouterr().out
-    assert load(tiny_config.parent / "logs" / "tiny" / "checkpoints" / "generator_last.pth")["epoch"] == 2
+    assert (
+        load(tiny_config.parent / "logs" / "tiny" / "checkpoints" / "generator_last.pth")["epoch"]
+        == 2
+    )
 
 
-@pytest.mark.parametrize("more", [[], ["--amp"], ["--amp", "--amp-dtype", "float16"], ["--channels-last", "false"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--amp"], ["--amp", "--amp-dtype", "float16"], ["--channels-last", "false"]]
+)
 def test_imagenet_training_runs_on_cuda(folder, more, capsys):
     run = train(folder, *more)
     assert "on cuda" in capsys.readouterr().out
@@ -83,7 +90,9 @@ def test_a_training_step_on_cuda_equals_the_cpu():
     images, labels = torch.randn(8, 3, 12, 12, generator=rng()), torch.arange(8) % 7
     for supernet, device in zip(supernets, ("cpu", "cuda"), strict=True):
         place = Placement(torch.device(device))
-        for logits, targets in path_logits(supernet, 4, place, *place.batch(images, labels), rng(1)):
+        for logits, targets in path_logits(
+            supernet, 4, place, *place.batch(images, labels), rng(1)
+        ):
             F.cross_entropy(logits, targets).backward()
     for one, other in zip(supernets[1].parameters(), supernets[0].parameters(), strict=True):
         if other.grad is not None and float(other.grad.abs().max()) > 1e-6:

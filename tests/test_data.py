@@ -9,7 +9,15 @@ from tests.conftest import rng
 from utils.data import Dataset, load_dataset, load_test_images, split_for_search, stratified_split
 from utils.errors import UserError
 from utils.images import EncodedImages, ImageData
-from utils.loader import Augmentation, MemoryLoader, Normalisation, autoaugment, crop_and_flip, cutout, loader
+from utils.loader import (
+    Augmentation,
+    MemoryLoader,
+    Normalisation,
+    autoaugment,
+    crop_and_flip,
+    cutout,
+    loader,
+)
 
 PLAIN = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -17,7 +25,8 @@ PLAIN = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 def coded_images(count, size=6):
     """Images whose pixels say which image they belong to."""
     return ImageData(
-        torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, size, size), torch.arange(count) % 5
+        torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, size, size),
+        torch.arange(count) % 5,
     )
 
 
@@ -56,7 +65,9 @@ def test_a_stratified_split_cuts_every_class_alike():
 def test_the_parts_of_a_search_share_no_image_and_no_test_image(tmp_path):
     dataset = Dataset(coded_images(200), coded_images(10))
     parts = split_for_search(dataset, 0.8, 0, tmp_path / "split.json")
-    seen = [set(part.images[:, 0, 0, 0].tolist()) for part in (parts.train, parts.feed, parts.validate)]
+    seen = [
+        set(part.images[:, 0, 0, 0].tolist()) for part in (parts.train, parts.feed, parts.validate)
+    ]
     assert [len(s) for s in seen] == [160, 30, 10]
     assert set.union(*seen) == set(range(200))
 
@@ -67,18 +78,26 @@ def test_the_split_is_written_once_and_reused(tmp_path):
     again = split_for_search(dataset, 0.5, 99, tmp_path / "split.json")
     assert first.validate.images.equal(again.validate.images)
     with pytest.raises(UserError, match="it splits 200 images; the data set has 100"):
-        split_for_search(Dataset(coded_images(100), coded_images(10)), 0.8, 0, tmp_path / "split.json")
+        split_for_search(
+            Dataset(coded_images(100), coded_images(10)), 0.8, 0, tmp_path / "split.json"
+        )
 
 
 def test_a_train_portion_of_one_still_holds_images_out(tmp_path):
-    parts = split_for_search(Dataset(coded_images(200), coded_images(10)), 1.0, 0, tmp_path / "split.json")
+    parts = split_for_search(
+        Dataset(coded_images(200), coded_images(10)), 1.0, 0, tmp_path / "split.json"
+    )
     assert len(parts.train.labels) == 160
 
 
 def test_a_held_out_part_of_the_data_set_is_what_is_held_out(tmp_path):
     dataset = Dataset(coded_images(100), coded_images(10), held_out=coded_images(40))
     parts = split_for_search(dataset, 0.8, 0, tmp_path / "split.json")
-    assert (len(parts.train.labels), len(parts.feed.labels), len(parts.validate.labels)) == (100, 30, 10)
+    assert (len(parts.train.labels), len(parts.feed.labels), len(parts.validate.labels)) == (
+        100,
+        30,
+        10,
+    )
 
 
 def test_crop_and_flip_equal_the_naive_loop():
@@ -92,7 +111,8 @@ def test_crop_and_flip_equal_the_naive_loop():
         candidates += any(got.equal(option) for option in options)
     assert candidates == 40
     shifts = {
-        tuple(image[0, 2].tolist()) for image in crop_and_flip(images[:1].expand(200, -1, -1, -1), 2, True, rng())
+        tuple(image[0, 2].tolist())
+        for image in crop_and_flip(images[:1].expand(200, -1, -1, -1), 2, True, rng())
     }
     assert len(shifts) > 20  # each image of a batch is cropped and flipped on its own
 
@@ -128,10 +148,16 @@ def test_autoaugment_draws_for_each_image_by_the_stream_alone():
 
 @pytest.mark.parametrize("size", [16, 80])
 def test_augmentation_is_for_training_alone(tmp_path, size):
-    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    (
+        write_folder(tmp_path / "train", size=(90, 90)),
+        write_folder(tmp_path / "val", images=2, size=(90, 90)),
+    )
     dataset = load_dataset("imagefolder", str(tmp_path), size, 3)
     augment = Augmentation(0, False, (0.99, 1.0), autoaugment=True, cutout=8)
-    first, again = ([images for images, _ in loader(dataset.train, 4, PLAIN, augment, 1).epoch(2)] for _ in range(2))
+    first, again = (
+        [images for images, _ in loader(dataset.train, 4, PLAIN, augment, 1).epoch(2)]
+        for _ in range(2)
+    )
     assert all(one.equal(other) for one, other in zip(first, again, strict=True))
     whole = (torch.cat(first) == 0).all(dim=1).flatten(1).sum(dim=1)  # pixels of the mean colour
     assert int(whole.min()) >= 4 * 4
@@ -181,7 +207,10 @@ def test_a_test_folder_without_classes_is_not_the_test_part(tmp_path):
 
 
 def test_large_images_are_read_from_disk_in_training_and_evaluation_form(tmp_path):
-    write_folder(tmp_path / "train", size=(100, 90)), write_folder(tmp_path / "val", images=2, size=(100, 90))
+    (
+        write_folder(tmp_path / "train", size=(100, 90)),
+        write_folder(tmp_path / "val", images=2, size=(100, 90)),
+    )
     dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
     assert isinstance(dataset.train, EncodedImages)
     training = loader(dataset.train, 4, PLAIN, Augmentation(), seed=1)
@@ -206,7 +235,10 @@ def test_a_corrupt_image_is_skipped_and_named(tmp_path, capsys):
 
 @pytest.mark.parametrize(("size", "workers"), [(16, 0), (80, 0), (80, 2)])
 def test_strict_data_stops_at_a_corrupt_image(tmp_path, size, workers):
-    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    (
+        write_folder(tmp_path / "train", size=(90, 90)),
+        write_folder(tmp_path / "val", images=2, size=(90, 90)),
+    )
     (tmp_path / "val" / "class1" / "1.png").write_bytes(b"no image")
 
     def read():
@@ -219,9 +251,13 @@ def test_strict_data_stops_at_a_corrupt_image(tmp_path, size, workers):
 
 
 def test_missing_data_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="train: it must be a folder with a folder of images for each class"):
+    with pytest.raises(
+        UserError, match="train: it must be a folder with a folder of images for each class"
+    ):
         load_dataset("imagefolder", str(tmp_path), 16, 3)
-    with pytest.raises(UserError, match=r"train\.lmdb: there is no such file; python3 utils/folder2lmdb\.py"):
+    with pytest.raises(
+        UserError, match=r"train\.lmdb: there is no such file; python3 utils/folder2lmdb\.py"
+    ):
         load_dataset("imagenet_lmdb", str(tmp_path), 16, 3)
     with pytest.raises(UserError, match="'svhn' cannot be read; allowed are digits"):
         load_dataset("svhn", str(tmp_path), 16, 3)
@@ -233,7 +269,9 @@ def test_a_failing_download_says_what_to_do(tmp_path, name, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
-    with pytest.raises(UserError, match=f"{name} is not there and cannot be downloaded .no route to host.; unpack"):
+    with pytest.raises(
+        UserError, match=f"{name} is not there and cannot be downloaded .no route to host.; unpack"
+    ):
         load_dataset(name, str(tmp_path), 32, 10)
 
 
@@ -256,7 +294,10 @@ def test_a_portion_that_leaves_nothing_writes_no_split(tmp_path):
 
 
 def test_a_large_corrupt_image_is_skipped_and_named(tmp_path, capsys):
-    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    (
+        write_folder(tmp_path / "train", size=(90, 90)),
+        write_folder(tmp_path / "val", images=2, size=(90, 90)),
+    )
     (tmp_path / "val" / "class1" / "1.png").write_bytes(b"no image")
     dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
     batches = list(loader(dataset.test, 2, PLAIN).epoch())
@@ -265,7 +306,10 @@ def test_a_large_corrupt_image_is_skipped_and_named(tmp_path, capsys):
 
 
 def test_an_epoch_of_files_can_begin_at_any_batch(tmp_path):
-    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    (
+        write_folder(tmp_path / "train", size=(90, 90)),
+        write_folder(tmp_path / "val", images=2, size=(90, 90)),
+    )
     dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
     batches = loader(dataset.train, 4, PLAIN, Augmentation(cutout=9), 1)
     whole, rest = list(batches.epoch(2)), list(batches.epoch(2, 1))
@@ -277,7 +321,10 @@ def test_an_epoch_of_files_can_begin_at_any_batch(tmp_path):
 
 
 def test_files_that_cannot_be_opened_are_no_broken_images(tmp_path):
-    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    (
+        write_folder(tmp_path / "train", size=(90, 90)),
+        write_folder(tmp_path / "val", images=2, size=(90, 90)),
+    )
     dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
     for file in (tmp_path / "train").rglob("*.png"):
         file.unlink()
@@ -286,7 +333,10 @@ def test_files_that_cannot_be_opened_are_no_broken_images(tmp_path):
 
 
 def test_a_training_batch_of_broken_images_stops_and_they_are_counted(tmp_path, capsys):
-    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    (
+        write_folder(tmp_path / "train", size=(90, 90)),
+        write_folder(tmp_path / "val", images=2, size=(90, 90)),
+    )
     dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
     for file in (tmp_path / "train").rglob("*.png"):
         file.write_bytes(b"x")
@@ -299,10 +349,20 @@ def test_a_training_batch_of_broken_images_stops_and_they_are_counted(tmp_path, 
 
 
 def test_workers_change_nothing(tmp_path):
-    write_folder(tmp_path / "train", size=(90, 90)), write_folder(tmp_path / "val", images=2, size=(90, 90))
+    (
+        write_folder(tmp_path / "train", size=(90, 90)),
+        write_folder(tmp_path / "val", images=2, size=(90, 90)),
+    )
     dataset = load_dataset("imagefolder", str(tmp_path), 80, 3)
     alone, helped = (
-        torch.cat([images for images, _ in loader(dataset.train, 4, PLAIN, Augmentation(), 1, workers).epoch(2)])
+        torch.cat(
+            [
+                images
+                for images, _ in loader(dataset.train, 4, PLAIN, Augmentation(), 1, workers).epoch(
+                    2
+                )
+            ]
+        )
         for workers in (0, 2)
     )
     assert alone.equal(helped)

@@ -16,11 +16,15 @@ def case(size, k, stride, channels=6, batch=3, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("k", [3, 5, 7, 9])
-@pytest.mark.parametrize(("size", "stride"), [((4, 4), 1), ((8, 8), 2), ((5, 3), 2), ((1, 1), 1), ((2, 7), 1)])
+@pytest.mark.parametrize(
+    ("size", "stride"), [((4, 4), 1), ((8, 8), 2), ((5, 3), 2), ((1, 1), 1), ((2, 7), 1)]
+)
 def test_products_of_all_pairs_give_the_gradient(size, stride, k):
     x, weight, out, gradient = case(size, k, stride)
     expected = torch.autograd.grad(out, weight, gradient)[0]
-    torch.testing.assert_close(gradient_by_products(gradient, x.detach(), weight.detach(), stride), expected)
+    torch.testing.assert_close(
+        gradient_by_products(gradient, x.detach(), weight.detach(), stride), expected
+    )
 
 
 @pytest.mark.parametrize("k", [3, 5, 7, 9])
@@ -36,7 +40,12 @@ def test_windows_give_the_gradient(size, k):
     ("size", "stride", "k", "ours"),
     [
         *(((4, 4), 1, 5, True), ((4, 4), 2, 7, True), ((3, 5), 2, 5, True), ((12, 9), 1, 7, True)),
-        *(((8, 8), 1, 15, True), ((12, 12), 2, 5, False), ((12, 12), 1, 3, False), ((8, 8), 1, 17, False)),
+        *(
+            ((8, 8), 1, 15, True),
+            ((12, 12), 2, 5, False),
+            ((12, 12), 1, 3, False),
+            ((8, 8), 1, 17, False),
+        ),
     ],
 )
 def test_both_gradients_of_the_convolution_are_those_of_pytorch(size, stride, k, ours, layout):
@@ -54,4 +63,6 @@ def test_the_module_is_an_ordinary_convolution_with_or_without_a_bias():
     assert list(module.state_dict()) == ["weight"]
     torch.testing.assert_close(module(images), F.conv2d(images, module.weight, None, 2, 2, 1, 6))
     module.bias = torch.nn.Parameter(torch.ones(6))
-    torch.testing.assert_close(module(images), F.conv2d(images, module.weight, module.bias, 2, 2, 1, 6))
+    torch.testing.assert_close(
+        module(images), F.conv2d(images, module.weight, module.bias, 2, 2, 1, 6)
+    )

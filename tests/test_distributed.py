@@ -78,12 +78,17 @@ def test_processes_average_add_up_divide_work_and_try_again_elsewhere(tmp_path):
         assert found["first"] == "from 0"
         assert found["work"] == list(range(7))
         assert found["retried"] == "done elsewhere"
-        assert ["ValueError: number 0" in found["hopeless"][0], "number 1" in found["hopeless"][1]] == [True, True]
+        assert [
+            "ValueError: number 0" in found["hopeless"][0],
+            "number 1" in found["hopeless"][1],
+        ] == [True, True]
 
 
 def lonely():
     """In a work, training waits for nobody: the gradients of a process are its own."""
-    outcomes = distributed.divided(2, lambda index: (supernet_steps(1 + index, 0.05)["tally"].seen, distributed.size()))
+    outcomes = distributed.divided(
+        2, lambda index: (supernet_steps(1 + index, 0.05)["tally"].seen, distributed.size())
+    )
     return distributed.results(outcomes), distributed.size()
 
 
@@ -95,18 +100,24 @@ def test_within_a_work_a_process_is_alone(tmp_path):
 def test_alone_all_that_is_trivial():
     tensor = torch.tensor([3.0])
     distributed.average([tensor])
-    assert (tensor.item(), distributed.totals(2, 3), distributed.of_first("x")) == (3.0, [2.0, 3.0], "x")
+    assert (tensor.item(), distributed.totals(2, 3), distributed.of_first("x")) == (
+        3.0,
+        [2.0, 3.0],
+        "x",
+    )
     done = distributed.divided(3, lambda index: 10 // index)
     assert [outcome.result for outcome in done] == [None, 10, 5]
     with pytest.raises(ZeroDivisionError):
         distributed.results(done)
 
 
-# -- training --------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 def supernet_steps(steps: int, lr: float) -> dict:
-    """Gradients of the last step, weights, statistics and tally after some steps of warm-up with a batch of 8."""
+    """Gradients of the last step, weights, statistics and tally after some steps of warm-up with a
+    batch of 8.
+    """
     supernet = UnifiedSupernet(mixed_space(), rng()).train()
     recipe = recipe_of(supernet, lr=lr)
     recipe.optimizer.param_groups[0]["momentum"] = 0.9
@@ -131,7 +142,8 @@ def naive_gradients() -> dict[str, torch.Tensor]:
             F.cross_entropy(supernet(pixels[half], path), labels[half]).backward()
         halves.append({name: p.grad for name, p in supernet.named_parameters()})
     return {
-        name: sum(torch.zeros(1) if half[name] is None else half[name] for half in halves) / 2 for name in halves[0]
+        name: sum(torch.zeros(1) if half[name] is None else half[name] for half in halves) / 2
+        for name in halves[0]
     }
 
 
@@ -140,7 +152,9 @@ def test_the_gradient_is_the_mean_of_the_shards(tmp_path):
     for found in in_world(2, supernet_steps, tmp_path, 1, 1e-9):
         assert found["gradients"].keys() == expected.keys()
         for name, gradient in found["gradients"].items():
-            torch.testing.assert_close(gradient, expected[name].expand_as(gradient), rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                gradient, expected[name].expand_as(gradient), rtol=0, atol=1e-6
+            )
         assert (found["tally"].passes, found["tally"].seen) == (2 * 4, 2 * 4 * 4)
 
 
@@ -151,7 +165,8 @@ def test_processes_stay_the_same_to_the_bit(tmp_path):
         assert value.equal(second["state"][key]), key
         if "running" in key:
             torch.testing.assert_close(value, (first["own"][key] + second["own"][key]) / 2)
-    assert any(not first["own"][key].equal(second["own"][key]) for key in first["own"])  # each saw images of its own
+    # each saw images of its own
+    assert any(not first["own"][key].equal(second["own"][key]) for key in first["own"])
 
 
 def step_with_a_broken_image() -> str:
@@ -160,7 +175,9 @@ def step_with_a_broken_image() -> str:
     pixels = torch.full((4, 3, 2, 2), float("nan") if distributed.rank() else 1.0)
     batches = Batches([(pixels, torch.zeros(4, dtype=torch.long))])
     with pytest.raises(UserError) as caught, Progress("epoch 1/1", 1) as progress:
-        train_epoch(lambda x, y, _: [(network(x), y)], recipe_of(network), batches, 0, Tally(), progress)
+        train_epoch(
+            lambda x, y, _: [(network(x), y)], recipe_of(network), batches, 0, Tally(), progress
+        )
     return str(caught.value)
 
 
@@ -169,7 +186,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(tmp_path):
         assert said.startswith("epoch 1/1: the loss is nan at step 0;")
 
 
-# -- evaluation ------------------------------------------------------------------------------------------------------
+# -- evaluation ------------------------------------------------------------------------------------
 
 
 def score_of(count: int, together: bool):
@@ -193,12 +210,18 @@ def test_a_batch_that_cannot_be_shared_is_named(tmp_path):
         in_world(3, supernet_steps, tmp_path, 1, 0.1)
 
 
-# -- whole stages ----------------------------------------------------------------------------------------------------
+# -- whole stages ----------------------------------------------------------------------------------
 
 
 def torchrun(processes: int, folder, *command, restarts: int = 0) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+    ]
     return subprocess.Popen(
         [*launcher, f"--max-restarts={restarts}", *map(str, command)],
         cwd=folder,
@@ -212,20 +235,37 @@ def torchrun(processes: int, folder, *command, restarts: int = 0) -> subprocess.
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=tmp_path / "logs"))
-    found = {"target": 0.15, "macs_m": 0.15, "params_m": 0.01, "choices": [[3, 5, None, None, None, None]] * 2}
+    found = {
+        "target": 0.15,
+        "macs_m": 0.15,
+        "params_m": 0.01,
+        "choices": [[3, 5, None, None, None, None]] * 2,
+    }
     (tmp_path / "found.json").write_text(json.dumps([found]))
     return tmp_path
 
 
 def scratch(folder, title, *settings):
     script = TESTS.parent / "train_cifar.py"
-    command = [script, "--cfg", "tiny.yml", "--flops", "0.15", "--architecture", "found.json", "--title", title]
+    command = [
+        script,
+        "--cfg",
+        "tiny.yml",
+        "--flops",
+        "0.15",
+        "--architecture",
+        "found.json",
+        "--title",
+        title,
+    ]
     return [*command, "--set", "epochs=4", *settings]
 
 
 def test_the_stages_run_in_two_processes(folder):
     script = TESTS.parent / "search.py"
-    done = torchrun(2, folder, script, "--cfg", "tiny.yml", "--title", "search", "--set", "batch_size=32")
+    done = torchrun(
+        2, folder, script, "--cfg", "tiny.yml", "--title", "search", "--set", "batch_size=32"
+    )
     said = done.communicate(timeout=300)[0]
     assert done.returncode == 0, said
     assert said.count("mean miss") == 3, said  # of two epochs and of the report: one process speaks
@@ -233,8 +273,12 @@ def test_the_stages_run_in_two_processes(folder):
     said = done.communicate(timeout=300)[0]
     assert done.returncode == 0, said
     result = json.loads((folder / "logs" / "two" / "result.json").read_text())
-    done = torchrun(2, folder, TESTS.parent / "validate.py", "--checkpoint", result["checkpoint"], "--json")
-    scored = json.loads(next(line for line in done.communicate(timeout=300)[0].splitlines() if line.startswith("{")))
+    done = torchrun(
+        2, folder, TESTS.parent / "validate.py", "--checkpoint", result["checkpoint"], "--json"
+    )
+    scored = json.loads(
+        next(line for line in done.communicate(timeout=300)[0].splitlines() if line.startswith("{"))
+    )
     assert scored["top1"] == result["top1"]
 
 
@@ -248,7 +292,9 @@ def test_two_processes_search_as_one_does(folder):
         done = torchrun(processes, folder, *command)
         said = done.communicate(timeout=300)[0]
         assert done.returncode == 0, said
-        archives.append(json.loads((folder / f"found{processes}" / "iter_2.stats").read_text())["archive"])
+        archives.append(
+            json.loads((folder / f"found{processes}" / "iter_2.stats").read_text())["archive"]
+        )
     assert archives[0] == archives[1]
     assert len(archives[0]) == 6 + 2 * 2
 
@@ -257,7 +303,15 @@ def test_two_processes_rank_as_one_does(folder):
     search.main(["--cfg", str(folder / "tiny.yml"), "--title", "search"])
     results = []
     for processes in (1, 2):
-        command = ["-m", "tools.rank", "logs/search", "--out", f"ranking{processes}", "--count", "3"]
+        command = [
+            "-m",
+            "tools.rank",
+            "logs/search",
+            "--out",
+            f"ranking{processes}",
+            "--count",
+            "3",
+        ]
         done = torchrun(processes, folder, *command, "--set", "epochs=1")
         said = done.communicate(timeout=300)[0]
         assert done.returncode == 0, said
@@ -267,7 +321,9 @@ def test_two_processes_rank_as_one_does(folder):
 
 
 def test_what_is_wrong_is_said_once(folder):
-    done = torchrun(2, folder, TESTS.parent / "search.py", "--cfg", "tiny.yml", "--set", "classes=7")
+    done = torchrun(
+        2, folder, TESTS.parent / "search.py", "--cfg", "tiny.yml", "--set", "classes=7"
+    )
     said = done.communicate(timeout=300)[0]
     assert done.returncode != 0
     assert said.count("search.py: error: classes: the config says 7") == 1, said
@@ -275,7 +331,9 @@ def test_what_is_wrong_is_said_once(folder):
 
 @pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
 def test_a_run_goes_on_in_another_number_of_processes(folder, processes):
-    """Stopped by SIGTERM in the second epoch or later, and ended by others: as many images are seen."""
+    """Stopped by SIGTERM in the second epoch or later, and ended by others: as many images are
+    seen.
+    """
     first, then = processes
     command = scratch(folder, "net", "batch_size=16")
     stopped = torchrun(first, folder, *command)
@@ -295,7 +353,9 @@ def test_a_killed_worker_is_replaced(folder):
     run = torchrun(2, folder, *scratch(folder, "net", "batch_size=16"), restarts=3)
     metrics = folder / "logs" / "net" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n"))
-    workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    workers = subprocess.run(
+        ["pgrep", "-P", str(run.pid)], capture_output=True, text=True
+    ).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
     said = run.communicate(timeout=300)[0]
     assert run.returncode == 0, said

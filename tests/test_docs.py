@@ -1,6 +1,8 @@
-"""Every code block of README and docs: run, or marked by what it needs and then at least understood.
+"""Every code block of README and docs: run, or marked by what it needs and then at least
+understood.
 
-A mark is a comment above the block: <!-- needs a GPU -->, <!-- needs a download: WHAT --> or <!-- takes N min -->.
+A mark is a comment above the block: <!-- needs a GPU -->, <!-- needs a download: WHAT --> or <!--
+takes N min -->.
 """
 
 import dataclasses
@@ -18,9 +20,15 @@ from utils.command import Parser
 from utils.config import Config
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/*.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *ROOT.glob("docs/*.md"),
+]
 FENCE = re.compile(
-    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
 )
 MARK = re.compile(r"needs a GPU|needs a download: .+|takes \d+ min")
 NAMED = re.compile(r"`(test_\w+)`")
@@ -45,7 +53,15 @@ def blocks() -> list[Block]:
         text = page.read_text()
         for match in FENCE.finditer(text):
             line = text.count("\n", 0, match.start("language")) + 1
-            found.append(Block(str(page.relative_to(ROOT)), line, match["mark"], match["language"], match["text"]))
+            found.append(
+                Block(
+                    str(page.relative_to(ROOT)),
+                    line,
+                    match["mark"],
+                    match["language"],
+                    match["text"],
+                )
+            )
     return found
 
 
@@ -67,7 +83,7 @@ def test_no_block_is_overlooked():
     assert fences == 2 * len(BLOCKS)
 
 
-# -- commands --------------------------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------
 
 RECORD = r"""
 note() { printf '%s\0' "$@"; printf '\n\0'; }
@@ -79,7 +95,9 @@ bash() { note bash "$@"; }
 
 def commands(block: Block) -> list[list[str]]:
     """What a shell would run, with loops unrolled and lines joined."""
-    done = subprocess.run(["bash", "-euc", RECORD + block.text], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        ["bash", "-euc", RECORD + block.text], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     return [part.split("\0")[:-1] for part in done.stdout.split("\n\0") if part]
 
@@ -111,7 +129,9 @@ def test_every_command_is_understood(block, monkeypatch):
     found = commands(block)
     assert found
     for command in found:
-        named = [word for word in command if word.startswith(("config_file/", "benchmarks/", "release/"))]
+        named = [
+            word for word in command if word.startswith(("config_file/", "benchmarks/", "release/"))
+        ]
         assert all((ROOT / word).exists() for word in named), command
         if command[0] == "bash":
             assert (ROOT / command[1]).exists()
@@ -154,7 +174,9 @@ def test_marked_python_compiles(block):
     compile(block.text, str(block), "exec")
 
 
-@pytest.mark.parametrize("block", [b for b in of("yaml") if b.page == "docs/search_space.md"], ids=str)
+@pytest.mark.parametrize(
+    "block", [b for b in of("yaml") if b.page == "docs/search_space.md"], ids=str
+)
 def test_spaces_are_spaces(block):
     """Each of them completes a config."""
     values = yaml.safe_load(TINY_CONFIG.format(log_dir="logs"))
@@ -163,7 +185,7 @@ def test_spaces_are_spaces(block):
     Config.from_dict({**values, **yaml.safe_load(block.text)})
 
 
-# -- links, tests and keys that are named ----------------------------------------------------------------------------
+# -- links, tests and keys that are named ----------------------------------------------------------
 
 
 def anchors(page: Path) -> set[str]:
@@ -210,4 +232,6 @@ def test_every_key_of_a_config_is_described_with_its_default():
             assert described[key] == "-"
         else:
             default = list(field.default) if isinstance(field.default, tuple) else field.default
-            assert (None if described[key] == "none" else yaml.safe_load(described[key])) == default, key
+            assert (
+                None if described[key] == "none" else yaml.safe_load(described[key])
+            ) == default, key

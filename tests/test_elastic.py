@@ -55,7 +55,9 @@ def images(seed: int, batch: int, size: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def supernet() -> ElasticSupernet:
     supernet = ElasticSupernet(ElasticSpace()).eval()
-    supernet.load_state_dict(filled({key: shape for key, shape, _ in GOLDEN["supernet_state_dict"]}))
+    supernet.load_state_dict(
+        filled({key: shape for key, shape, _ in GOLDEN["supernet_state_dict"]})
+    )
     return supernet
 
 
@@ -63,13 +65,15 @@ def shapes(network: torch.nn.Module) -> dict:
     return {key: list(value.shape) for key, value in network.state_dict().items()}
 
 
-# -- space -----------------------------------------------------------------------------------------------------------
+# -- space -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("width", "key"), [(1.0, "configs"), (1.2, "width_1_2")])
 def test_costs_are_the_published_ones_to_the_last_digit(width, key):
     space, entries = ElasticSpace(width=width), GOLDEN[key]
-    macs, parameters = space.costs(np.array([space.encode(space.architecture(entry["config"])) for entry in entries]))
+    macs, parameters = space.costs(
+        np.array([space.encode(space.architecture(entry["config"])) for entry in entries])
+    )
     assert macs.tolist() == [entry["macs"] for entry in entries]
     assert parameters.tolist() == [entry["params"] for entry in entries]
 
@@ -140,7 +144,7 @@ def test_a_space_survives_json():
     assert ElasticSpace.from_dict(json.loads(json.dumps(SMALL.to_dict()))) == SMALL
 
 
-# -- networks --------------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------
 
 
 def test_the_supernet_has_the_published_keys(supernet):
@@ -149,11 +153,16 @@ def test_the_supernet_has_the_published_keys(supernet):
 
 
 def test_the_newer_spelling_of_keys_is_read(supernet):
-    newer = {key.replace(".mobile_inverted_conv.", ".conv."): value for key, value in supernet.state_dict().items()}
+    newer = {
+        key.replace(".mobile_inverted_conv.", ".conv."): value
+        for key, value in supernet.state_dict().items()
+    }
     assert from_published(newer).keys() == supernet.state_dict().keys()
 
 
-@pytest.mark.parametrize("case", GOLDEN["forward"], ids=lambda case: f"architecture {case['index']}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["forward"], ids=lambda case: f"architecture {case['index']}"
+)
 def test_logits_are_the_published_ones_before_and_after_batch_norms_are_reset(supernet, case):
     entry = GOLDEN["configs"][case["index"]]["config"]
     architecture, size = supernet.space.architecture(entry), entry["r"]
@@ -175,11 +184,15 @@ def test_logits_are_the_published_ones_before_and_after_batch_norms_are_reset(su
 def check(logits: torch.Tensor, expected: dict) -> None:
     assert logits.argmax(dim=1).tolist() == expected["argmax"]
     scale = float(logits.abs().max())
-    torch.testing.assert_close(logits[:, :8], torch.tensor(expected["first8"]), atol=1e-4 * scale, rtol=0)
+    torch.testing.assert_close(
+        logits[:, :8], torch.tensor(expected["first8"]), atol=1e-4 * scale, rtol=0
+    )
     torch.testing.assert_close(logits.norm(dim=1).tolist(), expected["l2"], atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("entry", GOLDEN["subnets"], ids=lambda entry: f"architecture {entry['config_index']}")
+@pytest.mark.parametrize(
+    "entry", GOLDEN["subnets"], ids=lambda entry: f"architecture {entry['config_index']}"
+)
 def test_net_config_is_written_as_published_and_read_in_both_spellings(entry):
     space = ElasticSpace()
     network = MobileNetV3.of(space, space.architecture(entry["config"]))
@@ -193,8 +206,14 @@ def test_gradients_reach_the_kernel_matrices_of_smaller_kernels_only_when_used()
     supernet = ElasticSupernet(SMALL, rng()).train()
     architecture = SMALL.architecture({"ks": [3, 7], "e": [6, 3], "d": [1, 1], "r": 16})
     supernet(torch.randn(4, 3, 16, 16, generator=rng()), architecture).sum().backward()
-    gradients = {name: p.grad for name, p in supernet.named_parameters() if name.endswith("_matrix")}
-    used = {name.split(".")[1] + " " + name.split(".")[-1] for name, grad in gradients.items() if grad is not None}
+    gradients = {
+        name: p.grad for name, p in supernet.named_parameters() if name.endswith("_matrix")
+    }
+    used = {
+        name.split(".")[1] + " " + name.split(".")[-1]
+        for name, grad in gradients.items()
+        if grad is not None
+    }
     assert used == {"1 7to5_matrix", "1 5to3_matrix"}
 
 

@@ -1,4 +1,6 @@
-"""Exported networks say what the network itself says, in runtimes of their own; what differs is not written."""
+"""Exported networks say what the network itself says, in runtimes of their own; what differs is not
+written.
+"""
 
 import json
 import os
@@ -38,7 +40,9 @@ CELLS = CellSpace(channels=4, cells=1, image_size=10, classes=5)  # 10, 5 and 3 
 
 @torch.no_grad()
 def lively(network: nn.Module, size: int) -> nn.Module:
-    """With weights and statistics at random, but so that no part is without effect on images of `size` pixels."""
+    """With weights and statistics at random, but so that no part is without effect on images of
+    `size` pixels.
+    """
     random = rng(3)
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     for part in network.modules():
@@ -61,13 +65,17 @@ def lively(network: nn.Module, size: int) -> nn.Module:
 
 def pictures(count: int, size: int) -> torch.Tensor:
     """Random images `[count, 3, size, size]` that differ as wholes."""
-    return torch.randn(count, 3, size, size, generator=rng()) + 2 * torch.randn(count, 3, 1, 1, generator=rng(1))
+    return torch.randn(count, 3, size, size, generator=rng()) + 2 * torch.randn(
+        count, 3, 1, 1, generator=rng(1)
+    )
 
 
 def unified(space: UnifiedSpace, **options) -> list[nn.Module]:
     """The smallest and the largest network of a space, and two at random."""
     paths = [*space.extremes(1), *space.sample(2, rng(1))]
-    return [lively(SubNet(space, space.decode(path), **options), space.image_size) for path in paths]
+    return [
+        lively(SubNet(space, space.decode(path), **options), space.image_size) for path in paths
+    ]
 
 
 def elastic() -> list[nn.Module]:
@@ -103,46 +111,64 @@ def assert_same(network: nn.Module, run, size: int, tolerance: float = 1e-5) -> 
     """At batch sizes that the exporter did not see, too; of the largest logit."""
     images = pictures(7, size)
     expected = network(images)
-    assert expected.std(dim=0).max() > 1e-2 * expected.abs().max(), "the network says the same of all images"
+    assert expected.std(dim=0).max() > 1e-2 * expected.abs().max(), (
+        "the network says the same of all images"
+    )
     for count in (7, 1, 2):
         far = (run(images[:count]) - expected[:count]).abs().max()
         assert far <= tolerance * expected.abs().max()
 
 
 def about(network: nn.Module) -> dict:
-    classes = [module for module in network.modules() if isinstance(module, nn.Linear)][-1].out_features
+    classes = [module for module in network.modules() if isinstance(module, nn.Linear)][
+        -1
+    ].out_features
     return {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 2.0], "classes": classes}
 
 
-# -- folding ---------------------------------------------------------------------------------------------------------
+# -- folding ---------------------------------------------------------------------------------------
 
 
 def test_folding_changes_no_logit_and_leaves_no_norm_behind_a_convolution(networks):
     for network, size in networks:
         before = {key: value.clone() for key, value in network.state_dict().items()}
-        for other, left in ((plain(network), None), (folded(network), isinstance(network, CellNetwork))):
+        for other, left in (
+            (plain(network), None),
+            (folded(network), isinstance(network, CellNetwork)),
+        ):
             assert_same(network, other, size)
             assert all(type(m) is nn.Conv2d for m in other.modules() if isinstance(m, nn.Conv2d))
             norms = sum(isinstance(module, nn.BatchNorm2d) for module in other.modules())
             assert left is None or norms == left, "the last norm of cells comes behind a sum"
-        assert all(before[key].equal(value) for key, value in network.state_dict().items()), "it is as it was"
+        assert all(before[key].equal(value) for key, value in network.state_dict().items()), (
+            "it is as it was"
+        )
 
 
-# -- formats ---------------------------------------------------------------------------------------------------------
+# -- formats ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", [plain, folded])
 def test_onnx_files_give_the_same_logits(networks, change, tmp_path):
     onnx, _ = with_onnx("onnx"), with_onnx("onnxruntime")
     for network, size in networks:
-        onnx_file.write(tmp_path / "net.onnx", change(network), size, 15, {"name": "a b", "mean": [0.5]})
+        onnx_file.write(
+            tmp_path / "net.onnx", change(network), size, 15, {"name": "a b", "mean": [0.5]}
+        )
         model = onnx.load(tmp_path / "net.onnx")
-        assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in model.graph.input] == [("images", "batch")]
+        assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in model.graph.input] == [
+            ("images", "batch")
+        ]
         assert [output.name for output in model.graph.output] == ["logits"]
         assert model.opset_import[0].version == 15
-        assert {entry.key: entry.value for entry in model.metadata_props} == {"name": "a b", "mean": "[0.5]"}
+        assert {entry.key: entry.value for entry in model.metadata_props} == {
+            "name": "a b",
+            "mean": "[0.5]",
+        }
         assert not {"BatchNormalization", "MatMul", "Transpose"} & {
-            node.op_type for node in model.graph.node if change is folded and not isinstance(network, CellNetwork)
+            node.op_type
+            for node in model.graph.node
+            if change is folded and not isinstance(network, CellNetwork)
         }
         assert_same(network, onnx_file.runner(tmp_path / "net.onnx"), size)
 
@@ -156,7 +182,9 @@ def test_programs_give_the_same_logits(networks, tmp_path):
 def test_modules_of_timm_give_the_same_logits_and_count_their_features(networks, tmp_path):
     for network, size in networks:
         if isinstance(network, CellNetwork):
-            with pytest.raises(UserError, match=r"^--format timm: cells of NAS-Bench-201 are no network of timm's"):
+            with pytest.raises(
+                UserError, match=r"^--format timm: cells of NAS-Bench-201 are no network of timm's"
+            ):
                 timm_module.write(tmp_path / "net.py", network, size, about(network), None)
             continue
         timm_module.write(tmp_path / "net.py", network, size, about(network), None)
@@ -173,7 +201,9 @@ def test_networks_of_the_published_spaces_are_timm_s_to_the_last_digits(imagenet
     ):
         network = lively(network, 64)
         timm_module.write(tmp_path / "net.py", network, 64, about(network), "bicubic")
-        assert "set_width" not in (tmp_path / "net.py").read_text(), "widths that timm has need no code"
+        assert "set_width" not in (tmp_path / "net.py").read_text(), (
+            "widths that timm has need no code"
+        )
         other, images = timm_module.runner(tmp_path / "net.py").double(), pictures(2, 64).double()
         with torch.inference_mode():
             expected = network.double()(images)
@@ -183,11 +213,19 @@ def test_networks_of_the_published_spaces_are_timm_s_to_the_last_digits(imagenet
 
 def test_a_first_block_as_wide_as_the_stem_gets_no_residual(tmp_path):
     space = UnifiedSpace(
-        (LayerSpec(8, 8, 1, 2, (3, 5), may_vanish=True), LayerSpec(8, 8, 2, 3, (3,))), 8, 5, 8, 2, 8, 16
+        (LayerSpec(8, 8, 1, 2, (3, 5), may_vanish=True), LayerSpec(8, 8, 2, 3, (3,))),
+        8,
+        5,
+        8,
+        2,
+        8,
+        16,
     )
     for network in unified(space):
         timm_module.write(tmp_path / "net.py", network, 8, about(network), None)
-        assert "set_width" not in (tmp_path / "net.py").read_text(), "widths that timm has need no code"
+        assert "set_width" not in (tmp_path / "net.py").read_text(), (
+            "widths that timm has need no code"
+        )
         assert_same(network, timm_module.runner(tmp_path / "net.py"), 8)
 
 
@@ -198,18 +236,22 @@ def test_a_network_that_strides_further_than_timm_is_not_dilated(tmp_path):
     timm_module.write(tmp_path / "net.py", network, 128, about(network), None)
     assert_same(network, timm_module.runner(tmp_path / "net.py"), 128)
     steep = UnifiedSpace((LayerSpec(8, 8, 3, 2, (3,)),), 9, 5, 8, 2, 8, 16)
-    with pytest.raises(UserError, match=r"^--format timm: a block has a stride of 3; timm's have 1 or 2"):
+    with pytest.raises(
+        UserError, match=r"^--format timm: a block has a stride of 3; timm's have 1 or 2"
+    ):
         timm_module.write(tmp_path / "net.py", unified(steep)[0], 9, about(network), None)
 
 
-@pytest.mark.parametrize("name", ["two-words", "class", "json", "torch", "resnet18", "Network", "nn", "1st"])
+@pytest.mark.parametrize(
+    "name", ["two-words", "class", "json", "torch", "resnet18", "Network", "nn", "1st"]
+)
 def test_a_module_of_timm_has_a_name_of_its_own(name, tmp_path):
     with pytest.raises(UserError, match=r"Python cannot import this name|means something else"):
         timm_module.write(tmp_path / f"{name}.py", elastic()[0], 16, about(elastic()[0]), None)
     assert not list(tmp_path.iterdir())
 
 
-# -- elsewhere -------------------------------------------------------------------------------------------------------
+# -- elsewhere -------------------------------------------------------------------------------------
 
 
 def foreign(folder: Path, code: str) -> str:
@@ -218,7 +260,11 @@ def foreign(folder: Path, code: str) -> str:
     lines += [f"assert {str(Path(export.__file__).parents[1])!r} not in sys.path"]
     lines += ["assert not {'model', 'utils', 'tools'} & set(sys.modules)"]
     done = subprocess.run(
-        [sys.executable, "-I", "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, "-I", "-c", "\n".join(lines)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -276,26 +322,39 @@ assert json.loads(about["network.json"]) == {"mean": [0.5]}
 """)  # fmt: skip
 
 
-# -- the command -----------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trained(searched) -> Path:
     """The run folder of a network trained for an epoch, with an average of its weights."""
     few = ["--set", "epochs=1"]
-    train_cifar.main(["--cfg", f"{searched}/tiny.yml", "--flops", "0.15", "--title", "net", "--ema", "0.9", *few])
+    train_cifar.main(
+        ["--cfg", f"{searched}/tiny.yml", "--flops", "0.15", "--title", "net", "--ema", "0.9", *few]
+    )
     return searched / "logs" / "net"
 
 
 @pytest.fixture
 def command(trained, tmp_path) -> list[str]:
-    return ["--checkpoint", f"{trained}/checkpoints/last.pth", "--runs", "2", "--out", str(tmp_path / "out" / "net")]
+    return [
+        "--checkpoint",
+        f"{trained}/checkpoints/last.pth",
+        "--runs",
+        "2",
+        "--out",
+        str(tmp_path / "out" / "net"),
+    ]
 
 
 def table(text: str) -> dict[str, list[str]]:
     """The rows of the printed table, by format."""
     rows = [line.rsplit(maxsplit=4) for line in text.splitlines()[2:]]
-    return {row[0].strip(): row[1:] for row in rows if len(row) == 5 and ("." in row[-1] or row[-1] == "-")}
+    return {
+        row[0].strip(): row[1:]
+        for row in rows
+        if len(row) == 5 and ("." in row[-1] or row[-1] == "-")
+    }
 
 
 def out(command: list[str], ending: str) -> list[str]:
@@ -316,8 +375,12 @@ def test_a_checkpoint_becomes_a_verified_onnx_file(command, trained, tmp_path, c
     assert float(rows["onnx, opset 17"][2]) < 1e-5
     assert "359 test images of digits, at batch sizes 1, 7, 103, 256" in printed
     assert ("chosen by test images" in printed) == (name == "best")
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["net.onnx"], "one file, and nothing beside it"
-    about = {entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "net.onnx").metadata_props}
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["net.onnx"], (
+        "one file, and nothing beside it"
+    )
+    about = {
+        entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "net.onnx").metadata_props
+    }
     assert json.loads(about["architecture"])["kind"] == "subnet"
     assert (about["image_size"], about["classes"], about["dataset"]) == ("16", "10", "digits")
     assert len(json.loads(about["mean"])) == len(json.loads(about["std"])) == 3
@@ -327,13 +390,17 @@ def test_a_checkpoint_becomes_a_verified_onnx_file(command, trained, tmp_path, c
     ("kind", "ending", "options"),
     [("torch-export", ".pt2", ["--fuse"]), ("timm", ".py", []), ("torch-export", ".pt2", [])],
 )
-def test_a_checkpoint_becomes_other_verified_files(command, trained, tmp_path, capsys, kind, ending, options):
+def test_a_checkpoint_becomes_other_verified_files(
+    command, trained, tmp_path, capsys, kind, ending, options
+):
     export.main([*out(command, ending), "--format", kind, "--verify", "--images", "50", *options])
     printed = capsys.readouterr().out
     assert "50 test images of digits, at batch sizes 1, 7, 50" in printed
     assert float(table(printed)[kind][2]) < 1e-5
     files = sorted((tmp_path / "out").iterdir())
-    assert [file.name for file in files] == (["net.py", "net.safetensors"] if kind == "timm" else ["net.pt2"])
+    assert [file.name for file in files] == (
+        ["net.py", "net.safetensors"] if kind == "timm" else ["net.pt2"]
+    )
     for file in files:
         content = file.read_bytes()
         for place in (tmp_path, trained.parent, Path(export.__file__).parents[1]):
@@ -345,7 +412,9 @@ def test_int8_is_calibrated_on_training_images_and_reported_beside_single_precis
 ):
     onnx, _ = with_onnx("onnx"), with_onnx("onnxruntime")
     seen, quantise = [], onnx_file.quantise
-    monkeypatch.setattr(onnx_file, "quantise", lambda a, b, batches: (seen.extend(batches), quantise(a, b, seen)))
+    monkeypatch.setattr(
+        onnx_file, "quantise", lambda a, b, batches: (seen.extend(batches), quantise(a, b, seen))
+    )
     calibrated = ["--calibration", "100", "--verify"]
     export.main([*out(command, ".onnx"), "--format", "onnx", "--int8", *calibrated])
     rows = table(capsys.readouterr().out)
@@ -353,7 +422,9 @@ def test_int8_is_calibrated_on_training_images_and_reported_beside_single_precis
     assert float(single[2]) < 1e-5 < float(eight[2])
     assert abs(float(eight[1]) - float(single[1])) < 5
     assert len(torch.cat(seen)) == 100
-    opened = export.open_trained(export.parse_arguments([*out(command, ".onnx"), "--format", "onnx"]))
+    opened = export.open_trained(
+        export.parse_arguments([*out(command, ".onnx"), "--format", "onnx"])
+    )
     batches = opened.batches(opened.training_images(), 2000)
     training = {image.numpy().tobytes() for image in next(batches.epoch())[0]}
     assert {image.contiguous().numpy().tobytes() for image in torch.cat(seen)} <= training
@@ -362,8 +433,12 @@ def test_int8_is_calibrated_on_training_images_and_reported_beside_single_precis
     assert "architecture" in {entry.key for entry in model.metadata_props}
 
 
-@pytest.mark.parametrize(("kind", "ending"), [("onnx", ".onnx"), ("torch-export", ".pt2"), ("timm", ".py")])
-def test_what_says_something_else_is_not_written(command, tmp_path, monkeypatch, capsys, kind, ending):
+@pytest.mark.parametrize(
+    ("kind", "ending"), [("onnx", ".onnx"), ("torch-export", ".pt2"), ("timm", ".py")]
+)
+def test_what_says_something_else_is_not_written(
+    command, tmp_path, monkeypatch, capsys, kind, ending
+):
     def tampered(change):
         def tamper(*arguments):
             result = change(*arguments)
@@ -377,7 +452,9 @@ def test_what_says_something_else_is_not_written(command, tmp_path, monkeypatch,
     if kind == "onnx":
         with_onnx("onnxruntime")
     monkeypatch.setattr(export, "plain", tampered(plain))
-    monkeypatch.setattr(timm_module, "mapped", tampered(lambda *a: {k: v.clone() for k, v in mapped(*a).items()}))
+    monkeypatch.setattr(
+        timm_module, "mapped", tampered(lambda *a: {k: v.clone() for k, v in mapped(*a).items()})
+    )
     line = refused(capsys, export.main, *out(command, ending), "--format", kind, "--verify")
     assert "at batch size" in line
     assert "logits differ by 0.01" in line
@@ -388,14 +465,23 @@ def test_what_says_something_else_is_not_written(command, tmp_path, monkeypatch,
 mapped = timm_module.mapped
 
 
-def test_weights_that_know_no_architecture_are_described_by_a_config(command, trained, searched, tmp_path, capsys):
+def test_weights_that_know_no_architecture_are_described_by_a_config(
+    command, trained, searched, tmp_path, capsys
+):
     weights = torch.load(trained / "checkpoints" / "last.pth", weights_only=True)["model"]
     torch.save(weights, tmp_path / "weights.pth")
     command[1] = str(tmp_path / "weights.pth")
     line = refused(capsys, export.main, *out(command, ".pt2"), "--format", "torch-export")
     assert "it does not say its architecture; give --config_path" in line
-    config = ["--config_path", str(searched / "tiny.yml"), "--architecture", str(trained / "architecture.json")]
-    export.main([*out(command, ".pt2"), "--format", "torch-export", *config, "--verify", "--images", "9"])
+    config = [
+        "--config_path",
+        str(searched / "tiny.yml"),
+        "--architecture",
+        str(trained / "architecture.json"),
+    ]
+    export.main(
+        [*out(command, ".pt2"), "--format", "torch-export", *config, "--verify", "--images", "9"]
+    )
     assert "9 test images of digits, at batch sizes 1, 7, 9" in capsys.readouterr().out
 
 
@@ -403,8 +489,24 @@ def test_a_net_config_with_its_weights(tmp_path, capsys):
     network = elastic()[0]
     torch.save(network.state_dict(), tmp_path / "net.inherited")
     (tmp_path / "net.config").write_text(json.dumps(network.config()))
-    line = ["--model", f"{tmp_path}/net.config", "--pretrained", f"{tmp_path}/net.inherited", "--img-size", "16"]
-    line += ["--dataset", "cifar10", "--data", "nowhere", "--format", "timm", "--out", f"{tmp_path}/small_net.py"]
+    line = [
+        "--model",
+        f"{tmp_path}/net.config",
+        "--pretrained",
+        f"{tmp_path}/net.inherited",
+        "--img-size",
+        "16",
+    ]
+    line += [
+        "--dataset",
+        "cifar10",
+        "--data",
+        "nowhere",
+        "--format",
+        "timm",
+        "--out",
+        f"{tmp_path}/small_net.py",
+    ]
     export.main([*line, "--runs", "0"])
     assert capsys.readouterr().out.splitlines()[2].split() == ["pytorch", "-", "-", "-", "-"]
     assert_same(network, timm_module.runner(tmp_path / "small_net.py"), 16)
@@ -413,17 +515,38 @@ def test_a_net_config_with_its_weights(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--format", "timm", "--fuse", "--out", "a.py"], "--fuse: timm's networks have batch norms"),
-        (["--format", "timm", "--out", "a.pth"], "--out a.pth: of timm it is a module; its name must end with .py"),
+        (
+            ["--format", "timm", "--fuse", "--out", "a.py"],
+            "--fuse: timm's networks have batch norms",
+        ),
+        (
+            ["--format", "timm", "--out", "a.pth"],
+            "--out a.pth: of timm it is a module; its name must end with .py",
+        ),
         (["--format", "timm", "--out", "a-b.py"], "--out a-b.py: Python cannot import this name"),
         (["--format", "timm", "--int8", "--out", "a.py"], "--int8: it goes with --format onnx"),
-        (["--format", "torch-export", "--opset", "17", "--out", "a"], "--opset: it goes with --format onnx"),
+        (
+            ["--format", "torch-export", "--opset", "17", "--out", "a"],
+            "--opset: it goes with --format onnx",
+        ),
         (["--format", "onnx", "--opset", "9", "--out", "a"], "argument --opset: invalid choice: 9"),
-        (["--format", "onnx", "--images", "9", "--out", "a"], "--images: it goes with --verify or --int8"),
-        (["--format", "torch-export", "--out", "."], "--out .: a file is to be written here, but it is a folder"),
-        (["--format", "torch-export", "--img-size", "9", "--out", "a"], "--img-size goes with --model"),
+        (
+            ["--format", "onnx", "--images", "9", "--out", "a"],
+            "--images: it goes with --verify or --int8",
+        ),
+        (
+            ["--format", "torch-export", "--out", "."],
+            "--out .: a file is to be written here, but it is a folder",
+        ),
+        (
+            ["--format", "torch-export", "--img-size", "9", "--out", "a"],
+            "--img-size goes with --model",
+        ),
         (["--out", "a"], "the following arguments are required: --format"),
-        (["--format", "torch-export", "--out", "a", "nowhere", "--checkpoint", "b"], "b: there is no such checkpoint"),
+        (
+            ["--format", "torch-export", "--out", "a", "nowhere", "--checkpoint", "b"],
+            "b: there is no such checkpoint",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused(command, monkeypatch, tmp_path, capsys, options, words):
@@ -439,18 +562,22 @@ def test_without_onnxruntime_one_line_says_how_to_get_it(command, monkeypatch, c
     assert "--format onnx: onnxruntime is not installed; pip install onnx onnxruntime" in line
 
 
-# -- comparing -------------------------------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------
 
 
 def test_differences_are_shares_of_the_largest_logit_of_all_images():
     found, labels = Compared(), torch.tensor([0, 1])
-    found.add(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.5]]), labels)
+    found.add(
+        torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.5]]), labels
+    )
     assert (found.images, found.top1, found.changed) == (2, 100.0, 0)
     assert found.difference == pytest.approx(0.5 / 1.5)
     found.add(torch.tensor([[0.0, -5.0]]), torch.tensor([[0.0, 5.0]]), labels[:1])
     assert (found.images, found.changed) == (3, 1)
     assert found.differences == {2: 0.5, 1: 10.0}
-    with pytest.raises(UserError, match=r"^--verify: net: at batch size 2 logits differ by 0.5, 0.1 of the largest"):
+    with pytest.raises(
+        UserError, match=r"^--verify: net: at batch size 2 logits differ by 0.5, 0.1 of the largest"
+    ):
         found.check("net")
 
 
@@ -482,7 +609,10 @@ def test_latencies_are_medians_of_blocks_without_their_first_runs(monkeypatch):
 
     def runner(name: str, slow: int, fast: int):
         def run(image):
-            begins_a_block = calls[-1:] != [name] or calls[-same_logits.WARM_UP :] != [name] * same_logits.WARM_UP
+            begins_a_block = (
+                calls[-1:] != [name]
+                or calls[-same_logits.WARM_UP :] != [name] * same_logits.WARM_UP
+            )
             calls.append(name)
             now[0] += (slow if begins_a_block else fast) / 1000
 
@@ -490,7 +620,10 @@ def test_latencies_are_medians_of_blocks_without_their_first_runs(monkeypatch):
 
     times = same_logits.latencies([runner("a", 90, 2), runner("b", 70, 3)], torch.zeros(1), 12)
     assert times == pytest.approx([2.0, 3.0])
-    first, rest = same_logits.WARM_UP + same_logits.IN_A_ROW, same_logits.WARM_UP + 12 - same_logits.IN_A_ROW
+    first, rest = (
+        same_logits.WARM_UP + same_logits.IN_A_ROW,
+        same_logits.WARM_UP + 12 - same_logits.IN_A_ROW,
+    )
     assert "".join(calls) == "a" * first + "b" * first + "a" * rest + "b" * rest
 
 

@@ -5,7 +5,12 @@ import pytest
 from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal
 
-from utils.gaussian_process import NOISE_FLOOR, Hyperparameters, RelevanceGaussianProcess, negative_log_likelihood
+from utils.gaussian_process import (
+    NOISE_FLOOR,
+    Hyperparameters,
+    RelevanceGaussianProcess,
+    negative_log_likelihood,
+)
 
 
 def draws(*size, seed=0):
@@ -26,7 +31,9 @@ def test_the_likelihood_is_that_of_a_normal_distribution_and_its_gradient_that_o
     known = -multivariate_normal(cov=covariance).logpdf(targets) - 6 * np.log(2 * np.pi)
     value, gradient = negative_log_likelihood(hyper, rows, targets)
     np.testing.assert_allclose(value, known)
-    numeric = approx_fprime(at, lambda x: negative_log_likelihood(Hyperparameters.of(x), rows, targets)[0], 1e-6)
+    numeric = approx_fprime(
+        at, lambda x: negative_log_likelihood(Hyperparameters.of(x), rows, targets)[0], 1e-6
+    )
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4)
 
 
@@ -38,7 +45,9 @@ def test_predictions_are_those_of_a_conditional_normal_distribution():
     noise = (model.hyper.noise + NOISE_FLOOR) * np.eye(15)
     inverse = np.linalg.inv(covariance_of_pairs(model.hyper, rows, rows) + noise)
     across = covariance_of_pairs(model.hyper, new, rows)
-    np.testing.assert_allclose(model.predict(at), across @ inverse @ (y - y.mean()) + y.mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        model.predict(at), across @ inverse @ (y - y.mean()) + y.mean(), rtol=1e-6
+    )
     variance = np.diag(covariance_of_pairs(model.hyper, new, new) - across @ inverse @ across.T)
     np.testing.assert_allclose(model.deviation(at), np.sqrt(variance) * y.std(), rtol=1e-6)
 
@@ -48,7 +57,9 @@ def test_it_finds_the_columns_that_matter_among_many_that_do_not():
     target = lambda rows: rows[:, 3] * rows[:, 7] + 0.5 * rows[:, 11]  # noqa: E731
     model = RelevanceGaussianProcess()
     model.fit(X[:80], target(X[:80]))
-    assert set(np.argsort(model.hyper.lengths)[:2]) == {3, 7}, "the product is no plane; the rest is"
+    assert set(np.argsort(model.hyper.lengths)[:2]) == {3, 7}, (
+        "the product is no plane; the rest is"
+    )
     assert np.abs(model.predict(X[80:]) - target(X[80:])).max() < 0.15
 
 
@@ -65,4 +76,6 @@ def test_units_of_columns_and_targets_change_nothing(scale):
     plain, scaled = RelevanceGaussianProcess(), RelevanceGaussianProcess()
     plain.fit(X, y)
     scaled.fit(X * [scale, 1, 1], y * scale + 7)
-    np.testing.assert_allclose(scaled.predict(at * [scale, 1, 1]), plain.predict(at) * scale + 7, rtol=1e-4)
+    np.testing.assert_allclose(
+        scaled.predict(at * [scale, 1, 1]), plain.predict(at) * scale + 7, rtol=1e-4
+    )

@@ -28,7 +28,9 @@ def test_the_released_generator_gives_the_released_answers(released_generator, i
     for row, raw, found in zip(rows, logits, released_generator.generate(targets), strict=True):
         assert found.architecture == Architecture.of(row["choices"])
         assert found.macs_m == pytest.approx(row["generated_macs_m"], abs=1e-3)
-        torch.testing.assert_close(raw[0].flatten(), torch.tensor(row["raw_first_row"]), atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(
+            raw[0].flatten(), torch.tensor(row["raw_first_row"]), atol=1e-3, rtol=1e-4
+        )
         assert float(raw.sum()) == pytest.approx(row["raw_sum"], rel=1e-4)
 
 
@@ -49,12 +51,19 @@ def test_size_and_keys_are_published():
     assert sum(p.numel() for p in generator.parameters()) == 67_969
     blocks = ["hc_head.0", "hc_head.1", "hc_head.2", "bb_head.0", "bb_head.1", "head"]
     blocks += [f"body.block{i}" for i in (1, 2, 3)]
-    assert set(generator.state_dict()) == {*(f"{b}.conv.weight" for b in blocks), "tail.0.weight", "tail.0.bias"}
+    assert set(generator.state_dict()) == {
+        *(f"{b}.conv.weight" for b in blocks),
+        "tail.0.weight",
+        "tail.0.bias",
+    }
 
 
 @pytest.mark.parametrize(("layers", "blocks"), [(2, 1), (7, 2), (19, 6)])
 def test_the_hardware_head_equals_that_of_whole_maps(layers, blocks):
-    generator, targets = ArchitectureGenerator(1, 3).double(), torch.tensor([1.5, 2.9], dtype=torch.float64)
+    generator, targets = (
+        ArchitectureGenerator(1, 3).double(),
+        torch.tensor([1.5, 2.9], dtype=torch.float64),
+    )
     whole = ((targets - 1) / 2).view(2, 1, 1, 1).expand(2, 10, layers, 4 * blocks)
     for block in generator.hc_head:
         block.conv.weight.data.abs_()  # so that no ReLU hides a difference
@@ -67,7 +76,9 @@ def test_many_targets_in_one_forward_are_the_targets_one_by_one(small_space):
     priors, targets = small_space.sample(5, rng()), torch.linspace(1, 2, 5)
     with torch.no_grad():
         together = generator(priors, targets)
-        alone = torch.cat([generator(p[None], t[None]) for p, t in zip(priors, targets, strict=True)])
+        alone = torch.cat(
+            [generator(p[None], t[None]) for p, t in zip(priors, targets, strict=True)]
+        )
     assert together.shape == (5, *small_space.shape)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
@@ -81,7 +92,9 @@ def test_an_empty_range_of_targets_is_refused():
 def test_every_prior_meets_its_mark(name, low, high, request):
     table = LookUpTable(request.getfixturevalue(f"{name}_space"))
     pool = PriorPool.build(table, low, high, 6, rng())
-    assert pool.marks.tolist() == pytest.approx([low + (high - low) * i / 7 for i in range(1, 7)], abs=1e-3)
+    assert pool.marks.tolist() == pytest.approx(
+        [low + (high - low) * i / 7 for i in range(1, 7)], abs=1e-3
+    )
     assert ((table(pool.paths) - pool.marks).abs() <= 1.0).all()
     assert (table.space.active(pool.paths) >= 2).all()
     assert not pool.paths[:, ~table.space.mask].any()
@@ -98,7 +111,9 @@ def test_a_small_range_is_met_within_one_percent(small_space):
 
 
 def test_a_mark_out_of_reach_is_refused(cifar_space):
-    with pytest.raises(UserError, match=r"no architecture costs 21 M; .* reaches 51\.29 to 171\.76 M"):
+    with pytest.raises(
+        UserError, match=r"no architecture costs 21 M; .* reaches 51\.29 to 171\.76 M"
+    ):
         PriorPool.build(LookUpTable(cifar_space), 20, 22, 1, rng())
 
 
@@ -110,7 +125,9 @@ def test_the_nearest_mark_gives_the_prior(cifar_space):
 
 def test_a_target_is_answered_from_its_nearest_priors_by_the_one_that_costs_nearest(small_space):
     table = LookUpTable(small_space)
-    low, high = (float(cost) for cost in table(small_space.sample(40, rng())).sort().values[[10, 30]])
+    low, high = (
+        float(cost) for cost in table(small_space.sample(40, rng())).sort().values[[10, 30]]
+    )
     pool = PriorPool.build(table, low, high, 5, rng())
     generator = ArchitectureGenerator(low, high).eval()
     targets = torch.linspace(low, high, 7, dtype=torch.float64)
@@ -122,9 +139,13 @@ def test_a_target_is_answered_from_its_nearest_priors_by_the_one_that_costs_near
             with torch.no_grad():
                 logits = generator(prior[None], torch.tensor([target], dtype=torch.float32))
             costs.append(float(table(small_space.discretize(logits))))
-        assert abs(answer.macs_m - target) == pytest.approx(min(abs(c - target) for c in costs), abs=1e-6)
+        assert abs(answer.macs_m - target) == pytest.approx(
+            min(abs(c - target) for c in costs), abs=1e-6
+        )
     alone = ReadyGenerator(generator, pool, table, "here").generate(targets)
-    assert sum(abs(a.macs_m - a.target) for a in found) <= sum(abs(a.macs_m - a.target) for a in alone)
+    assert sum(abs(a.macs_m - a.target) for a in found) <= sum(
+        abs(a.macs_m - a.target) for a in alone
+    )
 
 
 def test_a_pool_is_read_as_it_was_written_with_decimal_marks(tmp_path, small_space):
@@ -136,7 +157,9 @@ def test_a_pool_is_read_as_it_was_written_with_decimal_marks(tmp_path, small_spa
     assert list(json.loads((tmp_path / "pool.json").read_text())) == ["1.25", "3"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"x": [[1]]}', '{"90": [[0, 1]]}', '{"90": "text"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"x": [[1]]}', '{"90": [[0, 1]]}', '{"90": "text"}']
+)
 def test_a_file_that_is_no_pool_is_refused(tmp_path, text, cifar_space):
     (tmp_path / "pool.json").write_text(text)
     with pytest.raises(UserError, match=r"pool\.json"):
@@ -155,5 +178,8 @@ def test_a_chained_pool_changes_little_from_mark_to_mark(cifar_space):
     chained, free = (PriorPool.build(table, 80, 120, 20, rng(), chain) for chain in (True, False))
     for pool in (chained, free):
         assert ((table(pool.paths) - pool.marks).abs() <= 1.0).all()
-    changes = [float((pool.paths[1:] != pool.paths[:-1]).any(dim=-1).float().mean()) for pool in (chained, free)]
+    changes = [
+        float((pool.paths[1:] != pool.paths[:-1]).any(dim=-1).float().mean())
+        for pool in (chained, free)
+    ]
     assert changes[0] < 0.1 < changes[1]

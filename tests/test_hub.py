@@ -34,12 +34,21 @@ def blueprints() -> dict:
 
 @pytest.fixture(params=["subnet", "cell", "elastic", "plain"])
 def stored(request, tmp_path):
-    """An entry, its blueprint, a network of it; and in tmp_path architecture.json, ours.pth, and plain weights.pth."""
+    """An entry, its blueprint, a network of it; and in tmp_path architecture.json, ours.pth, and
+    plain weights.pth.
+    """
     entry, blueprint = blueprints()[request.param]
-    options = {name: value for name, value in {"se": True, "activation": "hswish"}.items() if name in blueprint.names}
+    options = {
+        name: value
+        for name, value in {"se": True, "activation": "hswish"}.items()
+        if name in blueprint.names
+    }
     network = blueprint.network(options, rng(7)).eval()
     blueprint.save(tmp_path / "architecture.json", {}, {})
-    described = {**blueprint.describe(), "options": {"dropout": 0.1, "se": False, "activation": "relu6", **options}}
+    described = {
+        **blueprint.describe(),
+        "options": {"dropout": 0.1, "se": False, "activation": "relu6", **options},
+    }
     torch.save({**described, "model": network.state_dict()}, tmp_path / "ours.pth")
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     return entry, blueprint, network, options
@@ -55,7 +64,10 @@ def assert_same(one, other, size: int) -> None:
 def test_a_checkpoint_describes_its_network(stored, tmp_path):
     entry, blueprint, network, _ = stored
     assert_same(load(entry, checkpoint=tmp_path / "ours.pth"), network, blueprint.image_size)
-    both = {"checkpoint": str(tmp_path / "ours.pth"), "architecture": str(tmp_path / "architecture.json")}
+    both = {
+        "checkpoint": str(tmp_path / "ours.pth"),
+        "architecture": str(tmp_path / "architecture.json"),
+    }
     assert_same(load(entry, **both), network, blueprint.image_size)
 
 
@@ -63,7 +75,9 @@ def test_plain_weights_need_an_architecture_and_its_options(stored, tmp_path):
     entry, blueprint, network, options = stored
     files = {"architecture": tmp_path / "architecture.json", "checkpoint": tmp_path / "weights.pth"}
     assert_same(load(entry, **files, **options), network, blueprint.image_size)
-    with pytest.raises(UserError, match=r"weights.pth: it does not say its architecture; give one, too"):
+    with pytest.raises(
+        UserError, match=r"weights.pth: it does not say its architecture; give one, too"
+    ):
         load(entry, checkpoint=files["checkpoint"])
     if options:
         with pytest.raises(UserError, match=r"weights.pth: keys do not fit: missing"):
@@ -75,7 +89,10 @@ def test_an_architecture_alone_has_random_weights(stored, tmp_path):
     random = load(entry, architecture=tmp_path / "architecture.json", **options)
     assert random.state_dict().keys() == network.state_dict().keys()
     assert not random.training
-    assert random(torch.zeros(1, 3, blueprint.image_size, blueprint.image_size)).shape == (1, blueprint.classes)
+    assert random(torch.zeros(1, 3, blueprint.image_size, blueprint.image_size)).shape == (
+        1,
+        blueprint.classes,
+    )
 
 
 def test_the_other_entry_says_what_it_takes(stored, tmp_path):
@@ -96,7 +113,12 @@ def test_a_net_config_and_weights_of_other_classes(tmp_path):
     (tmp_path / "net.config").write_text(json.dumps(blueprint.config))
     network = blueprint.with_classes(3).network({}, rng(2)).eval()
     torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
-    found = load("nsganetv2", architecture=tmp_path / "net.config", checkpoint=tmp_path / "weights.pth", dropout=0.5)
+    found = load(
+        "nsganetv2",
+        architecture=tmp_path / "net.config",
+        checkpoint=tmp_path / "weights.pth",
+        dropout=0.5,
+    )
     assert_same(found, network, 16)
     assert found.dropout.p == 0.5
 
@@ -107,7 +129,10 @@ def test_a_net_config_and_weights_of_other_classes(tmp_path):
         ({}, "architecture or checkpoint must be given"),
         ({"checkpoint": "none.pth"}, "none.pth: there is no such checkpoint"),
         ({"architecture": "none.json"}, "none.json: cannot be read as an architecture"),
-        ({"architecture": "list.json"}, "list.json: a list of architectures does not say their space"),
+        (
+            {"architecture": "list.json"},
+            "list.json: a list of architectures does not say their space",
+        ),
         ({"architecture": "other.json"}, "other.json: no architecture file"),
         ({"architecture": "net.config"}, "net.config: not the description of a MobileNetV3"),
     ],
@@ -126,7 +151,9 @@ def test_other_files_are_refused_in_one_line(tmp_path, monkeypatch, files, words
 def test_torch_hub_alone_finds_entries_and_dependencies(tmp_path):
     space = mixed_space()
     rows = space.decode(space.sample(1, rng())[0])
-    UnifiedBlueprint(space, Architecture.of(rows.choices)).save(tmp_path / "architecture.json", {}, {})
+    UnifiedBlueprint(space, Architecture.of(rows.choices)).save(
+        tmp_path / "architecture.json", {}, {}
+    )
     code = f"""
 import sys, torch
 found = torch.hub.load({str(REPOSITORY)!r}, "sgnas", source="local", architecture="architecture.json", se=True)
@@ -159,5 +186,7 @@ else:
 
 def run(folder: Path, code: str) -> None:
     """Run `code` in a process of its own."""
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=folder, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""The published sets of images, read from tiny archives in the form in which the real ones lie on disk."""
+"""The published sets of images, read from tiny archives in the form in which the real ones lie on
+disk.
+"""
 
 import pickle
 import shutil
@@ -41,7 +43,9 @@ def write_cifar(root, classes: int, folder: str, parts: dict[str, int], key: str
         pixels = np.repeat(np.array(labels, np.uint8)[:, None], 3072, axis=1)
         (root / folder).mkdir(exist_ok=True)
         (root / folder / name).write_bytes(pickle.dumps({"data": pixels, key: labels}))
-    names = {"label_names" if classes == 10 else "fine_label_names": [str(i) for i in range(classes)]}
+    names = {
+        "label_names" if classes == 10 else "fine_label_names": [str(i) for i in range(classes)]
+    }
     (root / folder / ("batches.meta" if classes == 10 else "meta")).write_bytes(pickle.dumps(names))
 
 
@@ -90,7 +94,11 @@ def write_dtd(root):
     base = root / "dtd" / "dtd"
     (base / "labels").mkdir(parents=True)
     for part, count in (("train", 2), ("val", 1), ("test", 1)):
-        names = [(label, f"texture{label:02d}/{part}_{i}.jpg") for label in range(47) for i in range(count)]
+        names = [
+            (label, f"texture{label:02d}/{part}_{i}.jpg")
+            for label in range(47)
+            for i in range(count)
+        ]
         (base / "labels" / f"{part}1.txt").write_text("".join(f"{name}\n" for _, name in names))
         for label, name in names:
             picture(base / "images" / name, 5 * label)
@@ -104,7 +112,8 @@ def write_pets(root):
         lines = []
         for label in range(37):
             for index in range(count):
-                name = f"{'Bb'[label % 2]}reed{label:02d}_{part}{index}"  # the archive counts on, whatever the case
+                # the archive counts on, whatever the case
+                name = f"{'Bb'[label % 2]}reed{label:02d}_{part}{index}"
                 picture(base / "images" / f"{name}.jpg", 6 * (label // 2 + 19 * (label % 2)))
                 lines.append(f"{name} {label + 1} {1 + label % 2} 1\n")
         (base / "annotations" / f"{part}.txt").write_text("".join(lines))
@@ -116,7 +125,9 @@ def write_aircraft(root):
     base.mkdir(parents=True)
     (base / "variants.txt").write_text("".join(f"Variant {label:03d}\n" for label in range(100)))
     for part, count in (("trainval", 2), ("test", 1)):
-        names = [(label, f"{part}{label:03d}{index}") for label in range(100) for index in range(count)]
+        names = [
+            (label, f"{part}{label:03d}{index}") for label in range(100) for index in range(count)
+        ]
         (base / f"images_variant_{part}.txt").write_text(
             "".join(f"{name} Variant {label:03d}\n" for label, name in names)
         )
@@ -166,11 +177,15 @@ def test_large_images_stay_on_disk_and_become_batches(tmp_path, name):
 
 def test_stl10_keeps_its_size(tmp_path):
     write_stl10(tmp_path)
-    assert load_dataset("stl10", str(tmp_path), 96, 10, download=False).train.images.shape[2:] == (96, 96)
+    assert load_dataset("stl10", str(tmp_path), 96, 10, download=False).train.images.shape[2:] == (
+        96,
+        96,
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "test"), [("cifar10", "test"), ("flowers102", "test"), ("dtd", "valid"), ("pets", "valid")]
+    ("name", "test"),
+    [("cifar10", "test"), ("flowers102", "test"), ("dtd", "valid"), ("pets", "valid")],
 )
 def test_the_folders_of_the_authors_are_read_too(tmp_path, name, test):
     write_folder(tmp_path / "train", classes=3)
@@ -185,7 +200,9 @@ def test_the_folders_of_the_authors_are_read_too(tmp_path, name, test):
 def test_aircraft_as_its_users_kept_it(tmp_path):
     counts = write_aircraft(tmp_path)
     inside = tmp_path / "fgvc-aircraft-2013b"
-    outer, inner = (load_dataset("aircraft", str(path), 16, 100, download=False) for path in (tmp_path, inside))
+    outer, inner = (
+        load_dataset("aircraft", str(path), 16, 100, download=False) for path in (tmp_path, inside)
+    )
     assert (len(inner.train.labels), len(inner.test.labels)) == counts
     assert inner.train.labels.equal(outer.train.labels)
     assert inner.train.images.equal(outer.train.images)
@@ -194,7 +211,10 @@ def test_aircraft_as_its_users_kept_it(tmp_path):
 @pytest.mark.parametrize(("name", "classes"), [("cifar100", 10), ("cifar10", 1000), ("pets", 36)])
 def test_a_network_of_other_classes_is_refused(tmp_path, name, classes):
     ARCHIVES[name](tmp_path)
-    with pytest.raises(UserError, match=f"classes: {name} in .* has {IMAGE_SETS[name].classes}, the network {classes}"):
+    with pytest.raises(
+        UserError,
+        match=f"classes: {name} in .* has {IMAGE_SETS[name].classes}, the network {classes}",
+    ):
         load_test_images(name, str(tmp_path), 32, classes)
 
 
@@ -224,14 +244,19 @@ def test_missing_data_is_one_line_that_says_what_to_put_where(tmp_path, name, mo
     if name == "cinic10":
         assert "train: it must be a folder with a folder of images for each class" in message
     else:
-        assert f"{name} is not there and cannot be downloaded (no route to host); {IMAGE_SETS[name].layout}" in message
+        assert (
+            f"{name} is not there and cannot be downloaded (no route to host); {IMAGE_SETS[name].layout}"
+            in message
+        )
 
 
-# -- how NSGANetV2 sees and tunes on them ----------------------------------------------------------------------------
+# -- how NSGANetV2 sees and tunes on them ----------------------------------------------------------
 
 
 def test_views_of_an_image():
-    wide = Image.fromarray(np.arange(60 * 120 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 120, 3))
+    wide = Image.fromarray(
+        np.arange(60 * 120 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 120, 3)
+    )
     seen = {"bicubic": (37, "bicubic"), "bilinear": (37, "bilinear"), "squash": (32, "bicubic")}
     for view, (first, interpolation) in seen.items():
         steps = evaluation_steps(32, view)
@@ -248,7 +273,9 @@ def test_balanced_batches_draw_rare_classes_as_often(tmp_path):
     drawn = torch.cat([batch for _, batch in batches.epoch()])
     assert len(drawn) == 1000
     assert 430 < int(drawn.sum()) < 570
-    assert drawn.equal(torch.cat([batch for _, batch in batches.epoch()])), "the same seed draws the same"
+    assert drawn.equal(torch.cat([batch for _, batch in batches.epoch()])), (
+        "the same seed draws the same"
+    )
 
 
 def test_the_extras_of_each_set_are_among_the_steps():
@@ -258,7 +285,12 @@ def test_the_extras_of_each_set_are_among_the_steps():
 
     ending = ["PILToTensor", "ToDtype", "Normalize"]
     assert steps("flowers102") == ["RandomAffine", "RandomResizedCrop", *ending]
-    assert steps("imagenet") == ["RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter", *ending]
+    assert steps("imagenet") == [
+        "RandomResizedCrop",
+        "RandomHorizontalFlip",
+        "ColorJitter",
+        *ending,
+    ]
     for name in ("dtd", "pets", "aircraft"):
         assert steps(name) == ["RandomResizedCrop", "RandomHorizontalFlip", "RandAugment", *ending]
     noise = torch.randint(0, 256, (64, 64, 3), generator=rng()).to(torch.uint8).numpy()

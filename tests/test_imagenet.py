@@ -67,11 +67,15 @@ def image_folder(tmp_path):
             path = tmp_path / part / f"class{label}"
             path.mkdir(parents=True)
             for index in range(count):
-                pixels = np.full((24, 30, 3), 25 * label, np.uint8) + random.randint(0, 12, (24, 30, 3), dtype=np.uint8)
+                pixels = np.full((24, 30, 3), 25 * label, np.uint8) + random.randint(
+                    0, 12, (24, 30, 3), dtype=np.uint8
+                )
                 Image.fromarray(pixels).save(path / f"{index}.png")
     (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=tmp_path / "logs"))
     space = build_space(load_config(tmp_path / "tiny.yml"))
-    architecture = Architecture.of([[3, 5, None, None, None, None], [7, None, None, None, None, None]])
+    architecture = Architecture.of(
+        [[3, 5, None, None, None, None], [7, None, None, None, None, None]]
+    )
     save_architecture(tmp_path / "architecture.json", space, architecture, {}, {})
     return tmp_path
 
@@ -79,7 +83,10 @@ def image_folder(tmp_path):
 def command(folder, *more: str) -> list[str]:
     given = f"{folder} --architecture {folder}/architecture.json --output {folder}/logs --experiment net -j 0 -b 16"
     recipe = "--opt rmsproptf --opt-eps 0.001 --lr 0.01 --epochs 2 --warmup-epochs 0 --model-ema --model-ema-warmup"
-    return [*shlex.split(f"{given} {recipe} --se True --activation hswish --seed 1"), *map(str, more)]
+    return [
+        *shlex.split(f"{given} {recipe} --se True --activation hswish --seed 1"),
+        *map(str, more),
+    ]
 
 
 def train(folder, *more: str):
@@ -96,24 +103,70 @@ def refused(capsys, folder, *more: str) -> str:
     return said
 
 
-# -- flags -----------------------------------------------------------------------------------------------------------
+# -- flags -----------------------------------------------------------------------------------------
 
 
 def test_the_published_sgnas_line_means_what_it_meant():
     args = flags(SGNAS)
-    assert (args.data, args.model, args.target_flops, args.num_classes) == ("DATA", "get_model", 320, 1000)
-    assert (args.opt, args.opt_eps, args.lr, args.weight_decay, args.momentum) == ("rmsproptf", 0.001, 0.016, 1e-5, 0.9)
-    assert (args.sched, args.decay_epochs, args.decay_rate, args.warmup_epochs) == ("step", 3, 0.963, 5)
-    assert (args.warmup_lr, args.min_lr, args.cooldown_epochs, args.model_ema_decay) == (1e-4, 1e-5, 10, 0.99995)
-    assert (args.se, args.activation, args.bn_momentum, args.drop, args.lmdb) == (True, "hswish", 0.001, 0.2, True)
-    assert (args.amp, args.color_jitter, args.smoothing, args.scale) == (True, 0.4, 0.1, [0.08, 1.0])
+    assert (args.data, args.model, args.target_flops, args.num_classes) == (
+        "DATA",
+        "get_model",
+        320,
+        1000,
+    )
+    assert (args.opt, args.opt_eps, args.lr, args.weight_decay, args.momentum) == (
+        "rmsproptf",
+        0.001,
+        0.016,
+        1e-5,
+        0.9,
+    )
+    assert (args.sched, args.decay_epochs, args.decay_rate, args.warmup_epochs) == (
+        "step",
+        3,
+        0.963,
+        5,
+    )
+    assert (args.warmup_lr, args.min_lr, args.cooldown_epochs, args.model_ema_decay) == (
+        1e-4,
+        1e-5,
+        10,
+        0.99995,
+    )
+    assert (args.se, args.activation, args.bn_momentum, args.drop, args.lmdb) == (
+        True,
+        "hswish",
+        0.001,
+        0.2,
+        True,
+    )
+    assert (args.amp, args.color_jitter, args.smoothing, args.scale) == (
+        True,
+        0.4,
+        0.1,
+        [0.08, 1.0],
+    )
 
 
 def test_the_published_nsganetv2_line_means_what_it_meant():
     args = flags(NSGANETV2)
-    assert (args.model, args.model_config, args.initial_checkpoint) == ("nsganetv2_s", "net.config", "net.inherited")
-    assert (args.img_size, args.batch_size, args.decay_epochs, args.warmup_lr) == (224, 128, 2.4, 1e-6)
-    assert (args.aa, args.remode, args.reprob, args.drop_path) == ("rand-m9-mstd0.5", "pixel", 0.2, 0.2)
+    assert (args.model, args.model_config, args.initial_checkpoint) == (
+        "nsganetv2_s",
+        "net.config",
+        "net.inherited",
+    )
+    assert (args.img_size, args.batch_size, args.decay_epochs, args.warmup_lr) == (
+        224,
+        128,
+        2.4,
+        1e-6,
+    )
+    assert (args.aa, args.remode, args.reprob, args.drop_path) == (
+        "rand-m9-mstd0.5",
+        "pixel",
+        0.2,
+        0.2,
+    )
     assert (args.teacher, args.kd_ratio, args.model_ema_decay) == ("SUPERNET", 1.0, 0.9999)
 
 
@@ -125,7 +178,10 @@ def test_false_is_false_and_unknown_flags_are_errors(capsys, folder):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--model", "resnet50", "--architecture", ""], "--model resnet50: --model-config must name its net.config"),
+        (
+            ["--model", "resnet50", "--architecture", ""],
+            "--model resnet50: --model-config must name its net.config",
+        ),
         (["--model-config", "none.config"], "none.config: no network description"),
         (["--num-classes", "7"], "--num-classes 7: the network has 10"),
         (["--sync-bn"], "--sync-bn: it needs GPUs"),
@@ -146,7 +202,7 @@ def test_bad_input_is_one_line(capsys, folder, flags, said):
     assert not (folder / "logs").exists()
 
 
-# -- a run -----------------------------------------------------------------------------------------------------------
+# -- a run -----------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_checkpoints_that_validate_alone(folder, capsys):
@@ -167,7 +223,11 @@ def test_a_run_leaves_checkpoints_that_validate_alone(folder, capsys):
 def test_averages_of_short_runs_move_where_asked(folder):
     far = []
     for more in ([], ["--model-ema-warmup"]):
-        line = [flag for flag in command(folder, "--experiment", f"ema{len(far)}") if flag != "--model-ema-warmup"]
+        line = [
+            flag
+            for flag in command(folder, "--experiment", f"ema{len(far)}")
+            if flag != "--model-ema-warmup"
+        ]
         train_imagenet.main([*line, *more])
         state = checkpoint.load(folder / "logs" / f"ema{len(far)}" / "checkpoints" / "last.pth")
         key = next(key for key in state["model"] if key.endswith("conv.weight"))
@@ -179,20 +239,39 @@ def test_averages_of_short_runs_move_where_asked(folder):
 def test_a_run_begins_with_the_state_of_another(folder, capsys):
     train(folder)
     train(folder, "--experiment", "longer", "--epochs", 3, "--resume", folder / "logs" / "net")
-    rows = [json.loads(line) for line in (folder / "logs" / "longer" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "logs" / "longer" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
 
 
 def test_an_architecture_of_a_list_needs_its_config(folder):
-    found = {"target": 0.15, "macs_m": 0.15, "params_m": 0.01, "choices": [[3, 5, None, None, None, None]] * 2}
+    found = {
+        "target": 0.15,
+        "macs_m": 0.15,
+        "params_m": 0.01,
+        "choices": [[3, 5, None, None, None, None]] * 2,
+    }
     (folder / "found.json").write_text(json.dumps([found]))
-    run = train(folder, "--architecture", folder / "found.json", "--config_path", folder / "tiny.yml", "--epochs", 1)
+    run = train(
+        folder,
+        "--architecture",
+        folder / "found.json",
+        "--config_path",
+        folder / "tiny.yml",
+        "--epochs",
+        1,
+    )
     assert json.loads((run / "architecture.json").read_text())["choices"] == found["choices"]
 
 
 def state_of(run) -> dict[str, torch.Tensor]:
     state = checkpoint.load(run / "checkpoints" / "last.pth")
-    return {**state["model"], **{f"average.{key}": value for key, value in state["average"].items()}}
+    return {
+        **state["model"],
+        **{f"average.{key}": value for key, value in state["average"].items()},
+    }
 
 
 def same(one: dict, other: dict) -> bool:
@@ -200,10 +279,23 @@ def same(one: dict, other: dict) -> bool:
 
 
 def test_lmdb_workers_and_folders_give_the_same_bits(folder):
-    plain = state_of(train(folder, "--aa", "rand-m9-mstd0.5", "--reprob", 0.5, "--mixup", 0.2, "--cutmix", 0.5))
+    plain = state_of(
+        train(folder, "--aa", "rand-m9-mstd0.5", "--reprob", 0.5, "--mixup", 0.2, "--cutmix", 0.5)
+    )
     for split in ("train", "val"):
         folder2lmdb.main([str(folder), "--split", split])
-    more = ["--aa", "rand-m9-mstd0.5", "--reprob", 0.5, "--mixup", 0.2, "--cutmix", 0.5, "--experiment", "packed"]
+    more = [
+        "--aa",
+        "rand-m9-mstd0.5",
+        "--reprob",
+        0.5,
+        "--mixup",
+        0.2,
+        "--cutmix",
+        0.5,
+        "--experiment",
+        "packed",
+    ]
     train(folder, *more, "--lmdb", "-j", 2)
     assert same(plain, state_of(folder / "logs" / "packed"))
 
@@ -211,7 +303,8 @@ def test_lmdb_workers_and_folders_give_the_same_bits(folder):
 def test_a_run_stopped_inside_an_epoch_goes_on_to_the_same_bits(folder, monkeypatch):
     unbroken = state_of(train(folder))
     wishes, count = stopping.wishes, []
-    monkeypatch.setattr("utils.engine.wishes", lambda: (count.append(0) or len(count) == 7, False))  # once a step
+    # once a step
+    monkeypatch.setattr("utils.engine.wishes", lambda: (count.append(0) or len(count) == 7, False))
     with pytest.raises(SystemExit):
         train(folder, "--experiment", "broken")
     kept = checkpoint.load(folder / "logs" / "broken" / "checkpoints" / "last.pth")
@@ -234,9 +327,13 @@ def test_checkpoints_come_by_the_clock(folder, monkeypatch):
 
 
 def test_a_dry_run_writes_nothing(folder, capsys):
-    train(folder, "--dry-run", "--teacher", "resnet18", "--teacher-checkpoint", teacher_file(folder))
+    train(
+        folder, "--dry-run", "--teacher", "resnet18", "--teacher-checkpoint", teacher_file(folder)
+    )
     said = capsys.readouterr().out
-    assert all(name in said for name in ("parameters", "multiply-adds", "peak memory", "projected time"))
+    assert all(
+        name in said for name in ("parameters", "multiply-adds", "peak memory", "projected time")
+    )
     assert not (folder / "logs").exists()
 
 
@@ -251,7 +348,9 @@ def test_a_run_goes_on_with_another_batch_size_behind_as_many_images(folder, mon
     monkeypatch.setattr("utils.engine.wishes", lambda: (count.append(0) or len(count) == 4, False))
     with pytest.raises(SystemExit):
         train(folder, "-b", 8)
-    assert checkpoint.load(folder / "logs" / "net" / "checkpoints" / "last.pth")["tally"]["steps"] == 4
+    assert (
+        checkpoint.load(folder / "logs" / "net" / "checkpoints" / "last.pth")["tally"]["steps"] == 4
+    )
     monkeypatch.setattr("utils.engine.wishes", wishes)
     run = train(folder, "-b", 16)
     assert checkpoint.load(run / "checkpoints" / "last.pth")["epoch"] == 2
@@ -262,8 +361,12 @@ def test_a_killed_worker_is_replaced_inside_an_epoch(folder):
     script = TESTS.parent / "train_imagenet.py"
     more = ["--epochs", 4, "-b", 4, "--checkpoint-minutes", 0.001, "--cooldown-epochs", 0]
     launched = torchrun(2, folder, script, *command(folder, *more), restarts=3)
-    wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n"))
-    workers = subprocess.run(["pgrep", "-P", str(launched.pid)], capture_output=True, text=True).stdout.split()
+    wait_for(
+        lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n")
+    )
+    workers = subprocess.run(
+        ["pgrep", "-P", str(launched.pid)], capture_output=True, text=True
+    ).stdout.split()
     os.kill(int(workers[-1]), signal.SIGKILL)
     said = launched.communicate(timeout=300)[0]
     assert launched.returncode == 0, said
@@ -272,26 +375,42 @@ def test_a_killed_worker_is_replaced_inside_an_epoch(folder):
     assert said.count("run folder") == 2, said  # it was begun twice
 
 
-# -- what timm does --------------------------------------------------------------------------------------------------
+# -- what timm does --------------------------------------------------------------------------------
 
 
 def test_fifty_steps_are_those_of_timm_itself():
     batches = Batches(
-        [(torch.randn(8, 6, 1, 1, generator=rng(i)), torch.randint(3, (8,), generator=rng(i + 100))) for i in range(5)]
+        [
+            (
+                torch.randn(8, 6, 1, 1, generator=rng(i)),
+                torch.randint(3, (8,), generator=rng(i + 100)),
+            )
+            for i in range(5)
+        ]
     )
     networks = [nn.Sequential(nn.Flatten(), nn.Linear(6, 3)) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     made = []
     for network in networks:
-        optimizer = create_optimizer_v2(network, "rmsproptf", lr=0.016, weight_decay=1e-5, eps=0.001)
-        given = {"decay_epochs": 2.4, "decay_rate": 0.97, "warmup_epochs": 3, "warmup_lr": 1e-4, "num_epochs": 10}
+        optimizer = create_optimizer_v2(
+            network, "rmsproptf", lr=0.016, weight_decay=1e-5, eps=0.001
+        )
+        given = {
+            "decay_epochs": 2.4,
+            "decay_rate": 0.97,
+            "warmup_epochs": 3,
+            "warmup_lr": 1e-4,
+            "num_epochs": 10,
+        }
         made.append((optimizer, create_scheduler_v2(optimizer, "step", **given)[0]))
     (ours, scheduler), (theirs, plain) = made
     recipe = Recipe(nn.CrossEntropyLoss(), ours, TimmSchedule(scheduler, 5), CPU, (0, "test"), None)
     rates = []
     for epoch in range(10):
         with Progress("test", 5) as progress:
-            train_epoch(lambda x, y, _: [(networks[0](x), y)], recipe, batches, epoch, Tally(), progress)
+            train_epoch(
+                lambda x, y, _: [(networks[0](x), y)], recipe, batches, epoch, Tally(), progress
+            )
         plain.step(epoch)
         for images, labels in batches:
             theirs.zero_grad()
@@ -300,12 +419,16 @@ def test_fifty_steps_are_those_of_timm_itself():
         rates.append(theirs.param_groups[0]["lr"])
         assert ours.param_groups[0]["lr"] == rates[-1]
     assert networks[0][1].weight.equal(networks[1][1].weight)
-    expected = [1e-4 + t * (0.016 - 1e-4) / 3 for t in range(3)] + [0.016 * 0.97 ** (t // 2.4) for t in range(3, 10)]
+    expected = [1e-4 + t * (0.016 - 1e-4) / 3 for t in range(3)] + [
+        0.016 * 0.97 ** (t // 2.4) for t in range(3, 10)
+    ]
     assert rates == pytest.approx(expected)
 
 
 def test_rmsprop_is_that_of_tensorflow():
-    """Squared gradients begin at 1, eps is inside the root, and the learning rate inside the momentum."""
+    """Squared gradients begin at 1, eps is inside the root, and the learning rate inside the
+    momentum.
+    """
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = create_optimizer_v2([weight], "rmsproptf", lr=0.1, eps=0.001, momentum=0.9)
     value, square, moved = weight.detach().clone(), torch.ones(2), torch.zeros(2)
@@ -326,14 +449,20 @@ def test_training_images_have_the_size_and_statistics_they_should(folder):
     batches, test = imagenet_training.loaders(dataset, 20, args)
     for images, labels in (next(batches.epoch(0)), next(test.epoch())):
         assert images.shape == (len(labels), 3, 20, 20)
-        for image, label in zip(images, labels, strict=True):  # class l is of grey 25 l, and some noise up to 12
+        # class l is of grey 25 l, and some noise up to 12
+        for image, label in zip(images, labels, strict=True):
             grey = (25 * int(label) + 5.5) / 255
-            expected = (grey - torch.tensor(imagenet_training.MEAN)) / torch.tensor(imagenet_training.STD)
+            expected = (grey - torch.tensor(imagenet_training.MEAN)) / torch.tensor(
+                imagenet_training.STD
+            )
             assert ((image.mean(dim=(1, 2)) - expected).abs() < 0.1).all()
 
 
 def test_accumulated_parts_give_the_gradient_of_the_whole():
-    images, labels = torch.randn(8, 6, 1, 1, generator=rng()), torch.randint(3, (8,), generator=rng(1))
+    images, labels = (
+        torch.randn(8, 6, 1, 1, generator=rng()),
+        torch.randint(3, (8,), generator=rng(1)),
+    )
     gradients = []
     for parts in (1, 4):
         network = nn.Sequential(nn.Flatten(), nn.Linear(6, 3, bias=False))
@@ -341,7 +470,9 @@ def test_accumulated_parts_give_the_gradient_of_the_whole():
             network[1].weight.copy_(torch.randn(3, 6, generator=rng(2)))
         optimizer = torch.optim.SGD(network.parameters(), 1e-9)
         schedule = TimmSchedule(create_scheduler_v2(optimizer, "step")[0], 1)
-        recipe = Recipe(nn.CrossEntropyLoss(), optimizer, schedule, CPU, (0, "test"), None, pass_share=1 / parts)
+        recipe = Recipe(
+            nn.CrossEntropyLoss(), optimizer, schedule, CPU, (0, "test"), None, pass_share=1 / parts
+        )
         tally = Tally()
 
         def forwards(x, y, g, network=network, parts=parts):
@@ -354,7 +485,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole():
     torch.testing.assert_close(*gradients)
 
 
-# -- teachers and published networks ---------------------------------------------------------------------------------
+# -- teachers and published networks ---------------------------------------------------------------
 
 
 def teacher_file(folder) -> str:
@@ -413,14 +544,20 @@ def test_a_published_network_is_tuned_from_what_it_inherited(folder, capsys):
     train_imagenet.main(shlex.split(f"{line} --output {folder}/logs --experiment net"))
     trained = checkpoint.load(folder / "logs" / "net" / "checkpoints" / "last.pth")
     first = next(iter(network.state_dict()))
-    torch.testing.assert_close(trained["model"][first], network.state_dict()[first], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        trained["model"][first], network.state_dict()[first], atol=1e-5, rtol=0
+    )
     capsys.readouterr()
-    validate.main(["--checkpoint", str(folder / "logs" / "net" / "checkpoints" / "last.pth"), "--json"])
+    validate.main(
+        ["--checkpoint", str(folder / "logs" / "net" / "checkpoints" / "last.pth"), "--json"]
+    )
     assert json.loads(capsys.readouterr().out)["images"] == 30
 
 
 def test_squeeze_excite_is_as_the_flag_says(folder):
     for said, expected in (("True", True), ("False", False)):
-        run = train(folder, "--se", said, "--epochs", 1, "--cooldown-epochs", 0, "--experiment", f"se{said}").parent
+        run = train(
+            folder, "--se", said, "--epochs", 1, "--cooldown-epochs", 0, "--experiment", f"se{said}"
+        ).parent
         keys = checkpoint.load(run / f"se{said}" / "checkpoints" / "last.pth")["model"]
         assert any("se" in key.split(".") or ".se" in key for key in keys) is expected

@@ -1,4 +1,6 @@
-"""Latency tables: sums over parts, expectations over mixtures, generators that answer in milliseconds."""
+"""Latency tables: sums over parts, expectations over mixtures, generators that answer in
+milliseconds.
+"""
 
 import json
 import sys
@@ -33,7 +35,9 @@ SMALL = UnifiedSpace(
 
 def write_table(path, space, without="nothing", milliseconds=lambda key: 1.0, **options):
     keys = [key for key in parts_of(space, **options) if without not in key]
-    path.write_text("".join(f"'{key}': {{mean: {milliseconds(key)!r}, var: 0.1}}\n" for key in keys))
+    path.write_text(
+        "".join(f"'{key}': {{mean: {milliseconds(key)!r}, var: 0.1}}\n" for key in keys)
+    )
     return path
 
 
@@ -42,7 +46,10 @@ def odd_table(tmp_path) -> UnifiedLatency:
     """A table of arbitrary numbers."""
     numbers = torch.rand(1000, generator=rng(), dtype=torch.float64).tolist()
     return UnifiedLatency(
-        Latencies.read(write_table(tmp_path / "lut.yaml", SMALL, milliseconds=lambda _: numbers.pop())), SMALL
+        Latencies.read(
+            write_table(tmp_path / "lut.yaml", SMALL, milliseconds=lambda _: numbers.pop())
+        ),
+        SMALL,
     )
 
 
@@ -50,12 +57,14 @@ def summed(path_to_table, space: UnifiedSpace, architecture: Architecture) -> fl
     """The naive latency: the entries of an architecture's parts, one by one."""
     entries = yaml.safe_load(path_to_table.read_text())
     keys = [*ends(space, False, "relu6")]
-    for spec, kernels, (size, _) in zip(space.layers, architecture.kernels, space.sizes, strict=True):
+    for spec, kernels, (size, _) in zip(
+        space.layers, architecture.kernels, space.sizes, strict=True
+    ):
         keys += [mixed_key(spec, kernels, size, False, "relu6")] if kernels else []
     return sum(entries[key]["mean"] for key in keys)
 
 
-# -- elastic ---------------------------------------------------------------------------------------------------------
+# -- elastic ---------------------------------------------------------------------------------------
 
 
 def test_latency_is_the_sum_over_layers(tmp_path):
@@ -81,7 +90,7 @@ def test_the_published_space_has_the_published_keys():
     assert "classifier-input:1280-output:1000" in keys
 
 
-# -- unified ---------------------------------------------------------------------------------------------------------
+# -- unified ---------------------------------------------------------------------------------------
 
 
 def test_a_path_costs_the_sum_of_its_parts(odd_table, tmp_path):
@@ -93,7 +102,11 @@ def test_a_path_costs_the_sum_of_its_parts(odd_table, tmp_path):
 def test_the_order_of_sub_blocks_and_vanished_layers(odd_table):
     one, other, gone = (
         SMALL.encode(Architecture.of(rows))
-        for rows in ([[3, 5, None], [5, 7, 7]], [[5, None, 3], [7, 5, 7]], [[3, 5, None], [None] * 3])
+        for rows in (
+            [[3, 5, None], [5, 7, 7]],
+            [[5, None, 3], [7, 5, 7]],
+            [[3, 5, None], [None] * 3],
+        )
     )
     assert odd_table(one) == odd_table(other) > odd_table(gone)
 
@@ -117,7 +130,9 @@ def test_the_gradient_agrees_with_finite_differences(odd_table):
     table = odd_table.double()
     table.macs.double()
     logits = torch.randn(SMALL.shape, generator=rng(), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: table(SMALL.relax(x, 1.0)), logits, eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda x: table(SMALL.relax(x, 1.0)), logits, eps=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("min_expansion", [1, 2])
@@ -134,10 +149,12 @@ def test_the_reach_is_that_of_all_architectures(odd_table, min_expansion):
 
 def test_batches_of_any_rank(odd_table):
     paths = SMALL.relax(torch.randn(6, *SMALL.shape, generator=rng()), 2.0)
-    torch.testing.assert_close(odd_table(paths.view(2, 3, *SMALL.shape)), odd_table(paths).view(2, 3))
+    torch.testing.assert_close(
+        odd_table(paths.view(2, 3, *SMALL.shape)), odd_table(paths).view(2, 3)
+    )
 
 
-# -- parts -----------------------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("se", [False, True])
@@ -147,7 +164,9 @@ def test_the_parts_of_a_unified_network_hold_its_parameters(se):
     for path in space.sample(5, rng()):
         architecture = space.decode(path)
         keys = [*ends(space, se, "hswish")]
-        for spec, kernels, (size, _) in zip(space.layers, architecture.kernels, space.sizes, strict=True):
+        for spec, kernels, (size, _) in zip(
+            space.layers, architecture.kernels, space.sizes, strict=True
+        ):
             keys += [mixed_key(spec, kernels, size, se, "hswish")] if kernels else []
         assert sum(map(parameters, (parts[key].build() for key in keys))) == parameters(
             SubNet(space, architecture, se=se, activation="hswish")
@@ -159,11 +178,16 @@ def test_the_parts_of_an_elastic_network_hold_its_parameters():
     for row in genes:
         network = MobileNetV3.of(SPACE, SPACE.decode(row))
         whole, seen = parameters(network), []
-        hooks = [block.register_forward_pre_hook(lambda b, x: seen.append(x[0].shape[-1])) for block in network.blocks]
+        hooks = [
+            block.register_forward_pre_hook(lambda b, x: seen.append(x[0].shape[-1]))
+            for block in network.blocks
+        ]
         network.eval()(torch.zeros(1, 3, SPACE.decode(row).r, SPACE.decode(row).r))
         assert len(hooks) == len(seen)
         keys = [*fixed_parts(SPACE, SPACE.decode(row).r)]
-        keys += [layer_key(layer, size) for layer, size in zip(network.layers[1:], seen[1:], strict=True)]
+        keys += [
+            layer_key(layer, size) for layer, size in zip(network.layers[1:], seen[1:], strict=True)
+        ]
         assert sum(map(parameters, (parts[key].build() for key in keys))) == whole
 
 
@@ -177,21 +201,40 @@ def parameters(network) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-# -- stages ----------------------------------------------------------------------------------------------------------
+# -- stages ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def timed(tmp_path, monkeypatch) -> list[str]:
-    """Options for a search in milliseconds: a table of invented ones for the tiny space, as its config names it."""
+    """Options for a search in milliseconds: a table of invented ones for the tiny space, as its
+    config names it.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=tmp_path / "logs"))
     few = ["--runs", "1", "--calibration", "2", "--networks", "3"]
     profile_latency.main(["--cfg", "tiny.yml", "--out", "lut.yaml", *few])
     entries = yaml.safe_load((tmp_path / "lut.yaml").read_text())
-    invented = {key: {"mean": 0.1 + 0.05 * key.count("7") + 0.02 * key.count("."), "var": 0.0} for key in entries}
+    invented = {
+        key: {"mean": 0.1 + 0.05 * key.count("7") + 0.02 * key.count("."), "var": 0.0}
+        for key in entries
+    }
     (tmp_path / "lut.yaml").write_text(yaml.safe_dump(invented))
-    keys = ["cost=latency", "latency_table=lut.yaml", "low_flops=0.8", "high_flops=1.2", "target_step=0.05"]
-    return ["--cfg", "tiny.yml", "--set", *keys, "target_jitter=0", "eval_step=0.1", "pool_tolerance=0.1"]
+    keys = [
+        "cost=latency",
+        "latency_table=lut.yaml",
+        "low_flops=0.8",
+        "high_flops=1.2",
+        "target_step=0.05",
+    ]
+    return [
+        "--cfg",
+        "tiny.yml",
+        "--set",
+        *keys,
+        "target_jitter=0",
+        "eval_step=0.1",
+        "pool_tolerance=0.1",
+    ]
 
 
 def test_a_generator_is_trained_for_milliseconds_and_used(timed, tmp_path, capsys):
@@ -201,10 +244,17 @@ def test_a_generator_is_trained_for_milliseconds_and_used(timed, tmp_path, capsy
     assert [row["target"] for row in found] == pytest.approx([0.8, 0.9, 1.0, 1.1, 1.2])
     assert all(0 < row["latency_ms"] != row["macs_m"] for row in found)
 
-    generate.main(["--run", "logs/tiny", "--targets", "0.9,1.1", "--at-most", "--out", "found.json"])
+    generate.main(
+        ["--run", "logs/tiny", "--targets", "0.9,1.1", "--at-most", "--out", "found.json"]
+    )
     assert "cost ms" in capsys.readouterr().out
-    assert all(row["latency_ms"] <= row["target"] for row in json.loads((tmp_path / "found.json").read_text()))
-    profile_latency.main(["--cfg", "tiny.yml", "--lut", "lut.yaml", "--architectures", "found.json", "--runs", "1"])
+    assert all(
+        row["latency_ms"] <= row["target"]
+        for row in json.loads((tmp_path / "found.json").read_text())
+    )
+    profile_latency.main(
+        ["--cfg", "tiny.yml", "--lut", "lut.yaml", "--architectures", "found.json", "--runs", "1"]
+    )
     assert len(json.loads((tmp_path / "found.latency.json").read_text())["measured_ms"]) == 2
     train_cifar.main([*timed, "epochs=1", "--flops", "0.9", "--architecture", "found.json"])
     assert json.loads((tmp_path / "logs/tiny_0.9ms/result.json").read_text())["target"] == 0.9
@@ -217,7 +267,9 @@ def test_a_generator_for_milliseconds_does_not_answer_in_multiply_adds(timed, tm
     text = (tmp_path / "lut.yaml").read_text()
     (tmp_path / "other.yaml").write_text(text.replace("mean: 0.1", "mean: 0.11"))
     elsewhere = [*timed[3:4], "latency_table=other.yaml", *timed[5:]]
-    line = refused(capsys, generate.main, "--cfg", "tiny.yml", "--targets", "1", "--set", *elsewhere)
+    line = refused(
+        capsys, generate.main, "--cfg", "tiny.yml", "--targets", "1", "--set", *elsewhere
+    )
     assert "holds no run of this space and cost" in line, "another device's table"
     given = ["generator_pretrained=logs/tiny/checkpoints/generator_best_avg.pth"]
     given += ["path_to_prior_pool=logs/tiny/prior_pool.json"]
@@ -227,33 +279,72 @@ def test_a_generator_for_milliseconds_does_not_answer_in_multiply_adds(timed, tm
     line = refused(capsys, search.main, "--cfg", "tiny.yml", "--set", *pool)
     assert "its marks are no costs in M by this table" in line
     (tmp_path / "found.json").write_text((tmp_path / "logs/tiny/architectures.json").read_text())
-    line = refused(capsys, train_cifar.main, "--cfg", "tiny.yml", "--flops", "1", "--architecture", "found.json")
+    line = refused(
+        capsys,
+        train_cifar.main,
+        "--cfg",
+        "tiny.yml",
+        "--flops",
+        "1",
+        "--architecture",
+        "found.json",
+    )
     assert "found.json: its targets are in ms; those of the config are in M" in line
 
 
 def test_a_run_keeps_its_table_and_notices_another(timed, tmp_path, capsys):
     search.main(timed)
-    assert (tmp_path / "logs/tiny/latency_table.yaml").read_text() == (tmp_path / "lut.yaml").read_text()
+    assert (tmp_path / "logs/tiny/latency_table.yaml").read_text() == (
+        tmp_path / "lut.yaml"
+    ).read_text()
     search.main(timed)
-    (tmp_path / "lut.yaml").write_text((tmp_path / "lut.yaml").read_text().replace("mean: 0.1", "mean: 0.11"))
-    assert "latency_table: lut.yaml: it has changed since this run began" in refused(capsys, search.main, *timed)
+    (tmp_path / "lut.yaml").write_text(
+        (tmp_path / "lut.yaml").read_text().replace("mean: 0.1", "mean: 0.11")
+    )
+    assert "latency_table: lut.yaml: it has changed since this run began" in refused(
+        capsys, search.main, *timed
+    )
     (tmp_path / "lut.yaml").unlink()
     generate.main(["--run", "logs/tiny", "--targets", "1"])
 
 
 def test_what_a_table_is_worth_is_printed_and_kept(timed, tmp_path, capsys):
-    profile_latency.main(["--cfg", "tiny.yml", "--out", "other.yaml", "--runs", "2", "--networks", "4"])
+    profile_latency.main(
+        ["--cfg", "tiny.yml", "--out", "other.yaml", "--runs", "2", "--networks", "4"]
+    )
     assert "mean absolute percentage error" in capsys.readouterr().out
     record = json.loads((tmp_path / "other.yaml.check.json").read_text())
     assert len(record["table_ms"]) == len(record["measured_ms"]) == 4
-    errors = [abs(t / m - 1) for t, m in zip(record["table_ms"], record["measured_ms"], strict=True)]
-    assert record["mean absolute percentage error"] == pytest.approx(100 * sum(errors) / 4, abs=0.01)
+    errors = [
+        abs(t / m - 1) for t, m in zip(record["table_ms"], record["measured_ms"], strict=True)
+    ]
+    assert record["mean absolute percentage error"] == pytest.approx(
+        100 * sum(errors) / 4, abs=0.01
+    )
 
 
 def test_the_evolutionary_search_of_a_unified_supernet_in_milliseconds(timed, tmp_path):
     search.main(["--cfg", "tiny.yml"])
-    options = ["--cfg", "tiny.yml", "--supernet_path", "logs/tiny/checkpoints/supernet_best.pth", "--n_epochs", "0"]
-    options += ["--vld_size", "20", "--n_doe", "6", "--n_iter", "2", "--iterations", "1", "--sec_obj", "cpu"]
+    options = [
+        "--cfg",
+        "tiny.yml",
+        "--supernet_path",
+        "logs/tiny/checkpoints/supernet_best.pth",
+        "--n_epochs",
+        "0",
+    ]
+    options += [
+        "--vld_size",
+        "20",
+        "--n_doe",
+        "6",
+        "--n_iter",
+        "2",
+        "--iterations",
+        "1",
+        "--sec_obj",
+        "cpu",
+    ]
     msunas.main([*options, "--lut", "lut.yaml", "--save", "found"])
     stats = json.loads((tmp_path / "found/iter_1.stats").read_text())
     space = build_space(load_config("tiny.yml"))
@@ -285,7 +376,10 @@ def test_impossible_latencies_are_refused(timed, capsys, overrides, words):
     ("argv", "words"),
     [
         (["--space", "unified"], "--space unified: --cfg must name its config"),
-        (["--cfg", "tiny.yml", "--space", "elastic"], "--cfg tiny.yml describes one of kind unified"),
+        (
+            ["--cfg", "tiny.yml", "--space", "elastic"],
+            "--cfg tiny.yml describes one of kind unified",
+        ),
         (["--cfg", "tiny.yml", "--device", "nowhere"], "--device nowhere:"),
         (["--cfg", "tiny.yml", "--backend", "tensorrt"], "invalid choice: 'tensorrt'"),
         (["--cfg", "tiny.yml", "--width", "1.2"], "--width: it is for the published space"),
@@ -301,7 +395,9 @@ def test_onnxruntime_measures_too(timed, tmp_path):
     few = ["--runs", "1", "--calibration", "1", "--networks", "2", "--backend", "onnxruntime"]
     profile_latency.main(["--cfg", "tiny.yml", "--out", "other.yaml", *few])
     assert json.loads((tmp_path / "other.yaml.check.json").read_text())["backend"] == "onnxruntime"
-    assert UnifiedLatency(Latencies.read("other.yaml"), build_space(load_config("tiny.yml"))).base > 0
+    assert (
+        UnifiedLatency(Latencies.read("other.yaml"), build_space(load_config("tiny.yml"))).base > 0
+    )
 
 
 def test_onnxruntime_measures_networks_as_they_are_deployed(monkeypatch):
@@ -309,7 +405,9 @@ def test_onnxruntime_measures_networks_as_they_are_deployed(monkeypatch):
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     files, session = [], onnxruntime.InferenceSession
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda file, *a, **k: files.append(file) or session(file, *a, **k)
+        onnxruntime,
+        "InferenceSession",
+        lambda file, *a, **k: files.append(file) or session(file, *a, **k),
     )
     network = SubNet(SMALL, SMALL.decode(SMALL.sample(1, rng(0))[0])).eval()
     images = torch.randn(1, 3, 8, 8)
@@ -325,7 +423,16 @@ def test_onnxruntime_measures_networks_as_they_are_deployed(monkeypatch):
 
 def test_without_onnxruntime_one_line_says_how_to_get_it(timed, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    line = refused(capsys, profile_latency.main, "--cfg", "tiny.yml", "--out", "o.yaml", "--backend", "onnxruntime")
+    line = refused(
+        capsys,
+        profile_latency.main,
+        "--cfg",
+        "tiny.yml",
+        "--out",
+        "o.yaml",
+        "--backend",
+        "onnxruntime",
+    )
     assert "is not installed; pip install onnx onnxruntime" in line
 
 

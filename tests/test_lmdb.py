@@ -29,7 +29,10 @@ def pack(folder, *options, split="train"):
 @pytest.fixture
 def folder(tmp_path):
     """Three classes of four images in train/, of two in val/, at 100x90."""
-    write_folder(tmp_path / "train", size=(100, 90)), write_folder(tmp_path / "val", images=2, size=(100, 90))
+    (
+        write_folder(tmp_path / "train", size=(100, 90)),
+        write_folder(tmp_path / "val", images=2, size=(100, 90)),
+    )
     return tmp_path
 
 
@@ -46,10 +49,13 @@ def refused(capsys, *argv) -> str:
 def test_a_packed_folder_gives_the_batches_of_the_folder(folder, size, workers):
     for split in ("train", "val"):
         pack(folder, split=split)
-    plain, packed = (load_dataset(name, str(folder), size, 3) for name in ("imagefolder", "imagenet_lmdb"))
+    plain, packed = (
+        load_dataset(name, str(folder), size, 3) for name in ("imagefolder", "imagenet_lmdb")
+    )
     for part, augment in (("train", Augmentation()), ("test", None)):
         batches = [
-            list(loader(getattr(data, part), 4, PLAIN, augment, 1, workers).epoch(1)) for data in (plain, packed)
+            list(loader(getattr(data, part), 4, PLAIN, augment, 1, workers).epoch(1))
+            for data in (plain, packed)
         ]
         for (images, labels), (same, as_well) in zip(*batches, strict=True):
             assert images.equal(same)
@@ -59,7 +65,9 @@ def test_a_packed_folder_gives_the_batches_of_the_folder(folder, size, workers):
 def test_records_keep_the_bytes_of_the_files(folder):
     source = LmdbSource(pack(folder))
     for number, file in enumerate(sorted((folder / "train").rglob("*.png"))):
-        assert source.record(number) == Record(number // 4, f"class{number // 4}/{file.name}", file.read_bytes())
+        assert source.record(number) == Record(
+            number // 4, f"class{number // 4}/{file.name}", file.read_bytes()
+        )
     about = About.read(source.root)
     assert about.classes == ["class0", "class1", "class2"]
     assert about.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -67,7 +75,10 @@ def test_records_keep_the_bytes_of_the_files(folder):
 
 def test_workers_read_what_their_parent_has_open(folder):
     images = load_test_images("imagenet_lmdb", str(folder), 80, 3, part=pack(folder).stem)
-    here, helped = (torch.cat([x for x, _ in loader(images, 4, PLAIN, workers=count).epoch()]) for count in (0, 2))
+    here, helped = (
+        torch.cat([x for x, _ in loader(images, 4, PLAIN, workers=count).epoch()])
+        for count in (0, 2)
+    )
     assert here.equal(helped)
     assert here.equal(torch.cat([x for x, _ in loader(images, 4, PLAIN).epoch()]))
 
@@ -161,14 +172,21 @@ def test_foreign_and_truncated_files_are_named(folder, capsys):
     whole = file.read_bytes()
     for content in (b"", b"no LMDB file" * 1000, whole[: len(whole) // 2], whole[:100]):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=r"train\.lmdb: it is (no LMDB file|cut short)") as caught:
+        with pytest.raises(
+            UserError, match=r"train\.lmdb: it is (no LMDB file|cut short)"
+        ) as caught:
             load_dataset("imagenet_lmdb", str(folder), 80, 3)
         assert "\n" not in str(caught.value)
         refused(capsys, folder)
     file.unlink()
-    with lmdb.open(str(file), subdir=False) as environment, environment.begin(write=True) as transaction:
+    with (
+        lmdb.open(str(file), subdir=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
         transaction.put(b"__len__", b"12")
-    with pytest.raises(UserError, match=r"train\.lmdb: no LMDB file of images as utils/folder2lmdb\.py writes them"):
+    with pytest.raises(
+        UserError, match=r"train\.lmdb: no LMDB file of images as utils/folder2lmdb\.py writes them"
+    ):
         load_dataset("imagenet_lmdb", str(folder), 80, 3)
 
 

@@ -1,4 +1,6 @@
-"""The evolutionary search: proposals, archive, going on, failures, and the command lines of both stages."""
+"""The evolutionary search: proposals, archive, going on, failures, and the command lines of both
+stages.
+"""
 
 import json
 
@@ -53,7 +55,16 @@ def setting(tmp_path, monkeypatch) -> list[str]:
     (tmp_path / "small.yml").write_text(CONFIG)
     supernet = ElasticSupernet(SPACE, rng())
     checkpoint.save(tmp_path / "supernet.pth", {"kind": "supernet", "model": supernet.state_dict()})
-    options = ["--cfg", "small.yml", "--supernet_path", "supernet.pth", "--vld_size", "60", "--n_epochs", "0"]
+    options = [
+        "--cfg",
+        "small.yml",
+        "--supernet_path",
+        "supernet.pth",
+        "--vld_size",
+        "60",
+        "--n_epochs",
+        "0",
+    ]
     return [*options, "--n_doe", "8", "--n_iter", "3"]
 
 
@@ -61,12 +72,17 @@ def toy_error(genes: np.ndarray) -> np.ndarray:
     return 50 - genes.sum(axis=1)
 
 
-def searched(genome, iterations: int, seed: int = 0, selection: str = "hypervolume", predictor: str = "ard") -> Search:
+def searched(
+    genome, iterations: int, seed: int = 0, selection: str = "hypervolume", predictor: str = "ard"
+) -> Search:
     search = Search(genome, Objective("flops", genome), predictor, SELECTIONS[selection])
 
     def records(genes):
         errors, costs = toy_error(genes), search.objective(genes)
-        return [Record(tuple(g), float(e), float(c)) for g, e, c in zip(genes.tolist(), errors, costs, strict=True)]
+        return [
+            Record(tuple(g), float(e), float(c))
+            for g, e, c in zip(genes.tolist(), errors, costs, strict=True)
+        ]
 
     search.add(records(search.doe(12, np.random.default_rng(seed))))
     for iteration in range(iterations):
@@ -75,7 +91,7 @@ def searched(genome, iterations: int, seed: int = 0, selection: str = "hypervolu
     return search
 
 
-# -- genomes ---------------------------------------------------------------------------------------------------------
+# -- genomes ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -96,7 +112,8 @@ def test_unified_layers_with_too_few_sub_blocks_are_mended(unified):
     active = unified.space.active(unified.paths(genes))[0]
     least = [spec.least_active(2) for spec in unified.space.layers]
     assert all(
-        n >= m or (spec.may_vanish and n == 0) for n, m, spec in zip(active, least, unified.space.layers, strict=True)
+        n >= m or (spec.may_vanish and n == 0)
+        for n, m, spec in zip(active, least, unified.space.layers, strict=True)
     )
 
 
@@ -120,13 +137,15 @@ def test_the_network_of_elastic_genes_computes_what_the_supernet_computes(genome
 
 
 def test_the_network_of_unified_genes_computes_what_the_supernet_computes():
-    space = UnifiedSpace((LayerSpec(4, 6, 2, 6, (3, 5, 7)), LayerSpec(6, 6, 1, 4, (3, 7))), 10, 5, 8, 1, 4, 12)
+    space = UnifiedSpace(
+        (LayerSpec(4, 6, 2, 6, (3, 5, 7)), LayerSpec(6, 6, 1, 4, (3, 7))), 10, 5, 8, 1, 4, 12
+    )
     genome = UnifiedGenome(UnifiedSupernet(space, rng()).eval())
     row = genome.sample(1, np.random.default_rng(3))[0]
     computes_the_same(genome, row, genome.paths(row[None])[0])
 
 
-# -- search ----------------------------------------------------------------------------------------------------------
+# -- search ----------------------------------------------------------------------------------------
 
 
 def test_the_design_of_experiments_has_both_extremes_and_no_doubles(genome):
@@ -150,7 +169,12 @@ def test_a_search_beats_as_many_random_architectures_on_a_toy(genome):
         search = Search(genome, Objective("flops", genome), "rbf", SELECTIONS["published"])
         genes = search.doe(12 + 8 * 4, np.random.default_rng(seed))
         costs = search.objective(genes)
-        search.add([Record(tuple(g), e, c) for g, e, c in zip(genes.tolist(), toy_error(genes), costs, strict=True)])
+        search.add(
+            [
+                Record(tuple(g), e, c)
+                for g, e, c in zip(genes.tolist(), toy_error(genes), costs, strict=True)
+            ]
+        )
         random.append(search.hypervolume(reference))
     assert ours > np.mean(random)
 
@@ -213,7 +237,11 @@ def test_both_selections_go_on_with_any_surrogate(genome, selection):
 def test_a_search_for_hypervolume_begins_with_architectures_of_all_costs():
     genome = ElasticGenome(ElasticSpace())
     spread, uniform = (
-        genome.costs(Search(genome, Objective("flops", genome), "ard", selection).doe(100, np.random.default_rng(0)))[0]
+        genome.costs(
+            Search(genome, Objective("flops", genome), "ard", selection).doe(
+                100, np.random.default_rng(0)
+            )
+        )[0]
         for selection in SELECTIONS.values()
     )
     least, most = spread.min(), spread.max()
@@ -226,7 +254,8 @@ def test_features_are_one_hot_and_levels_and_say_nothing_of_layers_that_are_not_
     space = ElasticSpace(stages=(8,), strides=(2,), activations=("relu",), se=(False,), depths=(1, 2), kernels=(3, 5),
                          expansions=(3, 4), resolutions=(8, 12), classes=2)  # fmt: skip
     genome = ElasticGenome(space)
-    shallow, deep = np.array([[0, 1, 0, 0, 0, 1]]), np.array([[1, 1, 0, 0, 1, 1]])  # depth, 2 kernels, 2 ratios, size
+    # depth, 2 kernels, 2 ratios, size
+    shallow, deep = np.array([[0, 1, 0, 0, 0, 1]]), np.array([[1, 1, 0, 0, 1, 1]])
     assert genome.expressed(shallow).tolist() == [[True, True, False, True, False, True]]
     assert features(genome, shallow).tolist() == [
         [1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0.5, 0, 0.5, 1],
@@ -245,13 +274,26 @@ def test_a_table_is_measured_and_searched_with(setting, tmp_path):
     few = ["--runs", "1", "--calibration", "2", "--networks", "3"]
     profile_latency.main(["--cfg", "small.yml", "--out", "lut.yaml", *few])
     table = ElasticLatency(Latencies.read(tmp_path / "lut.yaml"), SPACE)
-    msunas.main([*setting, "--iterations", "1", "--save", "found", "--sec_obj", "cpu", "--lut", "lut.yaml", "--test"])
+    msunas.main(
+        [
+            *setting,
+            "--iterations",
+            "1",
+            "--save",
+            "found",
+            "--sec_obj",
+            "cpu",
+            "--lut",
+            "lut.yaml",
+            "--test",
+        ]
+    )
     stats = json.loads((tmp_path / "found/iter_1.stats").read_text())
     row = np.array([SPACE.encode(SPACE.architecture(stats["archive"][0][0]))])
     assert stats["archive"][0][2] == pytest.approx(table(row)[0], abs=0.01)
 
 
-# -- stages ----------------------------------------------------------------------------------------------------------
+# -- stages ----------------------------------------------------------------------------------------
 
 
 def test_a_search_from_end_to_end_and_what_is_chosen_from_it(setting, tmp_path, capsys):
@@ -269,7 +311,17 @@ def test_a_search_from_end_to_end_and_what_is_chosen_from_it(setting, tmp_path, 
 
     space = ["--cfg", "small.yml", "--supernet_path", "supernet.pth"]
     post_search.main(
-        [*space, "--expr", "found/iter_2.stats", "-n", "2", "--prefer", "top1#90+flops#1", "--save", "out"]
+        [
+            *space,
+            "--expr",
+            "found/iter_2.stats",
+            "-n",
+            "2",
+            "--prefer",
+            "top1#90+flops#1",
+            "--save",
+            "out",
+        ]
     )
     folders = sorted((tmp_path / "out").iterdir())
     assert 1 <= len(folders) <= 3
@@ -285,13 +337,16 @@ def test_a_search_from_end_to_end_and_what_is_chosen_from_it(setting, tmp_path, 
 def test_a_search_that_stopped_ends_as_one_that_did_not(setting, tmp_path, monkeypatch):
     msunas.main([*setting, "--iterations", "2", "--save", "whole"])
     msunas.main([*setting, "--iterations", "1", "--save", "parts"])
-    measured = [(tmp_path / "whole/iter_2" / f"net_1.{kind}").read_text() for kind in ("subnet", "stats")]
+    measured = [
+        (tmp_path / "whole/iter_2" / f"net_1.{kind}").read_text() for kind in ("subnet", "stats")
+    ]
     unfinished = tmp_path / "parts" / "iter_2"
     unfinished.mkdir()
     (unfinished / "net_0.subnet").write_text("{}")  # of another architecture: it must not be taken
     (unfinished / "net_0.stats").write_text('{"top1": 100.0}')
     for kind, text in zip(("subnet", "stats"), measured, strict=True):
-        (unfinished / f"net_1.{kind}").write_text(text)  # of this architecture: it need not be evaluated again
+        # of this architecture: it need not be evaluated again
+        (unfinished / f"net_1.{kind}").write_text(text)
     scored = []
     score = CandidateEvaluation.score
 
@@ -302,13 +357,17 @@ def test_a_search_that_stopped_ends_as_one_that_did_not(setting, tmp_path, monke
     monkeypatch.setattr(CandidateEvaluation, "score", counted)
     msunas.main([*setting, "--iterations", "2", "--save", "parts"])
     assert scored == ["iter_2/net_0", "iter_2/net_2"]
-    assert (tmp_path / "whole/iter_2.stats").read_bytes() == (tmp_path / "parts/iter_2.stats").read_bytes()
+    assert (tmp_path / "whole/iter_2.stats").read_bytes() == (
+        tmp_path / "parts/iter_2.stats"
+    ).read_bytes()
 
 
 def test_a_new_search_can_begin_with_the_archive_of_another(setting, tmp_path):
     msunas.main([*setting, "--iterations", "0", "--save", "first"])
     for number, source in enumerate(("first", "first/iter_0")):
-        msunas.main([*setting, "--iterations", "1", "--save", f"second{number}", "--resume", source])
+        msunas.main(
+            [*setting, "--iterations", "1", "--save", f"second{number}", "--resume", source]
+        )
         archive = json.loads((tmp_path / f"second{number}/iter_1.stats").read_text())["archive"]
         assert archive[:8] == json.loads((tmp_path / "first/iter_0.stats").read_text())["archive"]
 
@@ -321,7 +380,9 @@ def test_another_search_is_not_overwritten(setting, tmp_path, capsys):
             msunas.main([*setting, "--iterations", "1", "--save", "found", *changed])
         assert stopped.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
-    assert before == {file: file.read_bytes() for file in (tmp_path / "found").rglob("*") if file.is_file()}
+    assert before == {
+        file: file.read_bytes() for file in (tmp_path / "found").rglob("*") if file.is_file()
+    }
 
 
 def break_networks(monkeypatch, which):
@@ -349,7 +410,9 @@ def test_what_fails_is_kept_apart_and_never_scored(setting, tmp_path, monkeypatc
         assert record not in [row[0] for row in archive]
 
 
-def test_a_search_with_failures_that_stopped_ends_as_one_that_did_not(setting, tmp_path, monkeypatch):
+def test_a_search_with_failures_that_stopped_ends_as_one_that_did_not(
+    setting, tmp_path, monkeypatch
+):
     break_networks(monkeypatch, lambda row: row @ range(len(row)) % 3 == 0)
     msunas.main([*setting, "--iterations", "3", "--save", "whole"])
     msunas.main([*setting, "--iterations", "1", "--save", "parts"])
@@ -358,7 +421,9 @@ def test_a_search_with_failures_that_stopped_ends_as_one_that_did_not(setting, t
         (unfinished / file.name).write_bytes(file.read_bytes())
     msunas.main([*setting, "--iterations", "3", "--save", "parts"])
     assert len(list(unfinished.glob("it_2_net_*"))) > 0, "the case is there"
-    assert (tmp_path / "whole/iter_3.stats").read_bytes() == (tmp_path / "parts/iter_3.stats").read_bytes()
+    assert (tmp_path / "whole/iter_3.stats").read_bytes() == (
+        tmp_path / "parts/iter_3.stats"
+    ).read_bytes()
 
 
 def test_what_failed_in_the_search_begun_from_is_not_forgotten(setting, tmp_path, monkeypatch):
@@ -366,7 +431,8 @@ def test_what_failed_in_the_search_begun_from_is_not_forgotten(setting, tmp_path
     msunas.main([*setting, "--iterations", "1", "--save", "first"])
     msunas.main([*setting, "--iterations", "2", "--save", "second", "--resume", "first"])
     failures = [
-        json.loads((tmp_path / name).read_text())["failed"] for name in ("first/iter_1.stats", "second/iter_2.stats")
+        json.loads((tmp_path / name).read_text())["failed"]
+        for name in ("first/iter_1.stats", "second/iter_2.stats")
     ]
     assert failures[0]
     assert all(record in failures[1] for record in failures[0])
@@ -391,24 +457,51 @@ def test_a_search_in_which_all_fail_stops_with_the_reason(setting, monkeypatch, 
     monkeypatch.setattr(ElasticGenome, "network", broken)
     with pytest.raises(SystemExit):
         msunas.main([*setting, "--iterations", "1", "--save", "found"])
-    assert "none of 8 architectures could be evaluated (RuntimeError: broken on purpose)" in capsys.readouterr().err
+    assert (
+        "none of 8 architectures could be evaluated (RuntimeError: broken on purpose)"
+        in capsys.readouterr().err
+    )
 
 
 def test_another_supernet_of_the_same_name_is_noticed(setting, tmp_path, capsys):
     msunas.main([*setting, "--iterations", "0", "--save", "found"])
-    checkpoint.save(tmp_path / "supernet.pth", {"model": ElasticSupernet(SPACE, rng(1)).state_dict()})
+    checkpoint.save(
+        tmp_path / "supernet.pth", {"model": ElasticSupernet(SPACE, rng(1)).state_dict()}
+    )
     with pytest.raises(SystemExit):
         msunas.main([*setting, "--iterations", "0", "--save", "found"])
     assert "supernet_path" in capsys.readouterr().err
 
 
-def test_unified_candidates_are_searched_and_fine_tuned_by_the_same_command(tmp_path, monkeypatch, capsys):
+def test_unified_candidates_are_searched_and_fine_tuned_by_the_same_command(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir="logs"))
     config = load_config("tiny.yml")
     checkpoint.save(tmp_path / "supernet.pth", {"model": build_supernet(config).state_dict()})
-    options = ["--space", "unified", "--cfg", "tiny.yml", "--supernet_path", "supernet.pth", "--vld_size", "60"]
-    options += ["--n_doe", "3", "--n_iter", "2", "--iterations", "1", "--n_epochs", "1", "--predictor", "cart"]
+    options = [
+        "--space",
+        "unified",
+        "--cfg",
+        "tiny.yml",
+        "--supernet_path",
+        "supernet.pth",
+        "--vld_size",
+        "60",
+    ]
+    options += [
+        "--n_doe",
+        "3",
+        "--n_iter",
+        "2",
+        "--iterations",
+        "1",
+        "--n_epochs",
+        "1",
+        "--predictor",
+        "cart",
+    ]
     msunas.main([*options, "--save", "found", "--sec_obj", "params"])
     stats = json.loads((tmp_path / "found/iter_1.stats").read_text())
     assert len(stats["archive"]) == 5
@@ -421,7 +514,15 @@ def test_unified_candidates_are_searched_and_fine_tuned_by_the_same_command(tmp_
 
 
 def test_candidates_can_be_fine_tuned_with_a_classifier_of_their_own(setting, tmp_path):
-    tuned = [*setting[: setting.index("--n_epochs")], "--n_epochs", "1", "--n_doe", "2", "--iterations", "0"]
+    tuned = [
+        *setting[: setting.index("--n_epochs")],
+        "--n_epochs",
+        "1",
+        "--n_doe",
+        "2",
+        "--iterations",
+        "0",
+    ]
     msunas.main([*tuned, "--save", "found"])
     assert len(json.loads((tmp_path / "found/iter_0.stats").read_text())["archive"]) == 2
 

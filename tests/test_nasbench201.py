@@ -1,4 +1,6 @@
-"""The NAS-Bench-201 cells: the space by its published numbers, the supernet against a plain sum, what runs on them."""
+"""The NAS-Bench-201 cells: the space by its published numbers, the supernet against a plain sum,
+what runs on them.
+"""
 
 import copy
 import csv
@@ -38,7 +40,9 @@ from utils.errors import UserError
 
 SPACE = CellSpace()
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "nasbench201_cifar10.csv"
-needs_table = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published table is other people's, and not here")
+needs_table = pytest.mark.skipif(
+    not PUBLISHED.exists(), reason="the published table is other people's, and not here"
+)
 BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_1x1~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 
 
@@ -55,7 +59,7 @@ def images(count: int = 4) -> torch.Tensor:
     return torch.randn(count, 3, 16, 16, generator=rng(3))
 
 
-# -- the space -------------------------------------------------------------------------------------------------------
+# -- the space -------------------------------------------------------------------------------------
 
 
 def test_the_space_has_15625_cells_and_28_costs():
@@ -68,11 +72,20 @@ def test_the_space_has_15625_cells_and_28_costs():
 
 
 def test_costs_are_the_published_ones():
-    """7.78305 + 35.38944 n3 + 3.93216 n1 M multiply-adds, 0.073306 + 0.24304 n3 + 0.028 n1 M parameters."""
+    """7.78305 + 35.38944 n3 + 3.93216 n1 M multiply-adds, 0.073306 + 0.24304 n3 + 0.028 n1 M
+    parameters.
+    """
     paths, table = SPACE.all(), LookUpTable(SPACE)
-    n1, n3 = (paths[:, :, 0, OPERATIONS.index(name)].sum(dim=1) for name in ("nor_conv_1x1", "nor_conv_3x3"))
-    torch.testing.assert_close(table(paths), 7.78305 + 35.38944 * n3 + 3.93216 * n1, rtol=1e-6, atol=1e-5)
-    torch.testing.assert_close(table.parameters_m(paths).float(), 0.073306 + 0.24304 * n3 + 0.028 * n1)
+    n1, n3 = (
+        paths[:, :, 0, OPERATIONS.index(name)].sum(dim=1)
+        for name in ("nor_conv_1x1", "nor_conv_3x3")
+    )
+    torch.testing.assert_close(
+        table(paths), 7.78305 + 35.38944 * n3 + 3.93216 * n1, rtol=1e-6, atol=1e-5
+    )
+    torch.testing.assert_close(
+        table.parameters_m(paths).float(), 0.073306 + 0.24304 * n3 + 0.028 * n1
+    )
     assert table.reach() == pytest.approx((7.78305, 220.11969))
 
 
@@ -80,32 +93,51 @@ def test_costs_are_the_published_ones():
 def test_costs_are_those_of_every_row_of_the_published_table():
     with PUBLISHED.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    paths, table = torch.stack([SPACE.encode(from_string(row["architecture"])) for row in rows]), LookUpTable(SPACE)
-    torch.testing.assert_close(table(paths), torch.tensor([float(row["macs_m"]) for row in rows]), rtol=0, atol=2e-5)
+    paths, table = (
+        torch.stack([SPACE.encode(from_string(row["architecture"])) for row in rows]),
+        LookUpTable(SPACE),
+    )
+    torch.testing.assert_close(
+        table(paths), torch.tensor([float(row["macs_m"]) for row in rows]), rtol=0, atol=2e-5
+    )
     parameters = torch.tensor([float(row["params_m"]) for row in rows], dtype=torch.float64)
     torch.testing.assert_close(table.parameters_m(paths), parameters, rtol=0, atol=1e-6)
-    assert [to_string(SPACE.decode(path)) for path in paths] == [row["architecture"] for row in rows]
+    assert [to_string(SPACE.decode(path)) for path in paths] == [
+        row["architecture"] for row in rows
+    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_costs_are_those_counted_of_the_network(seed):
     path = SPACE.sample(1, rng(seed))[0]
     network, table = CellNetwork(SPACE, SPACE.decode(path)), LookUpTable(SPACE)
-    assert count_macs(network, 32) + 650e-6 == pytest.approx(float(table(path)), abs=1e-5)  # the linear layer
+    # the linear layer
+    assert count_macs(network, 32) + 650e-6 == pytest.approx(float(table(path)), abs=1e-5)
     assert count_parameters(network) == pytest.approx(float(table.parameters_m(path)))
 
 
 def test_strings_are_written_as_published_and_read_back():
     architecture = from_string(BEST)
     assert to_string(architecture) == BEST
-    assert [choice for (choice,) in architecture.choices][:3] == ["nor_conv_3x3", "nor_conv_3x3", "nor_conv_1x1"]
+    assert [choice for (choice,) in architecture.choices][:3] == [
+        "nor_conv_3x3",
+        "nor_conv_3x3",
+        "nor_conv_1x1",
+    ]
     empty = SPACE.decode(SPACE.extremes()[0])
     assert to_string(empty) == "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
     assert all(choice is None for (choice,) in empty.choices)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "|none~0|", "|magic~0|+|none~0|none~1|+|none~0|none~1|none~2|", BEST.replace("~0", "~1"), "+" + BEST]
+    "text",
+    [
+        "",
+        "|none~0|",
+        "|magic~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+        BEST.replace("~0", "~1"),
+        "+" + BEST,
+    ],
 )
 def test_other_strings_are_refused(text):
     with pytest.raises(UserError, match=r"^architecture: "):
@@ -135,10 +167,12 @@ def test_neighbours_are_all_cells_one_choice_away():
     everything = SPACE.all()
     away = everything[(everything != path).any(dim=-1)[..., 0].sum(dim=1) == 1]
     assert len(found) == len(away) == 24
-    assert {tuple(p.flatten().tolist()) for p in found} == {tuple(p.flatten().tolist()) for p in away}
+    assert {tuple(p.flatten().tolist()) for p in found} == {
+        tuple(p.flatten().tolist()) for p in away
+    }
 
 
-# -- the supernet ----------------------------------------------------------------------------------------------------
+# -- the supernet ----------------------------------------------------------------------------------
 
 
 def plain_logits(net: CellSupernet, x: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
@@ -153,7 +187,9 @@ def plain_logits(net: CellSupernet, x: torch.Tensor, path: torch.Tensor) -> torc
                     y,
                     F.avg_pool2d(y, 3, 1, 1, count_include_pad=False),
                     edge["nor_conv_1x1"].bn(F.conv2d(y.relu(), edge["nor_conv_1x1"].conv.weight)),
-                    edge["nor_conv_3x3"].bn(F.conv2d(y.relu(), edge["nor_conv_3x3"].conv.weight, padding=1)),
+                    edge["nor_conv_3x3"].bn(
+                        F.conv2d(y.relu(), edge["nor_conv_3x3"].conv.weight, padding=1)
+                    ),
                     torch.zeros_like(y),
                 ]
                 nodes[to] = nodes[to] + sum(p * out for p, out in zip(share, outputs, strict=True))
@@ -180,7 +216,9 @@ def test_soft_paths_are_mixtures_and_give_the_path_their_gradient(supernet):
     for logits, gradient in results[1:]:
         torch.testing.assert_close(results[0][0], logits, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(results[0][1], gradient, rtol=1e-3, atol=1e-4)
-    assert all(value.equal(before[name]) for name, value in frozen.named_buffers() if "running" in name)
+    assert all(
+        value.equal(before[name]) for name, value in frozen.named_buffers() if "running" in name
+    )
 
 
 def test_choices_without_a_share_get_their_gradient_too(supernet):
@@ -205,11 +243,17 @@ def test_stand_alone_networks_inherit_what_the_supernet_computes(supernet):
     for path in [*SPACE.sample(4, rng(6)), *SPACE.extremes()]:
         network = supernet.extract(path)
         torch.testing.assert_close(network(images()), supernet(images(), path))
-        weights = [name for name, _ in network.named_parameters() if "edges" in name and name.endswith("conv.weight")]
-        assert len(weights) == 3 * 2 * path[:, 0, 2:4].sum(), "three stages of two cells, only what is chosen"
+        weights = [
+            name
+            for name, _ in network.named_parameters()
+            if "edges" in name and name.endswith("conv.weight")
+        ]
+        assert len(weights) == 3 * 2 * path[:, 0, 2:4].sum(), (
+            "three stages of two cells, only what is chosen"
+        )
 
 
-# -- what runs on it -------------------------------------------------------------------------------------------------
+# -- what runs on it -------------------------------------------------------------------------------
 
 
 def test_priors_lie_near_their_marks_as_far_as_costs_allow():
@@ -247,7 +291,7 @@ def test_genes_are_paths(supernet):
         genome.genes({"cell": "|none~0|"})
 
 
-# -- the table -------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
 def write_table(path: Path, accuracy, cells=None) -> Path:
@@ -259,7 +303,9 @@ def write_table(path: Path, accuracy, cells=None) -> Path:
 
 def test_the_table_is_looked_up_by_path_and_knows_the_optimum_under_a_ceiling(tmp_path):
     table = CellTable.load(
-        write_table(tmp_path / "t.csv", lambda cell: 50 + 5 * cell.count("3x3~") - cell.count("avg"))
+        write_table(
+            tmp_path / "t.csv", lambda cell: 50 + 5 * cell.count("3x3~") - cell.count("avg")
+        )
     )
     paths = SPACE.sample(50, rng())
     n3, pools = paths[:, :, 0, 3].sum(dim=1), paths[:, :, 0, 1].sum(dim=1)
@@ -301,7 +347,7 @@ def test_positions_are_those_of_all():
     )
 
 
-# -- the stages ------------------------------------------------------------------------------------------------------
+# -- the stages ------------------------------------------------------------------------------------
 
 CONFIG = """
 dataset: digits
@@ -334,7 +380,9 @@ log_dir: logs
 """
 
 
-def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(tmp_path, monkeypatch, capsys):
+def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cells.yml").write_text(CONFIG)
     write_table(tmp_path / "t.csv", lambda cell: 50 + 5 * cell.count("nor_conv_3x3"))
@@ -345,12 +393,26 @@ def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(tmp_
 
     supernet = "logs/run/checkpoints/supernet_best.pth"
     options = ["--cfg", "cells.yml", "--supernet_path", supernet]
-    evolution = ["--n_doe", "10", "--n_iter", "3", "--iterations", "1", "--n_epochs", "0", "--vld_size", "60"]
+    evolution = [
+        "--n_doe",
+        "10",
+        "--n_iter",
+        "3",
+        "--iterations",
+        "1",
+        "--n_epochs",
+        "0",
+        "--vld_size",
+        "60",
+    ]
     msunas.main([*options, *evolution, "--save", "evolved"])
     post_search.main([*options, "--expr", "evolved/iter_1.stats", "--save", "chosen"])
     benchmark.main(["rank", "logs/run", "--count", "4"])
     benchmark.main(["rank", "logs/run", "--count", "12"])
-    ranking = [json.loads(line)["cell"] for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()]
+    ranking = [
+        json.loads(line)["cell"]
+        for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()
+    ]
     assert len(set(ranking)) == len(ranking) == 12
     capsys.readouterr()
     shown = ["--count", "12", "--table", "t.csv", "--searches", "evolved"]
@@ -369,39 +431,65 @@ def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(tmp_
     validate.main(["--checkpoint", "logs/trained/checkpoints/last.pth"])
 
     without_norms = ["--count", "12", "--set", "bn_recalibration_images=0"]
-    assert "it was scored in another way" in refused(capsys, benchmark.main, "rank", "logs/run", *without_norms)
+    assert "it was scored in another way" in refused(
+        capsys, benchmark.main, "rank", "logs/run", *without_norms
+    )
     benchmark.main(["rank", "logs/run", *without_norms, "--ranking", "no-norms.jsonl"])
     with (tmp_path / "logs/run/ranking.jsonl").open("a") as file:
         file.write('{"cell": "|none~0|+|no')
     benchmark.main(["rank", "logs/run", "--count", "13"])
-    found = [json.loads(line)["cell"] for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()]
+    found = [
+        json.loads(line)["cell"]
+        for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()
+    ]
     assert found[:12] == ranking
     assert len(found) == 13
 
     record = json.loads((tmp_path / "evolved/search.json").read_text())
-    for key, value, reason in (("test", True, "guided by test images"), ("supernet_path", "0", "on another supernet")):
+    for key, value, reason in (
+        ("test", True, "guided by test images"),
+        ("supernet_path", "0", "on another supernet"),
+    ):
         changed = {**record, "settings": {**record["settings"], key: value}}
         (tmp_path / "evolved/search.json").write_text(json.dumps(changed))
         assert reason in refused(capsys, benchmark.main, "report", "logs/run", *shown)
     shutil.copytree("logs/run", "logs/other")
     text = (tmp_path / "logs/other/config.yml").read_text()
     (tmp_path / "logs/other/config.yml").write_text(text.replace("low_flops: 20", "low_flops: 30"))
-    line = refused(capsys, benchmark.main, "report", "logs/run", "logs/other", "--count", "12", "--table", "t.csv")
+    line = refused(
+        capsys,
+        benchmark.main,
+        "report",
+        "logs/run",
+        "logs/other",
+        "--count",
+        "12",
+        "--table",
+        "t.csv",
+    )
     assert "logs/other: its targets are not those of logs/run" in line
     (tmp_path / "logs/other/config.yml").write_text(text.replace("  cells: 5", "  cells: 6"))
-    assert "it is no run on the published cells" in refused(capsys, benchmark.main, "rank", "logs/other")
+    assert "it is no run on the published cells" in refused(
+        capsys, benchmark.main, "rank", "logs/other"
+    )
 
 
 @pytest.fixture
 def ladder(tmp_path) -> tuple[Ranking, CellTable]:
-    """Ten cells, each dearer and truly better than the one before, of which the supernet mistakes two pairs."""
+    """Ten cells, each dearer and truly better than the one before, of which the supernet mistakes
+    two pairs.
+    """
     rows = [[*["nor_conv_3x3"] * n3, *["nor_conv_1x1"] * n1] for n3 in (0, 1) for n1 in range(5)]
     cells = [Architecture.of([[name] for name in row + [None] * (6 - len(row))]) for row in rows]
     table = CellTable.load(
-        write_table(tmp_path / "t.csv", lambda cell: 30 + 10 * cell.count("conv_3x3") + cell.count("conv_1x1"))
+        write_table(
+            tmp_path / "t.csv",
+            lambda cell: 30 + 10 * cell.count("conv_3x3") + cell.count("conv_1x1"),
+        )
     )
     return Ranking(
-        torch.stack([SPACE.encode(cell) for cell in cells]), np.array([2, 1, 3, 5, 4, 6, 7, 8, 9, 10])
+        torch.stack([SPACE.encode(cell) for cell in cells]),
+        np.array([2, 1, 3, 5, 4, 6, 7, 8, 9, 10]),
     ), table
 
 
@@ -409,7 +497,9 @@ def test_the_taus_of_a_ladder_solved_by_eye(ladder):
     found = taus(*ladder)
     assert found["tau"] == pytest.approx((43 - 2) / 45)
     assert found["top1"] == 5.5
-    assert found["inside bins"] == pytest.approx((4 - 1) / 5), "one of the two mistakes is inside a bin"
+    assert found["inside bins"] == pytest.approx((4 - 1) / 5), (
+        "one of the two mistakes is inside a bin"
+    )
     assert found["cost"] == pytest.approx(1)
     assert found["cost inside bins"] == pytest.approx(1)
 
@@ -426,7 +516,9 @@ def test_a_step_of_cells_that_connect_nothing_is_a_step(supernet, monkeypatch):
     empty = SPACE.encode(Architecture.of([[None]] * 6))[None]
     monkeypatch.setattr(CellSpace, "sample", lambda space, count, rng: empty)
     net, labels = copy.deepcopy(supernet).train(), torch.zeros(4, dtype=torch.long)
-    for logits, targets in path_logits(net, 1, Placement(torch.device("cpu")), images(), labels, rng(), "uniform"):
+    for logits, targets in path_logits(
+        net, 1, Placement(torch.device("cpu")), images(), labels, rng(), "uniform"
+    ):
         F.cross_entropy(logits, targets).backward()
     assert net.classifier.bias.grad is not None
 
@@ -435,7 +527,9 @@ def test_an_inherited_network_is_what_its_checkpoint_says(supernet, tmp_path):
     checkpoint.save(tmp_path / "supernet.pth", supernet_payload(supernet, 1))
     small = CellBlueprint(CellSpace(cells=2), from_string(BEST))
     network = small.inherited(str(tmp_path / "supernet.pth"), {}).eval()
-    torch.testing.assert_close(network(images()), supernet(images(), SPACE.encode(from_string(BEST))))
+    torch.testing.assert_close(
+        network(images()), supernet(images(), SPACE.encode(from_string(BEST)))
+    )
     again = described(small.describe()).network({})
     again.load_state_dict(network.state_dict())
     with pytest.raises(UserError, match="it has 2 cells in each stage, the network 5"):

@@ -1,4 +1,6 @@
-"""Fronts, hypervolumes, even subsets and preferences, against brute force and the published selections."""
+"""Fronts, hypervolumes, even subsets and preferences, against brute force and the published
+selections.
+"""
 
 import itertools
 import warnings
@@ -22,7 +24,10 @@ from utils.pareto import (
 
 PUBLISHED = golden("post_search.json")
 ERRORS, COSTS = np.array(PUBLISHED["archive"]).T
-SELECTIONS = {(case["prefer"], case["n"]): case["selection_order_archive_index"] for case in PUBLISHED["cases"]}
+SELECTIONS = {
+    (case["prefer"], case["n"]): case["selection_order_archive_index"]
+    for case in PUBLISHED["cases"]
+}
 SWAPPED = ("flops#150+top1#78", 3)
 
 
@@ -42,14 +47,18 @@ def unevenness(front, chosen):
 
 
 def evolved(front, costs, count, rng, population=100, generations=60):
-    """The best unevenness that a plain genetic algorithm on subsets finds: one in, one out, the better half stays."""
+    """The best unevenness that a plain genetic algorithm on subsets finds: one in, one out, the
+    better half stays.
+    """
     subsets = np.array([rng.permutation(len(costs))[:count] for _ in range(population)])
     for _ in range(generations):
         children = subsets.copy()
         for child in children:
             child[rng.integers(count)] = rng.choice(np.setdiff1d(np.arange(len(costs)), child))
         both = np.concatenate([subsets, children])
-        subsets = both[np.argsort([unevenness(front, costs[subset]) for subset in both])[:population]]
+        subsets = both[
+            np.argsort([unevenness(front, costs[subset]) for subset in both])[:population]
+        ]
     return unevenness(front, costs[subsets[0]])
 
 
@@ -104,7 +113,8 @@ def test_the_middle_of_a_gap_is_its_most_even_filling():
 def test_the_subset_is_the_most_even_of_all(seed):
     rng = np.random.default_rng(seed)
     c, count = int(rng.integers(2, 11)), int(rng.integers(1, 6))
-    costs, front = rng.integers(0, 40, c) / 4, rng.integers(2, 9, rng.integers(0, 5)) * 1.0  # inside, outside and equal
+    # inside, outside and equal
+    costs, front = rng.integers(0, 40, c) / 4, rng.integers(2, 9, rng.integers(0, 5)) * 1.0
     count = max(2 - len(front), min(count, c - 1))
     chosen = spread_subset(costs, front, count, rng)
     assert len(set(chosen.tolist())) == count
@@ -129,7 +139,10 @@ def test_too_few_candidates_are_all_of_them(count):
 
 
 def test_the_subset_follows_its_random_stream():
-    chosen = [spread_subset([5.0] * 6, [0, 10], 1, np.random.default_rng(seed)).tolist() for seed in (*range(9), 0)]
+    chosen = [
+        spread_subset([5.0] * 6, [0, 10], 1, np.random.default_rng(seed)).tolist()
+        for seed in (*range(9), 0)
+    ]
     assert chosen[0] == chosen[-1]
     assert len({index for (index,) in chosen}) > 1, "candidates of the same cost take turns"
 
@@ -144,7 +157,9 @@ def test_the_preferred_point_is_nearest_to_the_aspiration():
 
 def test_the_knee_has_the_highest_tradeoff():
     assert high_tradeoff([[0, 10], [1, 2], [2, 1], [10, 0]], 2).tolist() in ([1, 2], [2, 1])
-    np.testing.assert_allclose(hyperbola(41)[high_tradeoff(hyperbola(41), 1)], [[0.1**0.5] * 2], atol=0.05)
+    np.testing.assert_allclose(
+        hyperbola(41)[high_tradeoff(hyperbola(41), 1)], [[0.1**0.5] * 2], atol=0.05
+    )
 
 
 @pytest.mark.parametrize("m", [2, 3])
@@ -156,7 +171,8 @@ def test_tradeoffs_are_those_of_the_definition(n, m):
     for p in scaled:
         others = sorted(scaled, key=lambda q: np.linalg.norm(q - p))[1:]
         ball = [q for q in others if np.linalg.norm(q - p) <= 0.125]
-        near = ball if len(ball) + 1 >= 2 * m else others[: 2 * m]  # the point itself counts in its ball
+        # the point itself counts in its ball
+        near = ball if len(ball) + 1 >= 2 * m else others[: 2 * m]
         prices.append(min(np.maximum(0, q - p).sum() / np.maximum(0, p - q).sum() for q in near))
     assert high_tradeoff(F, 4).tolist() == np.argsort(prices)[-4:].tolist()
 
@@ -182,7 +198,8 @@ def test_a_preference_means_the_same_in_any_order():
     assert swapped == straight == Preference(78, 150, "flops")
     assert swapped.weights.tolist() == [22, 150]
     assert choose(ERRORS, COSTS, swapped, 3).tolist() == SELECTIONS["top1#78+flops#150", 3]
-    # The published release went by the order and not by the names, and so asked for an error of -50 % at a cost of 78.
+    # The published release went by the order and not by the names, and so asked for an error of -50
+    # % at a cost of 78.
     as_written = choose(ERRORS, COSTS, Preference(150, 78, "flops"), 3)
     assert as_written.tolist() == SELECTIONS[SWAPPED]
 
@@ -231,20 +248,25 @@ def test_every_cost_has_its_name(name):
     ],
 )
 def test_a_bad_preference_is_told_in_one_line_what_is_allowed(text):
-    with pytest.raises(UserError, match=r"top1 from 0 to 100 and one of flops, params, latency, cpu, gpu") as error:
+    with pytest.raises(
+        UserError, match=r"top1 from 0 to 100 and one of flops, params, latency, cpu, gpu"
+    ) as error:
         Preference.parse(text)
     assert repr(text) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-# -- expected hypervolume --------------------------------------------------------------------------------------------
+# -- expected hypervolume --------------------------------------------------------------------------
 
 REFERENCE = np.array([10.0, 12.0])
 
 
 def sampled_gain(error, deviation, cost, front, draws=500):
     """The mean gain of hypervolume over drawn errors, and its standard error."""
-    before, errors = hypervolume(front, REFERENCE), np.random.default_rng(0).normal(error, deviation, draws)
+    before, errors = (
+        hypervolume(front, REFERENCE),
+        np.random.default_rng(0).normal(error, deviation, draws),
+    )
     gains = [hypervolume([*front, (drawn, cost)], REFERENCE) - before for drawn in errors]
     return np.mean(gains) * REFERENCE.prod(), np.std(gains) * REFERENCE.prod() / np.sqrt(draws)
 
@@ -252,7 +274,8 @@ def sampled_gain(error, deviation, cost, front, draws=500):
 @pytest.mark.parametrize("error", [3.0, 5.0, 8.0])
 @pytest.mark.parametrize("cost", [1.0, 4.0, 7.5, 11.0])
 def test_the_expected_gain_is_the_mean_over_drawn_errors(error, cost):
-    front = np.array([[8.0, 3.0], [6.0, 5.0], [4.0, 9.0], [7.0, 9.5], [11.0, 1.0]])  # two are not on it
+    # two are not on it
+    front = np.array([[8.0, 3.0], [6.0, 5.0], [4.0, 9.0], [7.0, 9.5], [11.0, 1.0]])
     expected = expected_gains([error], [0.8], [cost], front, REFERENCE)[0]
     mean, standard_error = sampled_gain(error, 0.8, cost, front)
     assert abs(expected - mean) < 4 * standard_error + 1e-3
@@ -260,13 +283,17 @@ def test_the_expected_gain_is_the_mean_over_drawn_errors(error, cost):
 
 def test_without_doubt_the_expected_gain_is_the_gain():
     front, candidates = dice(6, 2) + 1, dice(20, 2, seed=1) + 0.5
-    known = [hypervolume([*front, row], REFERENCE) - hypervolume(front, REFERENCE) for row in candidates]
+    known = [
+        hypervolume([*front, row], REFERENCE) - hypervolume(front, REFERENCE) for row in candidates
+    ]
     expected = expected_gains(candidates[:, 0], np.zeros(20), candidates[:, 1], front, REFERENCE)
     np.testing.assert_allclose(expected, np.array(known) * REFERENCE.prod(), atol=1e-9)
 
 
 def test_an_empty_front_and_candidates_beyond_the_reference_are_no_special_case():
-    gains = expected_gains([4.0, 4.0, 40.0], np.zeros(3), [3.0, 13.0, 3.0], np.empty((0, 2)), REFERENCE)
+    gains = expected_gains(
+        [4.0, 4.0, 40.0], np.zeros(3), [3.0, 13.0, 3.0], np.empty((0, 2)), REFERENCE
+    )
     np.testing.assert_allclose(gains, [6 * 9, 0, 0], atol=1e-9)
 
 
@@ -274,7 +301,12 @@ def test_candidates_are_taken_for_what_they_add_to_each_other():
     errors, costs = [4.0, 4.0, 6.0, 9.0], [6.0, 6.1, 2.0, 11.0]
     chosen = most_expected(errors, np.zeros(4), costs, np.empty((0, 2)), REFERENCE, 2)
     assert chosen.tolist() == [2, 0], "the twin of the first adds nothing"
-    assert sorted(most_expected(errors, np.zeros(4), costs, np.empty((0, 2)), REFERENCE, 9)) == [0, 1, 2, 3]
+    assert sorted(most_expected(errors, np.zeros(4), costs, np.empty((0, 2)), REFERENCE, 9)) == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_doubt_makes_a_candidate_that_is_no_better_worth_trying():

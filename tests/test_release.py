@@ -38,7 +38,8 @@ def released(searched, network, tmp_path_factory) -> Path:
 
 def test_weights_are_rounded_and_nothing_of_training_is_kept(network, released):
     before, after = (
-        checkpoint.load(file) for file in (network / "checkpoints" / "last.pth", released / "net/last.pth")
+        checkpoint.load(file)
+        for file in (network / "checkpoints" / "last.pth", released / "net/last.pth")
     )
     assert not after.keys() & set(release.TRAINING)
     for key, value in before["model"].items():
@@ -55,7 +56,8 @@ def test_a_released_network_validates_and_describes_itself(network, released, ca
     validate.main(["--checkpoint", str(released / "net" / "last.pth"), "--json"])
     assert json.loads(capsys.readouterr().out)["top1"] == record["top1"]
     assert (
-        load_blueprint(released / "net" / "architecture.json")[0] == open_own(released / "net" / "last.pth").blueprint
+        load_blueprint(released / "net" / "architecture.json")[0]
+        == open_own(released / "net" / "last.pth").blueprint
     )
 
 
@@ -72,7 +74,9 @@ def test_a_released_search_generates_what_the_search_did(searched, released):
 
 
 def test_a_page_can_be_made_of_it(released, tmp_path, capsys):
-    report.main([str(released / "tiny"), str(released / "net"), "--out", str(tmp_path / "report.html")])
+    report.main(
+        [str(released / "tiny"), str(released / "net"), "--out", str(tmp_path / "report.html")]
+    )
     assert "0 remarks" in capsys.readouterr().out
 
 
@@ -90,18 +94,29 @@ def test_what_is_there_is_not_written_over(network, released, searched, capsys):
     assert list((released / "more").iterdir()) == []
 
 
-# -- ours ------------------------------------------------------------------------------------------------------------
+# -- ours ------------------------------------------------------------------------------------------
 
 
 def test_the_release_is_small_and_whole():
-    assert {folder.name for folder in DIGITS.iterdir()} == {"digits_config", "digits_3M", "digits_5.5M"}
+    assert {folder.name for folder in DIGITS.iterdir()} == {
+        "digits_config",
+        "digits_3M",
+        "digits_5.5M",
+    }
     assert sum(file.stat().st_size for file in DIGITS.rglob("*") if file.is_file()) < 2e6
 
 
-@pytest.mark.parametrize("folder", sorted(file.parent for file in DIGITS.glob("*/last.pth")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "folder", sorted(file.parent for file in DIGITS.glob("*/last.pth")), ids=lambda f: f.name
+)
 def test_released_networks_are_as_accurate_as_they_say(folder):
-    trained, record = open_own(folder / "last.pth"), json.loads((folder / "result.json").read_text())
-    score = evaluate(trained.network, trained.batches(trained.test_images(), 256), Placement(torch.device("cpu")))
+    trained, record = (
+        open_own(folder / "last.pth"),
+        json.loads((folder / "result.json").read_text()),
+    )
+    score = evaluate(
+        trained.network, trained.batches(trained.test_images(), 256), Placement(torch.device("cpu"))
+    )
     assert score.top1 == pytest.approx(record["top1"], abs=0.3)  # one image of 359
     assert record["top1"] > 98
 
@@ -114,7 +129,7 @@ def test_the_released_generator_hits_its_targets():
     assert sum(misses) / len(misses) < 0.02
 
 
-# -- a picture -------------------------------------------------------------------------------------------------------
+# -- a picture -------------------------------------------------------------------------------------
 
 
 def test_a_picture_has_a_bar_for_each_sub_block(network, tmp_path):
@@ -122,12 +137,19 @@ def test_a_picture_has_a_bar_for_each_sub_block(network, tmp_path):
     root = ElementTree.fromstring((tmp_path / "net.svg").read_text())
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     ids = [element.get("id", "") for element in root.iter()]
-    kernels = [k for row in load_blueprint(network / "architecture.json")[0].architecture.choices for k in row]
+    kernels = [
+        k
+        for row in load_blueprint(network / "architecture.json")[0].architecture.choices
+        for k in row
+    ]
     for kernel in (3, 5, 7):
         assert sum(name.startswith(f"net-k{kernel}-") for name in ids) == kernels.count(kernel)
     assert sum(name.startswith("net-skip-") for name in ids) == kernels.count(None)
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts[-len(set(kernels)) :] == [*(f"{kernel}x{kernel}" for kernel in sorted(set(kernels) - {None})), "skip"]
+    assert texts[-len(set(kernels)) :] == [
+        *(f"{kernel}x{kernel}" for kernel in sorted(set(kernels) - {None})),
+        "skip",
+    ]
     assert {"layer", "sub-block"} < set(texts)
 
 

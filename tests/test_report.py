@@ -53,8 +53,14 @@ class Page(HTMLParser):
 
     def rows(self) -> list[dict[str, str]]:
         """The table: what its cells sort by, under the titles of their columns."""
-        titles, values = [title for title, _ in report.COLUMNS], [a["data-value"] for a, _ in self.all("td")]
-        return [dict(zip(titles, row, strict=True)) for row in np.reshape(values, (-1, len(titles))).tolist()]
+        titles, values = (
+            [title for title, _ in report.COLUMNS],
+            [a["data-value"] for a, _ in self.all("td")],
+        )
+        return [
+            dict(zip(titles, row, strict=True))
+            for row in np.reshape(values, (-1, len(titles))).tolist()
+        ]
 
 
 def made(*folders, out) -> Page:
@@ -74,8 +80,22 @@ def refused(capsys, *argv) -> str:
 def evolution(searched, tmp_path_factory):
     """A short evolutionary search on the supernet of the run."""
     folder = tmp_path_factory.mktemp("evolution") / "found"
-    given = ["--n_epochs", "0", "--n_doe", "6", "--n_iter", "2", "--iterations", "2", "--vld_size", "40"]
-    given += ["--supernet_path", str(searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth")]
+    given = [
+        "--n_epochs",
+        "0",
+        "--n_doe",
+        "6",
+        "--n_iter",
+        "2",
+        "--iterations",
+        "2",
+        "--vld_size",
+        "40",
+    ]
+    given += [
+        "--supernet_path",
+        str(searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"),
+    ]
     msunas.main(["--cfg", str(searched / "tiny.yml"), "--save", str(folder), *given])
     return folder
 
@@ -89,10 +109,12 @@ def trained(searched):
 @pytest.fixture
 def run(searched, tmp_path):
     """A copy of the search, to be broken."""
-    return shutil.copytree(searched / "logs" / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("*.pth"))
+    return shutil.copytree(
+        searched / "logs" / "tiny", tmp_path / "tiny", ignore=shutil.ignore_patterns("*.pth")
+    )
 
 
-# -- figures ---------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 
 def drawn_line(figure, gid: str) -> list[tuple]:
@@ -102,13 +124,16 @@ def drawn_line(figure, gid: str) -> list[tuple]:
 
 def test_the_fronts_that_are_drawn_are_the_naive_ones():
     rng = np.random.default_rng(0)
-    series = {name: rng.integers(0, 30, (40, 2)).astype(float) for name in ("some", "others")}  # with ties
+    # with ties
+    series = {name: rng.integers(0, 30, (40, 2)).astype(float) for name in ("some", "others")}
     figure = figures.fronts(series, "M")
     for index, points in enumerate(series.values()):
         naive = {
             (cost, top1)
             for cost, top1 in points.tolist()
-            if not any(c <= cost and t >= top1 and (c, t) != (cost, top1) for c, t in points.tolist())
+            if not any(
+                c <= cost and t >= top1 and (c, t) != (cost, top1) for c, t in points.tolist()
+            )
         }
         line = drawn_line(figure, f"front-{index}")
         assert set(line) == naive
@@ -118,7 +143,10 @@ def test_the_fronts_that_are_drawn_are_the_naive_ones():
 def painted(svg: str) -> Counter:
     """How many bars of each kind a picture has: by their ids, and by their fills."""
     bars = re.findall(r'id="a-(k\d+|skip)-\d+-\d+">\s*<path [^>]*style="fill: ([^;"]*)', svg)
-    assert all(fill == ("none" if kind == "skip" else figures.kernel_colour(int(kind[1:]))) for kind, fill in bars)
+    assert all(
+        fill == ("none" if kind == "skip" else figures.kernel_colour(int(kind[1:])))
+        for kind, fill in bars
+    )
     return Counter(kind for kind, _ in bars)
 
 
@@ -153,7 +181,8 @@ def luminance(colour: str) -> float:
     """As WCAG 2 defines it."""
     values = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     return float(
-        np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        @ [0.2126, 0.7152, 0.0722]
     )
 
 
@@ -176,7 +205,7 @@ def test_a_picture_takes_the_text_colour_of_the_page_and_shows_names_as_they_are
     assert ">100</text>" in svg  # a logarithmic axis has plain numbers
 
 
-# -- the page --------------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def test_a_page_says_what_the_files_of_its_runs_say(searched, trained, evolution, tmp_path):
@@ -185,7 +214,8 @@ def test_a_page_says_what_the_files_of_its_runs_say(searched, trained, evolution
     rows = page.rows()
     generated = [row for row in rows if row["file"] == "architectures.json"]
     assert [(float(row["target"]), float(row["cost"])) for row in generated] == [
-        (found["target"], found["macs_m"]) for found in json.loads((run / "architectures.json").read_text())
+        (found["target"], found["macs_m"])
+        for found in json.loads((run / "architectures.json").read_text())
     ]
     assert all(
         float(row["miss %"]) == pytest.approx(100 * (float(row["cost"]) / float(row["target"]) - 1))
@@ -203,26 +233,45 @@ def test_a_page_says_what_the_files_of_its_runs_say(searched, trained, evolution
     headings = [text for _, text in page.all("h2")]
     assert headings == [
         *("Runs", "Curves", "Targets and costs", "Accuracy on held-out images"),
-        *("Test accuracy after training", "The evolutionary search", "Architectures", "All architectures"),
+        *(
+            "Test accuracy after training",
+            "The evolutionary search",
+            "Architectures",
+            "All architectures",
+        ),
     ]
     environment = json.loads((run / "environment.json").read_text())
     values = {text for _, text in page.all("dd")}
-    assert {environment["torch"], environment["commit"], str(environment["processes"]), "search", "msunas"} <= values
+    assert {
+        environment["torch"],
+        environment["commit"],
+        str(environment["processes"]),
+        "search",
+        "msunas",
+    } <= values
     assert (run / "config.yml").read_text() in [text for _, text in page.all("pre")]
 
 
 def test_curves_of_a_search_and_of_its_surrogate(searched, evolution):
     run = read_run(searched / "logs" / "tiny", "tiny")
-    lines = [json.loads(line) for line in (searched / "logs" / "tiny" / "metrics.jsonl").read_text().splitlines()]
-    assert run.curves["warm-up"]["loss"] == {line["epoch"]: line["loss"] for line in lines if "loss" in line}
+    lines = [
+        json.loads(line)
+        for line in (searched / "logs" / "tiny" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert run.curves["warm-up"]["loss"] == {
+        line["epoch"]: line["loss"] for line in lines if "loss" in line
+    }
     assert run.curves["generator"]["hardware_loss"].keys() == {1, 2}
     stats = [json.loads((evolution / f"iter_{k}.stats").read_text()) for k in range(3)]
     iterations = read_run(evolution, "found").iterations
     assert iterations["hv"] == {k: record["hv"] for k, record in enumerate(stats)}
-    assert iterations["rmse"] == {k: stats[k]["surrogate"]["rmse"] for k in (1, 2)}  # the first knows no candidates
+    # the first knows no candidates
+    assert iterations["rmse"] == {k: stats[k]["surrogate"]["rmse"] for k in (1, 2)}
 
 
-def test_a_page_needs_nothing_beside_it_and_says_its_pictures_in_words(searched, evolution, tmp_path):
+def test_a_page_needs_nothing_beside_it_and_says_its_pictures_in_words(
+    searched, evolution, tmp_path
+):
     out = tmp_path / "report.html"
     page = made(searched / "logs" / "tiny", evolution, out=out)
     ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
@@ -242,7 +291,9 @@ def test_a_page_needs_nothing_beside_it_and_says_its_pictures_in_words(searched,
     pictures_in_words = [attributes.get("aria-label") for attributes, _ in page.all("svg")]
     assert len(pictures_in_words) > 10
     assert all(pictures_in_words)
-    assert len(page.all("figure")) == len([text for _, text in page.all("figcaption") if text.strip()])
+    assert len(page.all("figure")) == len(
+        [text for _, text in page.all("figcaption") if text.strip()]
+    )
     assert ("viewport", "width=device-width, initial-scale=1") in [
         (attributes.get("name"), attributes.get("content")) for attributes, _ in page.all("meta")
     ]
@@ -272,18 +323,23 @@ def test_text_from_files_stays_text(run, tmp_path):
     named = run.rename(tmp_path / "a<b>&'\"$1$")
     page = made(named, out=tmp_path / "report.html")
     assert len(page.all("script")) == 1
-    assert not page.all("b") or all("data-value" not in attributes for attributes, _ in page.all("b"))
+    assert not page.all("b") or all(
+        "data-value" not in attributes for attributes, _ in page.all("b")
+    )
     assert page.all("h1")[0][1] == named.name
     assert f"dataset: '{evil}'\n" in [text for _, text in page.all("pre")]
 
 
-# -- which architectures are drawn -----------------------------------------------------------------------------------
+# -- which architectures are drawn -----------------------------------------------------------------
 
 
 def test_pictures_are_those_of_the_architectures(searched, tmp_path):
     run = searched / "logs" / "tiny"
     page = made(run, out=tmp_path / "report.html")
-    found = [Architecture.of(row["choices"]) for row in json.loads((run / "architectures.json").read_text())]
+    found = [
+        Architecture.of(row["choices"])
+        for row in json.loads((run / "architectures.json").read_text())
+    ]
     cards = [attributes for attributes, _ in page.all("figure") if "id" in attributes]
     assert len(cards) == len(set(found))
     text = (tmp_path / "report.html").read_text()
@@ -295,16 +351,24 @@ def test_pictures_are_those_of_the_architectures(searched, tmp_path):
 
 def test_of_many_architectures_the_front_is_drawn_evenly_by_cost(tmp_path):
     choices = [
-        [kernel if i >> bit & 1 else None for bit, kernel in enumerate((3, 5, 7, 3, 5, 7))] for i in range(1, 61)
+        [kernel if i >> bit & 1 else None for bit, kernel in enumerate((3, 5, 7, 3, 5, 7))]
+        for i in range(1, 61)
     ]
-    rows = [[{"choices": [row]}, 60.0 - i, float(i)] for i, row in enumerate(choices)]  # a front of all
+    # a front of all
+    rows = [[{"choices": [row]}, 60.0 - i, float(i)] for i, row in enumerate(choices)]
     rows += [[{"choices": [[9]]}, 99.0, 70.0]]  # and one beyond it
-    record = {"archive": rows, "hv": 0.5, "surrogate": {"model": "ard", "rmse": None, "rho": None, "tau": None}}
+    record = {
+        "archive": rows,
+        "hv": 0.5,
+        "surrogate": {"model": "ard", "rmse": None, "rho": None, "tau": None},
+    }
     (tmp_path / "iter_0.stats").write_text(json.dumps(record))
     cards, different = pictures.gallery(read_run(tmp_path, "many").found, pictures.Drawing())
     assert different == 61
     assert len(cards) == pictures.MOST_DRAWN
-    assert [float(card.says[0].split()[0]) for card in cards] == np.linspace(0, 59, 24).round().tolist()
+    assert [float(card.says[0].split()[0]) for card in cards] == np.linspace(
+        0, 59, 24
+    ).round().tolist()
 
 
 def test_cells_are_written_as_their_strings(tmp_path):
@@ -316,7 +380,7 @@ def test_cells_are_written_as_their_strings(tmp_path):
     assert any("iter_0.stats: left out ('rmse')" in text for _, text in page.all("li"))
 
 
-# -- what is compared ------------------------------------------------------------------------------------------------
+# -- what is compared ------------------------------------------------------------------------------
 
 
 def ranking(folder, dataset: str = "digits") -> None:
@@ -326,7 +390,13 @@ def ranking(folder, dataset: str = "digits") -> None:
     (folder / "net-seed0" / "environment.json").write_text('{"stage": "train_cifar", "torch": "2"}')
     lines = [
         {
-            **{"method": "random", "target": None, "network": f"n{i}", "cost": cost, "params_m": 0.1},
+            **{
+                "method": "random",
+                "target": None,
+                "network": f"n{i}",
+                "cost": cost,
+                "params_m": 0.1,
+            },
             **{"supernet_top1": 50.0 + i, "test_top1": 90.0 + i + seed, "seed": seed},
             "choices": [[3, 5, None, 7], [kernel, None, None, 3]],
         }
@@ -351,7 +421,9 @@ def test_accuracies_on_different_images_are_never_in_one_picture(tmp_path):
     runs = [read_run(tmp_path / name, name) for name in "abc"]
     found = [one for run in runs for one in run.found]
     shown = pictures.accuracy_pictures(found, "test", pictures.Drawing())
-    assert [re.search(r"on (\w+)\..*Points: (.*)\.", picture.caption).groups() for picture in shown] == [
+    assert [
+        re.search(r"on (\w+)\..*Points: (.*)\.", picture.caption).groups() for picture in shown
+    ] == [
         ("digits", "tools.rank: random (a): 4; tools.rank: random (c): 4"),
         ("cifar10", "tools.rank: random: 4"),
     ]
@@ -368,12 +440,14 @@ def test_candidates_that_were_fine_tuned_are_a_method_of_their_own(evolution, tm
         {"msunas.py, fine-tuned for 5 epochs"},
     ]
     [one] = pictures.accuracy_pictures(runs[0].found, "validation", pictures.Drawing())
-    [both] = pictures.accuracy_pictures([*runs[0].found, *runs[1].found], "validation", pictures.Drawing())
+    [both] = pictures.accuracy_pictures(
+        [*runs[0].found, *runs[1].found], "validation", pictures.Drawing()
+    )
     assert "of their own" in both.caption
     assert "of their own" not in one.caption
 
 
-# -- what is wrong ---------------------------------------------------------------------------------------------------
+# -- what is wrong ---------------------------------------------------------------------------------
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(run, tmp_path):
@@ -399,20 +473,33 @@ def test_a_training_under_way_has_a_picture_and_no_accuracy(trained, tmp_path):
     (net / "result.json").unlink()
     page = made(net, out=tmp_path / "report.html")
     [row] = page.rows()
-    assert (row["method"], row["test top-1 %"], row["picture"]) == ("trained from scratch, not finished", "", "1")
+    assert (row["method"], row["test top-1 %"], row["picture"]) == (
+        "trained from scratch, not finished",
+        "",
+        "1",
+    )
     assert "not there, or not yet: result.json" in [text for _, text in page.all("li")]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 1}', b"[[1], 2]", b"\xff\xfe\x00", b"<b>1,2\n3", None])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"a": 1}', b"[[1], 2]", b"\xff\xfe\x00", b"<b>1,2\n3", None]
+)
 def test_broken_and_missing_files_leave_the_rest(searched, trained, evolution, tmp_path, content):
     names = {
-        searched / "logs" / "tiny": ("architectures.json", "supernet_evaluate.csv", "environment.json", "found.json"),
+        searched / "logs" / "tiny": (
+            "architectures.json",
+            "supernet_evaluate.csv",
+            "environment.json",
+            "found.json",
+        ),
         trained: ("result.json", "architecture.json", "config.yml"),
         evolution: ("search.json", "iter_2.stats"),
     }
     folders = []
     for source, broken in names.items():
-        folders.append(shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("*.pth")))
+        folders.append(
+            shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("*.pth"))
+        )
         for name in broken:
             (folders[-1] / name).unlink(missing_ok=True)
             if content is not None:
@@ -439,7 +526,7 @@ def test_a_foreign_folder_is_refused_and_nothing_is_written(run, tmp_path, capsy
     assert not (tmp_path / "nowhere").exists()
 
 
-# -- in a browser ----------------------------------------------------------------------------------------------------
+# -- in a browser ----------------------------------------------------------------------------------
 
 CLICKS = """
 <script>
@@ -465,18 +552,29 @@ def test_a_click_on_a_header_sorts_the_table(searched, trained, tmp_path):
     out = tmp_path / "report.html"
     rows = made(searched / "logs" / "tiny", trained, out=out).rows()
     out.write_text(out.read_text().replace("</body>", CLICKS + "</body>"))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--dump-dom",
+    ]
     options += [f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([browser, *options, out.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [browser, *options, out.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
     assert "CONSOLE" not in done.stderr
     said = json.loads(Page(done.stdout).all("output")[0][1])
     states = [sorted_by[column] for column, sorted_by, _ in said]
     assert states == ["ascending", "descending", "ascending", "ascending"]
-    for (_, sorted_by, values), title in zip(said, ("cost", "cost", "method", "test top-1 %"), strict=True):
+    for (_, sorted_by, values), title in zip(
+        said, ("cost", "cost", "method", "test top-1 %"), strict=True
+    ):
         assert sorted_by.count("none") == len(sorted_by) - 1
         expected = [row[title] for row in rows]
         if title == "method":
             assert values == sorted(expected)
             continue
         filled = sorted(filter(None, expected), key=float, reverse="descending" in sorted_by)
-        assert values == filled + [""] * (len(expected) - len(filled))  # what has no value comes last
+        # what has no value comes last
+        assert values == filled + [""] * (len(expected) - len(filled))

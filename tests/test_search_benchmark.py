@@ -1,4 +1,6 @@
-"""The benchmark of the evolutionary search: its numbers, its oracles, and what the default search reaches on them."""
+"""The benchmark of the evolutionary search: its numbers, its oracles, and what the default search
+reaches on them.
+"""
 
 import json
 from pathlib import Path
@@ -34,7 +36,9 @@ def test_an_oracle_has_the_costs_of_the_space_in_closed_form(module):
     oracle = ModuleOracle(Path(module.__file__))
     assert oracle.objective.costs is None, "costs are not counted one by one"
     for row in oracle.genome.sample(10, rng_of(0)).tolist():
-        assert oracle.evaluate(tuple(row))[1] == round(float(oracle.objective(np.array([row]))[0]), 2)
+        assert oracle.evaluate(tuple(row))[1] == round(
+            float(oracle.objective(np.array([row]))[0]), 2
+        )
         assert module.encode(module.decode(row)) == row
 
 
@@ -44,11 +48,15 @@ def rng_of(seed: int) -> np.random.Generator:
 
 def test_an_oracle_may_count_costs_of_its_own(tmp_path, capsys):
     text = (ORACLES / "nsga_oracle.py").read_text()
-    (tmp_path / "half.py").write_text(text + "\nwhole = complexity\ncomplexity = lambda c: (whole(c)[0] / 2, 0)\n")
+    (tmp_path / "half.py").write_text(
+        text + "\nwhole = complexity\ncomplexity = lambda c: (whole(c)[0] / 2, 0)\n"
+    )
     oracle = ModuleOracle(tmp_path / "half.py")
     genes = oracle.genome.sample(5, rng_of(0))
     np.testing.assert_allclose(oracle.objective(genes), oracle.genome.costs(genes)[0] / 2)
-    assert run(capsys, "--oracle", str(tmp_path / "half.py"), "--seeds", "0", "--evaluations", "104")["per_seed"]
+    assert run(
+        capsys, "--oracle", str(tmp_path / "half.py"), "--seeds", "0", "--evaluations", "104"
+    )["per_seed"]
 
 
 def test_an_oracle_may_have_choices_of_its_own(tmp_path):
@@ -72,11 +80,15 @@ def test_the_search_reaches_what_was_measured_of_it(capsys):
 
 
 def test_the_published_setting_is_not_inferior_to_the_published_search(capsys):
-    """Published: 0.2125 +- 0.0014 over ten seeds; a mean below 0.2113 would be worse at two standard errors."""
+    """Published: 0.2125 +- 0.0014 over ten seeds; a mean below 0.2113 would be worse at two
+    standard errors.
+    """
     found = run(capsys, "--seeds", "0-1", "--methods", "published", "nsga2", "random")
     assert found["hypervolume"]["340"] > 0.2113
     means = {name: result["hypervolume"]["340"] for name, result in found["methods"].items()}
-    assert means["published"] > means["nsga2"] > means["random"], "the order that was measured of the release, too"
+    assert means["published"] > means["nsga2"] > means["random"], (
+        "the order that was measured of the release, too"
+    )
     assert abs(means["random"] - golden("nsga_baseline.json")["random"]) < 0.004
     assert abs(means["nsga2"] - golden("nsga_baseline.json")["nsga2"]) < 0.005
 
@@ -85,7 +97,9 @@ def test_hypervolume_is_that_of_the_oracle():
     oracle = ModuleOracle(ORACLES / "nsga_oracle.py")
     args = benchmark.parse_arguments(["--evaluations", "30", "--seeds", "3", "--methods", "random"])
     volume = benchmark.measured("random", oracle, args)["per_seed"][0]
-    search = benchmark.Search(oracle.genome, oracle.objective, "rbf", benchmark.SELECTIONS["published"])
+    search = benchmark.Search(
+        oracle.genome, oracle.objective, "rbf", benchmark.SELECTIONS["published"]
+    )
     found = [oracle.evaluate(tuple(row)) for row in search.doe(30, benchmark._draws(3, 0)).tolist()]
     assert volume == pytest.approx(nsga_oracle.norm_hv(found))
 
@@ -116,18 +130,37 @@ def test_what_cannot_be_benchmarked_is_said_in_a_line(options, line, tmp_path, m
 def test_a_supernet_is_searched_on_held_out_images_and_nothing_is_evaluated_twice(tmp_path, capsys):
     (tmp_path / "small.yml").write_text(CONFIG)
     checkpoint.save(
-        tmp_path / "supernet.pth", {"kind": "supernet", "model": ElasticSupernet(SPACE, rng()).state_dict()}
+        tmp_path / "supernet.pth",
+        {"kind": "supernet", "model": ElasticSupernet(SPACE, rng()).state_dict()},
     )
     known = tmp_path / "known.jsonl"
-    options = ["--cfg", str(tmp_path / "small.yml"), "--supernet_path", str(tmp_path / "supernet.pth")]
-    options += ["--vld_size", "40", "--known", str(known), "--n_doe", "8", "--n_iter", "3", "--evaluations", "14"]
+    options = [
+        "--cfg",
+        str(tmp_path / "small.yml"),
+        "--supernet_path",
+        str(tmp_path / "supernet.pth"),
+    ]
+    options += [
+        "--vld_size",
+        "40",
+        "--known",
+        str(known),
+        "--n_doe",
+        "8",
+        "--n_iter",
+        "3",
+        "--evaluations",
+        "14",
+    ]
     options += ["--seeds", "0-1", "--methods", "ours", "published", "random"]
     first = run(capsys, *options)
     lines = known.read_text().splitlines()
     assert len({tuple(json.loads(line)[0]) for line in lines[1:]}) == len(lines) - 1
     known.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:10])  # as a kill leaves it
     again = run(capsys, *options)
-    strip = lambda found: {name: {**result, "seconds": 0} for name, result in found["methods"].items()}  # noqa: E731
+    strip = lambda found: {
+        name: {**result, "seconds": 0} for name, result in found["methods"].items()
+    }  # noqa: E731
     assert strip(again) == strip(first)
     assert sorted(known.read_text().splitlines()) == sorted(lines)
     with pytest.raises(SystemExit, match="2"):

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from model.space import Architecture, LayerSpec, SearchSpace, UnifiedSpace, load_architecture, save_architecture
+from model.space import (
+    Architecture,
+    LayerSpec,
+    SearchSpace,
+    UnifiedSpace,
+    load_architecture,
+    save_architecture,
+)
 from tests.conftest import mixed_space, rng
 from utils.errors import UserError
 
@@ -37,7 +44,8 @@ def test_sampling_reaches_every_legal_entry(small_space):
 
 def test_fair_sampling_repeats_no_expansion_before_all_have_come(cifar_space):
     for seed in range(5):
-        active = cifar_space.active(cifar_space.sample_fair(10, rng(seed)))  # 5 possible numbers: two rounds
+        # 5 possible numbers: two rounds
+        active = cifar_space.active(cifar_space.sample_fair(10, rng(seed)))
         for half in (active[:5], active[5:]):
             assert half.sort(dim=0).values.equal(torch.arange(2.0, 7)[:, None].expand(5, 19))
 
@@ -86,7 +94,8 @@ def test_discretize_takes_the_largest_legal_logit():
     logits = torch.zeros(space.shape)
     logits[..., -1] = 9.0  # everything wants to skip
     active = space.active(space.discretize(logits))
-    assert active.tolist() == [1, 0, 1, 4]  # only the layer that may vanish does; one has no skip at all
+    # only the layer that may vanish does; one has no skip at all
+    assert active.tolist() == [1, 0, 1, 4]
 
 
 def test_the_first_sub_block_of_a_static_layer_may_not_skip(cifar_space):
@@ -124,27 +133,48 @@ def test_a_layer_that_may_vanish_may():
 
 @pytest.mark.parametrize(
     "change",
-    [{"kernels": (4,)}, {"kernels": ()}, {"kernels": (3, 3)}, {"stride": 0}, {"may_vanish": True, "stride": 2}],
+    [
+        {"kernels": (4,)},
+        {"kernels": ()},
+        {"kernels": (3, 3)},
+        {"stride": 0},
+        {"may_vanish": True, "stride": 2},
+    ],
 )
 def test_an_impossible_layer_is_refused(change):
     with pytest.raises(UserError, match="layer"):
-        LayerSpec(**{"in_channels": 4, "out_channels": 4, "stride": 1, "expansion": 2, "kernels": (3,), **change})
+        LayerSpec(
+            **{
+                "in_channels": 4,
+                "out_channels": 4,
+                "stride": 1,
+                "expansion": 2,
+                "kernels": (3,),
+                **change,
+            }
+        )
 
 
 def test_layers_must_fit_together():
     with pytest.raises(UserError, match="layer 1 takes 9 channels, but gets 8"):
-        UnifiedSpace((LayerSpec(4, 8, 1, 2, (3,)), LayerSpec(9, 8, 1, 2, (3,))), 8, 2, first_channels=4)
+        UnifiedSpace(
+            (LayerSpec(4, 8, 1, 2, (3,)), LayerSpec(9, 8, 1, 2, (3,))), 8, 2, first_channels=4
+        )
 
 
 def test_architecture_json_round_trip(tmp_path, small_space):
     architecture = small_space.decode(small_space.sample(1, rng())[0])
-    save_architecture(tmp_path / "a.json", small_space, architecture, {"macs_m": 1.5}, {"source": "test"})
+    save_architecture(
+        tmp_path / "a.json", small_space, architecture, {"macs_m": 1.5}, {"source": "test"}
+    )
     space, loaded, record = load_architecture(tmp_path / "a.json")
     assert (space, loaded) == (small_space, architecture)
     assert record["costs"] == {"macs_m": 1.5}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other"}', '{"format": "architecture/1"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": "other"}', '{"format": "architecture/1"}']
+)
 def test_a_file_that_is_no_architecture_is_refused(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.json"):

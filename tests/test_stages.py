@@ -49,7 +49,7 @@ def refused(capsys, main, *argv) -> str:
     return lines[0]
 
 
-# -- search ----------------------------------------------------------------------------------------------------------
+# -- search ----------------------------------------------------------------------------------------
 
 
 def test_a_search_leaves_a_complete_run_folder(searched):
@@ -81,7 +81,9 @@ def test_a_search_leaves_a_complete_run_folder(searched):
     ]
     with open(run / "generator_evaluate_avg.csv") as file:
         table = list(csv.DictReader(file))
-    assert [float(row["true_flops"]) for row in table] == pytest.approx([0.1 + 0.01 * i for i in range(11)])
+    assert [float(row["true_flops"]) for row in table] == pytest.approx(
+        [0.1 + 0.01 * i for i in range(11)]
+    )
 
 
 def test_a_finished_search_has_nothing_left_to_do(searched):
@@ -113,7 +115,13 @@ def test_a_killed_search_goes_on_to_the_same_bits(searched, tiny_config, monkeyp
     unbroken, resumed = searched / "logs" / "tiny", tiny_config.parent / "logs" / "tiny"
     for name in ("supernet_last", "supernet_best", "generator_last", "generator_best_avg"):
         assert same(run_weights(unbroken, name), run_weights(resumed, name))
-    for name in ("metrics.jsonl", "architectures.json", "split.json", "prior_pool.json", "generator_evaluate.csv"):
+    for name in (
+        "metrics.jsonl",
+        "architectures.json",
+        "split.json",
+        "prior_pool.json",
+        "generator_evaluate.csv",
+    ):
         assert (unbroken / name).read_text() == (resumed / name).read_text()
 
 
@@ -142,8 +150,13 @@ def test_published_paths_get_their_copies(tiny_config, tmp_path):
             assert same(checkpoint.load(copy)["model"], run_weights(run, name))
     assert list((tmp_path / "events" / "tiny").iterdir())
     assert not (tmp_path / "copies" / "path_to_save_scratch").exists()
-    settings += [f"generator_pretrained={tmp_path / 'copies' / 'path_to_best_avg_generator'}", "epochs=1"]
-    train_cifar.main(["--cfg", str(tiny_config), "--flops", "0.1", "--title", "net", "--set", *settings])
+    settings += [
+        f"generator_pretrained={tmp_path / 'copies' / 'path_to_best_avg_generator'}",
+        "epochs=1",
+    ]
+    train_cifar.main(
+        ["--cfg", str(tiny_config), "--flops", "0.1", "--title", "net", "--set", *settings]
+    )
     assert checkpoint.load(tmp_path / "copies" / "path_to_save_scratch")["epoch"] == 1
 
 
@@ -154,7 +167,13 @@ def test_warm_up_is_skipped_with_a_published_supernet(tiny_config, tmp_path):
     space = build_space(load_config(tiny_config))
     torch.save({"model": ReferenceSupernet(space).state_dict()}, tmp_path / "published.pth")
     search.main(
-        ["--cfg", str(tiny_config), "--set", "warmup_epochs=0", f"model_pretrained={tmp_path / 'published.pth'}"]
+        [
+            "--cfg",
+            str(tiny_config),
+            "--set",
+            "warmup_epochs=0",
+            f"model_pretrained={tmp_path / 'published.pth'}",
+        ]
     )
     run = tmp_path / "logs" / "tiny"
     assert (run / "checkpoints" / "generator_last.pth").exists()
@@ -162,17 +181,37 @@ def test_warm_up_is_skipped_with_a_published_supernet(tiny_config, tmp_path):
 
 
 def test_a_new_title_can_begin_with_the_state_of_another_run(searched, capsys):
-    arguments = ["--cfg", str(searched / "tiny.yml"), "--title", "longer", "--set", "search_epochs=3"]
+    arguments = [
+        "--cfg",
+        str(searched / "tiny.yml"),
+        "--title",
+        "longer",
+        "--set",
+        "search_epochs=3",
+    ]
     search.main([*arguments, "--resume", str(searched / "logs" / "tiny")])
     run = searched / "logs" / "longer"
-    epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    epochs = [
+        json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     assert epochs == [1, 2, 1, 2, 3]
-    assert same(run_weights(run, "supernet_last"), run_weights(searched / "logs" / "tiny", "supernet_last"))
+    assert same(
+        run_weights(run, "supernet_last"), run_weights(searched / "logs" / "tiny", "supernet_last")
+    )
 
 
 def test_a_changed_config_is_refused_unless_the_old_run_moves_aside(tiny_config, capsys, tmp_path):
     search.main(["--cfg", str(tiny_config), "--set", "warmup_epochs=1", "search_epochs=1"])
-    line = refused(capsys, search.main, "--cfg", tiny_config, "--set", "warmup_epochs=1", "search_epochs=1", "seed=5")
+    line = refused(
+        capsys,
+        search.main,
+        "--cfg",
+        tiny_config,
+        "--set",
+        "warmup_epochs=1",
+        "search_epochs=1",
+        "seed=5",
+    )
     assert "this run was begun with seed: 1, now it is 5" in line
     arguments = ["--cfg", str(tiny_config), "--set", "warmup_epochs=1", "search_epochs=1", "seed=5"]
     search.main([*arguments, "--resume", "none"])
@@ -180,25 +219,50 @@ def test_a_changed_config_is_refused_unless_the_old_run_moves_aside(tiny_config,
 
 
 def test_another_run_is_begun_from_only_with_the_same_config(searched, capsys, tmp_path):
-    arguments = ["--cfg", searched / "tiny.yml", "--title", "other", "--resume", searched / "logs" / "tiny"]
+    arguments = [
+        "--cfg",
+        searched / "tiny.yml",
+        "--title",
+        "other",
+        "--resume",
+        searched / "logs" / "tiny",
+    ]
     line = refused(capsys, search.main, *arguments, "--set", "g_optim_state.optimizer=sgd")
     assert "g_optim_state" in line
     assert not (searched / "logs" / "other").exists()
 
 
-def test_a_folder_that_is_no_run_and_a_run_of_another_stage_are_left_alone(searched, tiny_config, tmp_path, capsys):
+def test_a_folder_that_is_no_run_and_a_run_of_another_stage_are_left_alone(
+    searched, tiny_config, tmp_path, capsys
+):
     (tmp_path / "logs" / "tiny").mkdir(parents=True)
     (tmp_path / "logs" / "tiny" / "precious").write_text("data")
     assert "is no run folder" in refused(capsys, search.main, "--cfg", tiny_config)
     assert (tmp_path / "logs" / "tiny" / "precious").exists()
-    line = refused(capsys, train_cifar.main, "--cfg", searched / "tiny.yml", "--flops", "0.1", "--title", "tiny")
+    line = refused(
+        capsys,
+        train_cifar.main,
+        "--cfg",
+        searched / "tiny.yml",
+        "--flops",
+        "0.1",
+        "--title",
+        "tiny",
+    )
     assert "this is a run of search; choose another title" in line
 
 
 def test_a_generator_trains_with_sgd_and_an_average_too(tiny_config):
-    settings = ["warmup_epochs=1", "search_epochs=1", "g_optim_state.optimizer=sgd", "generator_ema=0.9"]
+    settings = [
+        "warmup_epochs=1",
+        "search_epochs=1",
+        "g_optim_state.optimizer=sgd",
+        "generator_ema=0.9",
+    ]
     search.main(["--cfg", str(tiny_config), "--set", *settings])
-    state = checkpoint.load(tiny_config.parent / "logs" / "tiny" / "checkpoints" / "generator_last.pth")
+    state = checkpoint.load(
+        tiny_config.parent / "logs" / "tiny" / "checkpoints" / "generator_last.pth"
+    )
     assert "momentum_buffer" in state["optimizer"]["state"][0]
     assert not state["model"]["tail.0.weight"].equal(state["average"]["module.tail.0.weight"])
 
@@ -206,7 +270,13 @@ def test_a_generator_trains_with_sgd_and_an_average_too(tiny_config):
 def test_a_dry_run_says_what_the_run_needs_and_writes_nothing(tiny_config, capsys, tmp_path):
     search.main(["--cfg", str(tiny_config), "--dry-run"])
     out = capsys.readouterr().out
-    for words in ("reachable cost", "parameters", "peak memory", "time of a step", "projected time"):
+    for words in (
+        "reachable cost",
+        "parameters",
+        "peak memory",
+        "time of a step",
+        "projected time",
+    ):
         assert words in out
     assert not (tmp_path / "logs").exists()
 
@@ -218,7 +288,8 @@ def test_a_dry_run_of_an_elastic_space_says_its_memory_and_time(capsys, tmp_path
     search.main(["--cfg", str(config), "--dry-run", "--set", "warmup_epochs=3"])
     out = capsys.readouterr().out
     assert re.search(r"reachable cost +0\.386 to 4\.782 M", out)
-    assert "warm-up 2.00 s on cpu, scaled from a batch of 16" in out  # 0.5 s for 16 of the 64 images of a step
+    # 0.5 s for 16 of the 64 images of a step
+    assert "warm-up 2.00 s on cpu, scaled from a batch of 16" in out
     assert "warm-up 1.8 min, validation" in out  # 3 epochs of 0.8 * 1,438 images, 2 s for 64
     assert "generator" not in out
     assert not list(tmp_path.iterdir())
@@ -227,27 +298,37 @@ def test_a_dry_run_of_an_elastic_space_says_its_memory_and_time(capsys, tmp_path
 def test_memory_grows_with_the_batch_and_time_is_a_mean_over_resolutions(monkeypatch):
     seen, count = [], itertools.count(1)
     monkeypatch.setattr(forecast, "seconds", lambda step, place: step() or float(next(count)))
-    monkeypatch.setattr(forecast, "sandwich_logits", lambda *given: seen.append(given[1:2] + given[-1:]) or [])
+    monkeypatch.setattr(
+        forecast, "sandwich_logits", lambda *given: seen.append(given[1:2] + given[-1:]) or []
+    )
     space = ElasticSpace(
         stages=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), head=(32, 40),
         resolutions=(16, 24, 32), depths=(1, 2), classes=3,
     )  # fmt: skip
     supernet = ElasticSupernet(space)
     place = Placement(torch.device("cpu"), False, False)
-    few, many = (forecast.forecast_elastic(supernet, n, 5, place, torch.Generator()) for n in (16, 64))
+    few, many = (
+        forecast.forecast_elastic(supernet, n, 5, place, torch.Generator()) for n in (16, 64)
+    )
     assert seen == [(5, (16,)), (5, (24,)), (5, (32,))] * 2
-    assert (few.warmup_seconds, many.warmup_seconds) == (2.0, 4 * 5.0)  # of 1, 2, 3 and of 4, 5, 6 for 16 images
+    # of 1, 2, 3 and of 4, 5, 6 for 16 images
+    assert (few.warmup_seconds, many.warmup_seconds) == (2.0, 4 * 5.0)
     weights = forecast.trained_bytes(supernet)
     assert many.peak_bytes - weights == 4 * (few.peak_bytes - weights)
     images = torch.randn(16, 3, 32, 32)
     smallest, largest = (space.decode(genes) for genes in space.extremes())
-    kept = [forecast.saved_bytes(partial(supernet.train(), images, one), supernet) for one in (smallest, largest)]
+    kept = [
+        forecast.saved_bytes(partial(supernet.train(), images, one), supernet)
+        for one in (smallest, largest)
+    ]
     assert kept[0] < kept[1] == few.peak_bytes - weights
 
 
 def test_a_dry_run_of_the_published_cifar_config_needs_no_data(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", lambda *a, **k: None)
+    monkeypatch.setattr(
+        "torchvision.datasets.cifar.download_and_extract_archive", lambda *a, **k: None
+    )
     search.main(["--cfg", str(GOLDEN / "published_configs" / "cifar_config.yml"), "--dry-run"])
     out = capsys.readouterr().out
     assert "19.419 to 171.762 M" in out
@@ -258,8 +339,14 @@ def test_a_dry_run_of_the_published_cifar_config_needs_no_data(capsys, tmp_path,
     ("arguments", "says"),
     [
         (["--set", "batch_sise=1"], "batch_sise: unknown key; did you mean batch_size?"),
-        (["--set", "warmup_epochs=0"], "model_pretrained: with warmup_epochs 0 it must name a trained supernet"),
-        (["--set", "warmup_epochs=0", "model_pretrained=none.pth"], "none.pth: there is no such checkpoint"),
+        (
+            ["--set", "warmup_epochs=0"],
+            "model_pretrained: with warmup_epochs 0 it must name a trained supernet",
+        ),
+        (
+            ["--set", "warmup_epochs=0", "model_pretrained=none.pth"],
+            "none.pth: there is no such checkpoint",
+        ),
         (["--set", "dataset=mnist"], "dataset: 'mnist' cannot be read"),
         (["--set", "high_flops=900"], "high_flops: 900 M; this space reaches"),
         (["--title", "../x"], "--title '../x': it must name a folder inside log_dir"),
@@ -268,7 +355,9 @@ def test_a_dry_run_of_the_published_cifar_config_needs_no_data(capsys, tmp_path,
         (["--resume", "nowhere"], "--resume nowhere: it must be auto, none, a run folder"),
     ],
 )
-def test_bad_input_to_a_search_is_one_line_and_touches_nothing(tiny_config, tmp_path, capsys, arguments, says):
+def test_bad_input_to_a_search_is_one_line_and_touches_nothing(
+    tiny_config, tmp_path, capsys, arguments, says
+):
     assert says in refused(capsys, search.main, "--cfg", tiny_config, *arguments)
     assert not (tmp_path / "logs").exists()
 
@@ -277,12 +366,14 @@ def test_a_missing_config_is_one_line(capsys):
     assert "nowhere.yml: cannot be read" in refused(capsys, search.main, "--cfg", "nowhere.yml")
 
 
-# -- generate --------------------------------------------------------------------------------------------------------
+# -- generate --------------------------------------------------------------------------------------
 
 
 def test_generate_answers_all_targets_in_order(searched, tmp_path, capsys):
     out = tmp_path / "found.json"
-    generate.main(["--run", str(searched / "logs" / "tiny"), "--flops", "0.1:0.2:0.02", "--out", str(out)])
+    generate.main(
+        ["--run", str(searched / "logs" / "tiny"), "--flops", "0.1:0.2:0.02", "--out", str(out)]
+    )
     rows = json.loads(out.read_text())
     assert [row["target"] for row in rows] == pytest.approx([0.1, 0.12, 0.14, 0.16, 0.18, 0.2])
     for row in rows:
@@ -320,8 +411,21 @@ def test_generate_with_the_released_files_and_the_published_config(tmp_path, cap
     ]
     config = GOLDEN / "published_configs" / "imagenet_config.yml"
     out = tmp_path / "found.json"
-    generate.main(["--cfg", str(config), "--flops", "275,300,320,365,400", "--out", str(out), "--set", *settings])
-    for found, row in zip(json.loads(out.read_text()), golden("released_generator.json")["rows"], strict=True):
+    generate.main(
+        [
+            "--cfg",
+            str(config),
+            "--flops",
+            "275,300,320,365,400",
+            "--out",
+            str(out),
+            "--set",
+            *settings,
+        ]
+    )
+    for found, row in zip(
+        json.loads(out.read_text()), golden("released_generator.json")["rows"], strict=True
+    ):
         assert Architecture.of(found["choices"]) == Architecture.of(row["choices"])
         assert found["macs_m"] == pytest.approx(row["generated_macs_m"], abs=1e-3)
 
@@ -338,16 +442,23 @@ def test_generate_with_the_released_files_and_the_published_config(tmp_path, cap
     ],
 )
 def test_targets_that_make_no_sense_are_refused(searched, capsys, flops, says):
-    assert says in refused(capsys, generate.main, "--run", searched / "logs" / "tiny", "--flops", flops)
+    assert says in refused(
+        capsys, generate.main, "--run", searched / "logs" / "tiny", "--flops", flops
+    )
 
 
 def test_generate_without_a_generator_says_where_it_looked(tiny_config, capsys, tmp_path):
     line = refused(capsys, generate.main, "--cfg", tiny_config, "--flops", "0.1")
-    assert f"no trained generator: generator_pretrained is None, and {tmp_path / 'logs'} holds no run" in line
-    assert "it is no run folder" in refused(capsys, generate.main, "--run", tmp_path, "--flops", "0.1")
+    assert (
+        f"no trained generator: generator_pretrained is None, and {tmp_path / 'logs'} holds no run"
+        in line
+    )
+    assert "it is no run folder" in refused(
+        capsys, generate.main, "--run", tmp_path, "--flops", "0.1"
+    )
 
 
-# -- train and validate ----------------------------------------------------------------------------------------------
+# -- train and validate ----------------------------------------------------------------------------
 
 
 def test_train_then_validate_agree(searched, capsys):
@@ -401,15 +512,29 @@ def test_training_goes_on_to_the_same_bits(searched, monkeypatch):
     train_cifar.main([*arguments, "broken"])
     logs = searched / "logs"
     assert same(run_weights(logs / "unbroken", "last"), run_weights(logs / "broken", "last"))
-    assert (logs / "unbroken" / "metrics.jsonl").read_text() == (logs / "broken" / "metrics.jsonl").read_text()
+    assert (logs / "unbroken" / "metrics.jsonl").read_text() == (
+        logs / "broken" / "metrics.jsonl"
+    ).read_text()
 
 
 EVERYTHING = "--se True --activation hswish --drop 0.1 --drop-path 0.2 --cutout 4 --autoaugment --mixup --ema 0.9"
 
 
 def test_all_options_together_resume_to_the_same_bits(searched, monkeypatch):
-    arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.12", *EVERYTHING.split(), "--clip-grad", "1"]
-    arguments += ["--inherit", str(searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"), "--title"]
+    arguments = [
+        "--cfg",
+        str(searched / "tiny.yml"),
+        "--flops",
+        "0.12",
+        *EVERYTHING.split(),
+        "--clip-grad",
+        "1",
+    ]
+    arguments += [
+        "--inherit",
+        str(searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"),
+        "--title",
+    ]
     train_cifar.main([*arguments, "all"])
     keep = RunFolder._keep
 
@@ -425,19 +550,34 @@ def test_all_options_together_resume_to_the_same_bits(searched, monkeypatch):
     logs = searched / "logs"
     for name in ("last", "ema", "best"):
         assert same(run_weights(logs / "all", name), run_weights(logs / "all_killed", name))
-    one, other = (json.loads((logs / name / "result.json").read_text()) for name in ("all", "all_killed"))
+    one, other = (
+        json.loads((logs / name / "result.json").read_text()) for name in ("all", "all_killed")
+    )
     assert one["ema"] == other["ema"]
     assert one["ema"]["images"] == one["images"]
     assert not same(run_weights(logs / "all", "last"), run_weights(logs / "all", "ema"))
 
 
 def test_validate_scores_the_average_too_and_says_what_was_chosen_on_test_images(searched, capsys):
-    arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--ema", "0.5", "--title", "ema"]
+    arguments = [
+        "--cfg",
+        str(searched / "tiny.yml"),
+        "--flops",
+        "0.15",
+        "--ema",
+        "0.5",
+        "--title",
+        "ema",
+    ]
     train_cifar.main(arguments)
     run = searched / "logs" / "ema"
     result = json.loads((run / "result.json").read_text())
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    expected = {"last": result["top1"], "ema": result["ema"]["top1"], "best": max(row["top1"] for row in epochs)}
+    expected = {
+        "last": result["top1"],
+        "ema": result["ema"]["top1"],
+        "best": max(row["top1"] for row in epochs),
+    }
     for name, top1 in expected.items():
         capsys.readouterr()
         validate.main(["--checkpoint", str(run / "checkpoints" / f"{name}.pth"), "--json"])
@@ -462,44 +602,92 @@ def test_training_begins_with_the_weights_of_the_supernet(searched):
 
 def test_a_compiled_training_is_an_ordinary_one_on_disk(searched, monkeypatch):
     compiled, eager = [], partial(torch.compile, backend="eager")  # which needs no C++ compiler
-    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or eager(network))
+    monkeypatch.setattr(
+        torch, "compile", lambda network: compiled.append(network) or eager(network)
+    )
     monkeypatch.setattr("shutil.which", lambda name: name)
-    arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--set", "epochs=1", "--title"]
+    arguments = [
+        "--cfg",
+        str(searched / "tiny.yml"),
+        "--flops",
+        "0.15",
+        "--set",
+        "epochs=1",
+        "--title",
+    ]
     train_cifar.main([*arguments, "plain"])
     assert not compiled
     train_cifar.main([*arguments, "compiled", "--compile"])
     assert len(compiled) == 1
-    plain, compiled = (run_weights(searched / "logs" / name, "last") for name in ("plain", "compiled"))
+    plain, compiled = (
+        run_weights(searched / "logs" / name, "last") for name in ("plain", "compiled")
+    )
     assert plain.keys() == compiled.keys()
     assert all(torch.allclose(plain[key], compiled[key], atol=1e-4) for key in plain)
 
 
-def test_a_finished_training_goes_on_without_the_supernet_it_inherited_from(searched, tmp_path, monkeypatch, capsys):
+def test_a_finished_training_goes_on_without_the_supernet_it_inherited_from(
+    searched, tmp_path, monkeypatch, capsys
+):
     supernet = tmp_path / "supernet.pth"
-    supernet.write_bytes((searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth").read_bytes())
-    arguments = ["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--title", "heir", "--inherit", str(supernet)]
+    supernet.write_bytes(
+        (searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth").read_bytes()
+    )
+    arguments = [
+        "--cfg",
+        str(searched / "tiny.yml"),
+        "--flops",
+        "0.15",
+        "--title",
+        "heir",
+        "--inherit",
+        str(supernet),
+    ]
     train_cifar.main([*arguments, "--set", "epochs=1"])
     supernet.unlink()
     train_cifar.main([*arguments, "--set", "epochs=1"])
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert "no" in refused(
-        capsys, train_cifar.main, *arguments[:4], "--title", "other", "--compile", "--set", "cuda=false"
+        capsys,
+        train_cifar.main,
+        *arguments[:4],
+        "--title",
+        "other",
+        "--compile",
+        "--set",
+        "cuda=false",
     )
 
 
 def test_training_takes_an_architecture_file_or_list(searched, tmp_path):
     found = tmp_path / "found.json"
-    generate.main(["--run", str(searched / "logs" / "tiny"), "--flops", "0.1,0.15,0.2", "--out", str(found)])
+    generate.main(
+        ["--run", str(searched / "logs" / "tiny"), "--flops", "0.1,0.15,0.2", "--out", str(found)]
+    )
     arguments = ["--cfg", str(searched / "tiny.yml"), "--set", "epochs=1"]
-    train_cifar.main([*arguments, "--architecture", str(found), "--flops", "0.15", "--title", "from_list"])
+    train_cifar.main(
+        [*arguments, "--architecture", str(found), "--flops", "0.15", "--title", "from_list"]
+    )
     stored = searched / "logs" / "from_list" / "architecture.json"
-    train_cifar.main([*arguments, "--architecture", str(stored), "--title", "from_file", "--se", "True"])
+    train_cifar.main(
+        [*arguments, "--architecture", str(stored), "--title", "from_file", "--se", "True"]
+    )
     one, other = (
-        json.loads((searched / "logs" / n / "architecture.json").read_text()) for n in ("from_list", "from_file")
+        json.loads((searched / "logs" / n / "architecture.json").read_text())
+        for n in ("from_list", "from_file")
     )
     assert one["choices"] == other["choices"] == json.loads(found.read_text())[1]["choices"]
     result = searched / "logs" / "from_list" / "result.json"
-    summary.main(["--cfg", str(searched / "tiny.yml"), "--architectures", str(found), "--result", str(result)])
+    summary.main(
+        [
+            "--cfg",
+            str(searched / "tiny.yml"),
+            "--architectures",
+            str(found),
+            "--result",
+            str(result),
+        ]
+    )
 
 
 def test_another_architecture_under_the_same_title_is_refused(searched, capsys):
@@ -524,7 +712,12 @@ def test_a_continued_training_keeps_its_architecture_and_options(searched, capsy
 
 
 def test_several_targets_a_step_and_a_chained_pool(tiny_config):
-    settings = ["targets_per_step=4", "straight_through=true", "hardware_loss=relative", "alpha=100"]
+    settings = [
+        "targets_per_step=4",
+        "straight_through=true",
+        "hardware_loss=relative",
+        "alpha=100",
+    ]
     search.main(
         [
             "--cfg",
@@ -538,38 +731,63 @@ def test_several_targets_a_step_and_a_chained_pool(tiny_config):
     )
     run = tiny_config.parent / "logs" / "tiny"
     state = checkpoint.load(run / "checkpoints" / "generator_last.pth")
-    average = {key.removeprefix("module."): v for key, v in state["average"].items() if key != "n_averaged"}
+    average = {
+        key.removeprefix("module."): v for key, v in state["average"].items() if key != "n_averaged"
+    }
     assert not same(state["model"], average)
     assert same(run_weights(run, "generator_final"), average)
 
 
 def test_the_published_validation_line(tmp_path, tiny_config, searched, capsys):
-    """Other people's weights: a bare state dict with "module.", a config, a target, and an image folder."""
+    """Other people's weights: a bare state dict with "module.", a config, a target, and an image
+    folder.
+    """
     from PIL import Image
 
     run = searched / "logs" / "tiny"
     generate.main(["--run", str(run), "--flops", "0.15", "--out", str(tmp_path / "found.json")])
     choices = json.loads((tmp_path / "found.json").read_text())[0]["choices"]
-    network = SubNet(build_space(load_config(tiny_config)), Architecture.of(choices), se=True, activation="hswish")
-    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "w.pth")
+    network = SubNet(
+        build_space(load_config(tiny_config)),
+        Architecture.of(choices),
+        se=True,
+        activation="hswish",
+    )
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}},
+        tmp_path / "w.pth",
+    )
     for label in range(10):
         (tmp_path / "images" / "val" / str(label)).mkdir(parents=True)
-        Image.new("RGB", (20, 20), (25 * label, 0, 0)).save(tmp_path / "images" / "val" / str(label) / "0.png")
-    arguments = [tmp_path / "images", "--checkpoint", tmp_path / "w.pth", "--config_path", searched / "tiny.yml"]
+        Image.new("RGB", (20, 20), (25 * label, 0, 0)).save(
+            tmp_path / "images" / "val" / str(label) / "0.png"
+        )
+    arguments = [
+        tmp_path / "images",
+        "--checkpoint",
+        tmp_path / "w.pth",
+        "--config_path",
+        searched / "tiny.yml",
+    ]
     arguments = [str(a) for a in [*arguments, "--target_flops", "0.15", "--activation", "hswish"]]
     capsys.readouterr()
     validate.main([*arguments, "--se", "True", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["images"] == 10
-    assert result["macs_m_counted"] > result["macs_m"]  # squeeze-excite is counted, but not in the table
+    # squeeze-excite is counted, but not in the table
+    assert result["macs_m_counted"] > result["macs_m"]
     line = refused(capsys, validate.main, *arguments, "--se", "False")
     assert "keys do not fit: missing [], unknown ['first_mb.se" in line
 
 
 def test_validate_refuses_weights_of_an_unknown_architecture(tmp_path, capsys):
     torch.save({"w": torch.ones(1)}, tmp_path / "w.pth")
-    assert "give --config_path" in refused(capsys, validate.main, "--checkpoint", tmp_path / "w.pth")
-    assert "there is no such checkpoint" in refused(capsys, validate.main, "--checkpoint", tmp_path / "none.pth")
+    assert "give --config_path" in refused(
+        capsys, validate.main, "--checkpoint", tmp_path / "w.pth"
+    )
+    assert "there is no such checkpoint" in refused(
+        capsys, validate.main, "--checkpoint", tmp_path / "none.pth"
+    )
 
 
 def test_false_means_false():
@@ -586,7 +804,10 @@ def test_importing_does_nothing(tmp_path):
     tools = ("adapt", "draw", "export", "generate", "rank", "release", "report", "summary")
     code = f"import search, train_cifar, validate, {', '.join(f'tools.{name}' for name in tools)}"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(root)},
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
     assert not done.stdout

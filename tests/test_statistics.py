@@ -10,7 +10,9 @@ from utils.statistics import FEW, kendall, kendall_difference, spread, tau_b
 def test_tau_b_is_scipys():
     draw = np.random.default_rng(0)
     a, b = draw.integers(0, 4, (2, 30, 8)).astype(float)  # with ties
-    assert np.allclose(tau_b(a, b), [kendalltau(*pair).statistic for pair in zip(a, b, strict=True)])
+    assert np.allclose(
+        tau_b(a, b), [kendalltau(*pair).statistic for pair in zip(a, b, strict=True)]
+    )
     assert np.isnan(tau_b(np.ones(5), np.arange(5.0)))
 
 
@@ -43,7 +45,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(count):
 
 
 def test_a_difference_is_paired():
-    """What agrees just as much has no difference, and no uncertainty of one; what says nothing has all of it."""
+    """What agrees just as much has no difference, and no uncertainty of one; what says nothing has
+    all of it.
+    """
     draw = np.random.default_rng(0)
     a, noise = draw.normal(size=(2, 20))
     assert kendall_difference(a, 3 * a, a + noise) == (0.0, 0.0, 0.0)

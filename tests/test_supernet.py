@@ -1,4 +1,6 @@
-"""The fast supernet against the plain reference, the published logits and its own extracted networks."""
+"""The fast supernet against the plain reference, the published logits and its own extracted
+networks.
+"""
 
 import pytest
 import torch
@@ -15,9 +17,15 @@ from utils.errors import UserError
 def pair(space):
     """Our supernet and the reference with the same filled weights."""
     reference = ReferenceSupernet(space)
-    reference.load_state_dict(filled_weights({k: v.shape for k, v in reference.state_dict().items()}))
+    reference.load_state_dict(
+        filled_weights({k: v.shape for k, v in reference.state_dict().items()})
+    )
     ours = UnifiedSupernet(space)
-    state = {k: v for k, v in from_published(space, reference.state_dict()).items() if "num_batches" not in k}
+    state = {
+        k: v
+        for k, v in from_published(space, reference.state_dict()).items()
+        if "num_batches" not in k
+    }
     missing = ours.load_state_dict(state, strict=False)
     assert all("num_batches_tracked" in key for key in missing.missing_keys)
     assert not missing.unexpected_keys
@@ -30,7 +38,9 @@ def close(ours, reference, tolerance=1e-4, scale=None):
     assert float((ours - reference).detach().abs().max()) < tolerance * scale
 
 
-@pytest.mark.parametrize("case", golden("sgnas_supernet.json")["cases"], ids=lambda case: case["kind"])
+@pytest.mark.parametrize(
+    "case", golden("sgnas_supernet.json")["cases"], ids=lambda case: case["kind"]
+)
 def test_published_logits(case, cifar_space):
     weights = filled_weights(golden("sgnas_supernet.json")["shapes"])
     supernet = UnifiedSupernet(cifar_space).eval()
@@ -55,28 +65,37 @@ def test_the_supernet_drops_only_the_dense_skip_convolutions(cifar_space):
 
 
 def test_the_imagenet_supernet_has_five_and_a_half_million_parameters(imagenet_space):
-    assert sum(p.numel() for p in UnifiedSupernet(imagenet_space).parameters()) / 1e6 == pytest.approx(5.50, abs=5e-3)
+    assert sum(
+        p.numel() for p in UnifiedSupernet(imagenet_space).parameters()
+    ) / 1e6 == pytest.approx(5.50, abs=5e-3)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_hard_paths_equal_the_reference_in_logits_gradients_and_statistics(small_space, training):
     ours, reference = pair(small_space)
     ours.train(training), reference.train(training)
-    images, labels = torch.from_numpy(image(6, small_space.image_size)), torch.arange(6) % small_space.classes
+    images, labels = (
+        torch.from_numpy(image(6, small_space.image_size)),
+        torch.arange(6) % small_space.classes,
+    )
     paths = [*small_space.sample(4, rng()), *small_space.sample_fair(4, rng(1))]
     for path in paths:
         logits, expected = ours(images, path), reference(images, path)
         close(logits, expected)
         F.cross_entropy(logits, labels).backward()
         F.cross_entropy(expected, labels).backward()
-    gradients = {k: p.grad if p.grad is not None else torch.zeros_like(p) for k, p in reference.named_parameters()}
+    gradients = {
+        k: p.grad if p.grad is not None else torch.zeros_like(p)
+        for k, p in reference.named_parameters()
+    }
     statistics = dict(reference.named_buffers())
     expected = from_published(small_space, {**gradients, **statistics})
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for key, parameter in ours.named_parameters():
         gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         close(gradient, expected[key], 1e-5, scale=largest)
-    for key, buffer in ours.named_buffers():  # the reference also moves the statistics of expand's inactive channels
+    # the reference also moves the statistics of expand's inactive channels
+    for key, buffer in ours.named_buffers():
         if "num_batches" not in key and "expand_bn" not in key:
             close(buffer, expected[key])
 
@@ -84,7 +103,10 @@ def test_hard_paths_equal_the_reference_in_logits_gradients_and_statistics(small
 def test_soft_paths_equal_the_reference_in_logits_and_path_gradients(small_space):
     ours, reference = pair(small_space)
     ours.eval(), reference.eval()
-    images, labels = torch.from_numpy(image(4, small_space.image_size)), torch.arange(4) % small_space.classes
+    images, labels = (
+        torch.from_numpy(image(4, small_space.image_size)),
+        torch.arange(4) % small_space.classes,
+    )
     for seed, temperature in ((0, 5.0), (1, 1.0), (2, 0.3)):
         logits = torch.randn(small_space.shape, generator=rng(seed))
         path = small_space.relax(logits, temperature, rng(seed))
@@ -165,7 +187,9 @@ def test_a_checkpoint_of_another_table_names_the_layer(cifar_space):
 
 def test_aligned_choices_begin_as_nearly_the_same_function(cifar_space):
     def spread(alignment):
-        """How much the logits of random paths of three sub-blocks differ, against how much those of images do."""
+        """How much the logits of random paths of three sub-blocks differ, against how much those of
+        images do.
+        """
         supernet = UnifiedSupernet(cifar_space, rng(), alignment)
         images = torch.randn(8, 3, 32, 32, generator=rng())
         rows = [rng(seed) for seed in range(6)]
@@ -193,11 +217,20 @@ def test_mixed_precision_differs_little_in_logits_and_gradients(small_space):
     hard = small_space.sample(1, rng())[0]
     results = []
     for amp in (False, True):
-        path = small_space.relax(torch.randn(small_space.shape, generator=rng()), 2.0).requires_grad_()
+        path = small_space.relax(
+            torch.randn(small_space.shape, generator=rng()), 2.0
+        ).requires_grad_()
         supernet.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
             logits, hard_logits = frozen(images, path), supernet(images, hard)
         (logits.float().square().mean() + hard_logits.float().square().mean()).backward()
-        results.append((logits.float(), path.grad, hard_logits.float(), supernet.classifier.weight.grad.clone()))
+        results.append(
+            (
+                logits.float(),
+                path.grad,
+                hard_logits.float(),
+                supernet.classifier.weight.grad.clone(),
+            )
+        )
     for half, full in zip(results[1], results[0], strict=True):
         close(half, full, 0.1)

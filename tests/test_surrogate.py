@@ -1,4 +1,6 @@
-"""Surrogates against published predictions, on toys solved by eye, and on data that have nothing to say."""
+"""Surrogates against published predictions, on toys solved by eye, and on data that have nothing to
+say.
+"""
 
 import math
 import warnings
@@ -9,12 +11,21 @@ import torch
 
 from tests.conftest import golden
 from utils.errors import UserError
-from utils.surrogate import SURROGATES, AdaptiveSwitching, Quality, cross_validated, make_surrogate, quality
+from utils.surrogate import (
+    SURROGATES,
+    AdaptiveSwitching,
+    Quality,
+    cross_validated,
+    make_surrogate,
+    quality,
+)
 
 
 @pytest.fixture(scope="module")
 def networks():
-    """260 encodings of networks and their errors: the first 150 to learn from, the others to predict."""
+    """260 encodings of networks and their errors: the first 150 to learn from, the others to
+    predict.
+    """
     known = golden("surrogates.json")
     X, y = np.array(known["X"], dtype=np.float64), np.array(known["y"])
     return X[:150], y[:150], X[150:], y[150:]
@@ -52,18 +63,26 @@ class Constant(Nearest):
 
 def test_radial_basis_functions_predict_as_published(networks):
     X, y, at, _ = networks
-    np.testing.assert_allclose(learned("rbf", X, y, at), golden("surrogates.json")["rbf"]["pred"], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        learned("rbf", X, y, at), golden("surrogates.json")["rbf"]["pred"], atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["rbf", "gp", "carts"])
 def test_networks_are_ranked_as_well_as_published(networks, name):
     X, y, at, true = networks
-    assert quality(learned(name, X, y, at), true).tau >= golden("surrogates.json")[name]["tau"] - 0.01
+    assert (
+        quality(learned(name, X, y, at), true).tau >= golden("surrogates.json")[name]["tau"] - 0.01
+    )
 
 
 def test_the_perceptron_ranks_where_the_published_one_does_not(networks):
     X, y, at, true = networks
-    assert quality(learned("mlp", X, y, at), true).tau > 0.7 > max(golden("surrogates.json")["mlp"]["taus"])
+    assert (
+        quality(learned("mlp", X, y, at), true).tau
+        > 0.7
+        > max(golden("surrogates.json")["mlp"]["taus"])
+    )
 
 
 @pytest.mark.parametrize("name", SURROGATES)
@@ -86,7 +105,9 @@ def test_the_seed_decides_every_bit_and_the_global_streams_stay(networks, name):
 @pytest.mark.parametrize("name", ["carts", "mlp"])
 def test_another_seed_is_another_model(networks, name):
     X, y, at, _ = networks
-    assert not np.array_equal(learned(name, X[:30], y[:30], at, 0), learned(name, X[:30], y[:30], at, 1))
+    assert not np.array_equal(
+        learned(name, X[:30], y[:30], at, 0), learned(name, X[:30], y[:30], at, 1)
+    )
 
 
 DEGENERATE = {
@@ -124,14 +145,17 @@ def test_a_plane_in_a_column_that_varies_is_found_beside_one_that_does_not():
 @pytest.mark.parametrize("name", SURROGATES)
 def test_integer_encodings_are_read(name):
     X = np.array([[0, 2, 16], [1, 1, 3], [2, 0, 9], [0, 1, 1]])
-    np.testing.assert_array_equal(learned(name, X, X[:, 2], X), learned(name, X.astype(float), X[:, 2] * 1.0, X))
+    np.testing.assert_array_equal(
+        learned(name, X, X[:, 2], X), learned(name, X.astype(float), X[:, 2] * 1.0, X)
+    )
 
 
 def test_cart_is_carts_and_other_names_are_refused_in_one_line():
     assert make_surrogate("cart", 0).name == "carts"
     assert [make_surrogate(name, 0).name for name in SURROGATES] == list(SURROGATES)
     with pytest.raises(
-        UserError, match=r"^surrogate: 'kriging' is not known; allowed are rbf, gp, carts, mlp, as, ard$"
+        UserError,
+        match=r"^surrogate: 'kriging' is not known; allowed are rbf, gp, carts, mlp, as, ard$",
     ):
         make_surrogate("kriging", 0)
 
@@ -163,7 +187,10 @@ def test_adaptive_switching_takes_the_candidate_that_suits_the_data():
     assert surrogate.winner in ("rbf", "gp")
     surrogate.fit(X, logic)
     assert surrogate.winner == "carts"
-    np.testing.assert_array_equal(surrogate.predict(X), learned("carts", X, logic, X)), "fitted on all rows"
+    (
+        np.testing.assert_array_equal(surrogate.predict(X), learned("carts", X, logic, X)),
+        "fitted on all rows",
+    )
 
 
 def test_a_candidate_without_a_tau_loses():
@@ -179,8 +206,11 @@ def test_a_fold_of_equal_targets_does_not_decide():
         def predict(self, X):
             return X[:, 0]
 
-    X, y = np.arange(20.0)[:, None], np.repeat(np.arange(4.0), 5)  # ten folds of two rows, some with equal targets
-    surrogate = AdaptiveSwitching(0, (lambda seed: Constant(name="constant"), lambda seed: Identity(name="identity")))
+    # ten folds of two rows, some with equal targets
+    X, y = np.arange(20.0)[:, None], np.repeat(np.arange(4.0), 5)
+    surrogate = AdaptiveSwitching(
+        0, (lambda seed: Constant(name="constant"), lambda seed: Identity(name="identity"))
+    )
     surrogate.fit(X, y)
     assert surrogate.winner == "identity"
 

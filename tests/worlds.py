@@ -20,7 +20,9 @@ def in_world(size: int, work: Callable, folder: Path, *arguments) -> list:
     return [torch.load(folder / f"result{rank}.pth", weights_only=False) for rank in range(size)]
 
 
-def _member(rank: int, size: int, port: int, work: Callable, folder: Path, arguments: tuple) -> None:
+def _member(
+    rank: int, size: int, port: int, work: Callable, folder: Path, arguments: tuple
+) -> None:
     torch.set_num_threads(1)  # processes of several threads would wait for each other on few cores
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

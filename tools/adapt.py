@@ -1,11 +1,13 @@
-"""A trained network for your own images: a new classifier, batch norms re-estimated, and a fine-tuning of all.
+"""A trained network for your own images: a new classifier, batch norms re-estimated, and a
+fine-tuning of all.
 
     python3 -m tools.adapt --checkpoint logs/NET/checkpoints/last.pth --data IMAGE_FOLDER --title mine
 
-IMAGE_FOLDER has train/ and val/ (or test/) with a folder of images for each class; or just such folders, of which about
-a fifth of the images, by their names, are then test images. The checkpoint is one that describes its network, as
-train_cifar.py and train_imagenet.py write them. Says first what it will take (--dry-run: only that), and at last what
-it reached on the test images, by which nothing is chosen. The same command goes on where it stopped.
+IMAGE_FOLDER has train/ and val/ (or test/) with a folder of images for each class; or just such
+folders, of which about a fifth of the images, by their names, are then test images. The checkpoint
+is one that describes its network, as train_cifar.py and train_imagenet.py write them. Says first
+what it will take (--dry-run: only that), and at last what it reached on the test images, by which
+nothing is chosen. The same command goes on where it stopped.
 """
 
 import argparse
@@ -24,7 +26,14 @@ from model.forecast import saved_bytes, seconds
 from model.scratch_training import check_compiler, network_options, train_from_scratch
 from model.trained import Trained, open_own
 from utils import checkpoint
-from utils.command import Parser, add_checkpoint_minutes, add_config_options, command, not_negative, positive
+from utils.command import (
+    Parser,
+    add_checkpoint_minutes,
+    add_config_options,
+    command,
+    not_negative,
+    positive,
+)
 from utils.config import Config, as_overrides, load_config
 from utils.data import Dataset, class_names, load_dataset
 from utils.engine import Placement, reset_norms
@@ -42,11 +51,15 @@ STEPS, EPOCHS = 1500, (10, 100)  # about so many steps by default, in no fewer a
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     trained = open_own(args.checkpoint)
-    dataset = load_dataset("imagefolder", args.data, args.img_size or trained.image_size, None, strict=args.strict_data)
+    dataset = load_dataset(
+        "imagefolder", args.data, args.img_size or trained.image_size, None, strict=args.strict_data
+    )
     config = recipe(args, trained, dataset)
     place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
     check_compiler(config, place)
-    run = RunFolder.open("tools.adapt", config, args.title or Path(args.data).resolve().name, args.resume)
+    run = RunFolder.open(
+        "tools.adapt", config, args.title or Path(args.data).resolve().name, args.resume
+    )
     run.minutes = args.checkpoint_minutes
     blueprint = trained.blueprint.with_classes(config.classes)
     network = with_new_classifier(blueprint, trained, config).to(place.device)
@@ -65,10 +78,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     option = parser.add_argument
     option("--checkpoint", required=True, type=Path, help="of a trained network")
-    option("--data", required=True, metavar="IMAGE_FOLDER", help="train/ and val/, or a folder for each class")
+    option(
+        "--data",
+        required=True,
+        metavar="IMAGE_FOLDER",
+        help="train/ and val/, or a folder for each class",
+    )
     option("--title", help="name of the run folder under log_dir (default: that of IMAGE_FOLDER)")
-    option("--img-size", type=positive, metavar="PIXELS", help="of the images (default: as the network was trained)")
-    option("--epochs", type=positive, help=f"default: about {STEPS} steps, in {EPOCHS[0]} to {EPOCHS[1]} epochs")
+    option(
+        "--img-size",
+        type=positive,
+        metavar="PIXELS",
+        help="of the images (default: as the network was trained)",
+    )
+    option(
+        "--epochs",
+        type=positive,
+        help=f"default: about {STEPS} steps, in {EPOCHS[0]} to {EPOCHS[1]} epochs",
+    )
     option("--batch-size", type=positive, help="default 64, less for few images")
     option("--seed", type=not_negative, default=0)
     option("--resume", default="auto", choices=("auto", "none"), help="go on, or begin anew")
@@ -80,7 +107,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def recipe(args: argparse.Namespace, trained: Trained, dataset: Dataset) -> Config:
-    """The keys of config_file/adapt_config.yml, for this network and these images; --set has the last word."""
+    """The keys of config_file/adapt_config.yml, for this network and these images; --set has the
+    last word.
+    """
     size, count = args.img_size or trained.image_size, len(dataset.train.labels)
     batch_size = args.batch_size or min(64, max(2, count // 4))
     names = class_names(args.data)
@@ -109,23 +138,33 @@ def with_new_classifier(blueprint: Blueprint, trained: Trained, config: Config) 
     network = blueprint.network(network_options(blueprint, config), stream(config.seed, "scratch"))
     own = network.state_dict()
     fresh = {key: own[key] for key in own if key.startswith("classifier.")}
-    checkpoint.load_into(network, checkpoint.weights(trained.payload, trained.file) | fresh, trained.file)
+    checkpoint.load_into(
+        network, checkpoint.weights(trained.payload, trained.file) | fresh, trained.file
+    )
     return network
 
 
 def norm_batches(dataset: Dataset, config: Config) -> Iterator[tuple[Tensor, Tensor]]:
     """Training images as evaluation sees them, for the statistics of batch norms."""
-    drawn = torch.randperm(len(dataset.train.labels), generator=stream(config.seed, "recalibrate"))[:NORMS_IMAGES]
-    return loader(dataset.train.subset(drawn), config.batch_size, Normalisation(config.mean, config.std)).epoch()
+    drawn = torch.randperm(len(dataset.train.labels), generator=stream(config.seed, "recalibrate"))[
+        :NORMS_IMAGES
+    ]
+    return loader(
+        dataset.train.subset(drawn), config.batch_size, Normalisation(config.mean, config.std)
+    ).epoch()
 
 
-# -- before and after ------------------------------------------------------------------------------------------------
+# -- before and after ------------------------------------------------------------------------------
 
 
 def forecast(network: nn.Module, dataset: Dataset, config: Config, place: Placement) -> str:
-    """Time and memory of the whole training, by steps on random images; reading of large images comes on top."""
+    """Time and memory of the whole training, by steps on random images; reading of large images
+    comes on top.
+    """
     copied, count = copy.deepcopy(network).train(), config.batch_size
-    images = torch.randn(count, 3, config.network_size, config.network_size, generator=stream(0, "forecast"))
+    images = torch.randn(
+        count, 3, config.network_size, config.network_size, generator=stream(0, "forecast")
+    )
     images, labels = place.batch(images, torch.zeros(count, dtype=torch.long))
 
     def loss() -> Tensor:
@@ -136,7 +175,8 @@ def forecast(network: nn.Module, dataset: Dataset, config: Config, place: Placem
     copied.eval()
     with torch.no_grad():
         scoring = seconds(partial(copied, images), place)
-    weights = 3 * sum(p.numel() * p.element_size() for p in copied.parameters())  # and gradients, and momentum
+    # and gradients, and momentum
+    weights = 3 * sum(p.numel() * p.element_size() for p in copied.parameters())
     trained, tested = (len(part.labels) for part in (dataset.train, dataset.test))
     steps, batches = max(1, trained // count), -(-tested // count)
     minutes = config.epochs * (steps * step + batches * scoring) / 60
@@ -151,9 +191,14 @@ def report(result: dict, dataset: Dataset, run: RunFolder) -> None:
     """What was reached, beside what a constant answer reaches."""
     usual = torch.bincount(dataset.train.labels).argmax()
     constant = 100 * float((dataset.test.labels == usual).float().mean())
-    rows = [["adapted network", f"{result['top1']:.2f}"], ["always the most frequent class", f"{constant:.2f}"]]
+    rows = [
+        ["adapted network", f"{result['top1']:.2f}"],
+        ["always the most frequent class", f"{constant:.2f}"],
+    ]
     print(format_table(["answer", "test top-1 %"], rows))
-    print(f"{result['epochs']} epochs; {result['checkpoint']} (for validate.py and tools.export); classes are in")
+    print(
+        f"{result['epochs']} epochs; {result['checkpoint']} (for validate.py and tools.export); classes are in"
+    )
     print(run.file("architecture.json"))
 
 

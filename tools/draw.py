@@ -2,8 +2,9 @@
 
 python3 -m tools.draw logs/NET/architecture.json --out net.svg
 
-A column for each layer, a bar for each sub-block, wider and of another colour for larger kernels; sub-blocks that are
-skipped are empty. Of elastic networks a column is a block, as high as its expansion ratio.
+A column for each layer, a bar for each sub-block, wider and of another colour for larger kernels;
+sub-blocks that are skipped are empty. Of elastic networks a column is a block, as high as its
+expansion ratio.
 """
 
 from pathlib import Path
@@ -27,11 +28,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     design = Design.of_blueprint(load_blueprint(args.architecture)[0])
     if not design.has_blocks:
-        raise UserError(f"{args.architecture}: a cell of NAS-Bench-201 is a string, not blocks of kernels")
+        raise UserError(
+            f"{args.architecture}: a cell of NAS-Bench-201 is a string, not blocks of kernels"
+        )
     figure = picture_of(design, alone=True)
     width, height = figure.get_size_inches() * 96
     size = f'xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" color="{GREY}"'
-    write_text(args.out, figures.svg(figure, "net", spoken(design)).replace("<svg", f"<svg {size}", 1) + "\n")
+    write_text(
+        args.out,
+        figures.svg(figure, "net", spoken(design)).replace("<svg", f"<svg {size}", 1) + "\n",
+    )
     print(args.out)
 
 

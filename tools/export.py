@@ -5,15 +5,16 @@
     python3 -m tools.export --checkpoint CKPT --format torch-export --fuse --out net.pt2 --verify
     python3 -m tools.export --checkpoint CKPT --format timm --out my_network.py --verify
 
-The checkpoint is one of train_cifar.py or train_imagenet.py (best, last or ema); for other weights the options are
-those of validate.py. `onnx` runs in onnxruntime, `torch-export` in PyTorch without this project; input "images"
-`[batch, 3, S, S]`, normalised by the mean and std that the file holds, of colours in [0, 1]; output "logits"
-`[batch, classes]`. `timm` is a module after whose import `timm.create_model("my_network", pretrained=True)` builds the
-network on timm's own classes, with the weights beside it.
+The checkpoint is one of train_cifar.py or train_imagenet.py (best, last or ema); for other weights
+the options are those of validate.py. `onnx` runs in onnxruntime, `torch-export` in PyTorch without
+this project; input "images" `[batch, 3, S, S]`, normalised by the mean and std that the file holds,
+of colours in [0, 1]; output "logits" `[batch, classes]`. `timm` is a module after whose import
+`timm.create_model("my_network", pretrained=True)` builds the network on timm's own classes, with
+the weights beside it.
 
---verify runs the file on the test images: it is only written when all logits are those of PyTorch, but for 1e-4 of the
-largest one. --int8 folds batch norms, calibrates on training images, and reports accuracy beside that of single
-precision.
+--verify runs the file on the test images: it is only written when all logits are those of PyTorch,
+but for 1e-4 of the largest one. --int8 folds batch norms, calibrates on training images, and
+reports accuracy beside that of single precision.
 """
 
 import argparse
@@ -66,7 +67,9 @@ def main(argv: list[str] | None = None) -> None:
         own, compared = None, {}
         if args.verify or args.int8:
             images = some_of(trained.test_images(args.strict_data), args.images)
-            own, compared = compare(network, runs, trained.batches(images, args.batch_size, args.workers))
+            own, compared = compare(
+                network, runs, trained.batches(images, args.batch_size, args.workers)
+            )
         if args.verify:
             for one in written:
                 compared[one.name].check(one.name) if one.exact else None
@@ -82,21 +85,44 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_network_options(parser)
     parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write; of timm a .py")
-    parser.add_argument("--verify", action="store_true", help="write it only if it says what PyTorch says")
-    parser.add_argument("--images", type=positive, metavar="N", help="run N test images, evenly spread (default: all)")
-    parser.add_argument("--fuse", action="store_true", help="fold batch norms into the convolutions before them")
-    parser.add_argument("--int8", action="store_true", help="onnx: weights and activations of 8 bits")
     parser.add_argument(
-        "--calibration", type=positive, default=512, metavar="N", help="training images for --int8 (default 512)"
+        "--out", required=True, type=Path, metavar="FILE", help="the file to write; of timm a .py"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="write it only if it says what PyTorch says"
+    )
+    parser.add_argument(
+        "--images",
+        type=positive,
+        metavar="N",
+        help="run N test images, evenly spread (default: all)",
+    )
+    parser.add_argument(
+        "--fuse", action="store_true", help="fold batch norms into the convolutions before them"
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="onnx: weights and activations of 8 bits"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="training images for --int8 (default 512)",
     )
     parser.add_argument(
         "--opset", type=int, choices=onnx_file.OPSETS, metavar="V",
         help=f"of onnx, {onnx_file.OPSETS[0]} to {onnx_file.OPSETS[-1]} (default {onnx_file.USUAL_OPSET})",
     )  # fmt: skip
-    parser.add_argument("--runs", type=not_negative, default=50, help="timed, of each (default 50; 0: none)")
-    parser.add_argument("-b", "--batch-size", type=positive, default=256, help="of test images (default 256)")
-    parser.add_argument("-j", "--workers", type=not_negative, default=0, help="processes that read images")
+    parser.add_argument(
+        "--runs", type=not_negative, default=50, help="timed, of each (default 50; 0: none)"
+    )
+    parser.add_argument(
+        "-b", "--batch-size", type=positive, default=256, help="of test images (default 256)"
+    )
+    parser.add_argument(
+        "-j", "--workers", type=not_negative, default=0, help="processes that read images"
+    )
     args = parser.parse_args(argv)
     check_network_options(parser, args)
     check_combinations(args)
@@ -108,7 +134,9 @@ def check_combinations(args: argparse.Namespace) -> None:
     if args.format != "onnx" and (args.int8 or args.opset):
         raise UserError(f"--{'int8' if args.int8 else 'opset'}: it goes with --format onnx")
     if args.format == "timm" and args.fuse:
-        raise UserError("--fuse: timm's networks have batch norms; it goes with onnx and torch-export")
+        raise UserError(
+            "--fuse: timm's networks have batch norms; it goes with onnx and torch-export"
+        )
     if args.format == "timm" and args.out.suffix != ".py":
         raise UserError(f"--out {args.out}: of timm it is a module; its name must end with .py")
     if args.images and not (args.verify or args.int8):
@@ -119,7 +147,7 @@ def check_combinations(args: argparse.Namespace) -> None:
         onnx_file.check_installed()
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def by_pytorch(network: nn.Module) -> Runner:
@@ -133,12 +161,18 @@ def about(trained: Trained) -> dict:
     return {
         "architecture": {**trained.blueprint.describe(), "options": trained.options},
         **{name: list(map(float, trained.data[name])) for name in ("mean", "std")},
-        **{"image_size": trained.image_size, "classes": trained.classes, "dataset": trained.data["dataset"]},
+        **{
+            "image_size": trained.image_size,
+            "classes": trained.classes,
+            "dataset": trained.data["dataset"],
+        },
     }
 
 
 def write(args: argparse.Namespace, trained: Trained, folder: Path) -> list[Written]:
-    """Write what is asked for into `folder`; the last one counts, others are there to be compared with."""
+    """Write what is asked for into `folder`; the last one counts, others are there to be compared
+    with.
+    """
     file, size = folder / args.out.name, trained.image_size
     if args.format == "timm":
         files = timm_module.write(file, trained.network, size, about(trained), trained.view)
@@ -160,33 +194,47 @@ def write(args: argparse.Namespace, trained: Trained, folder: Path) -> list[Writ
 def calibration(trained: Trained, args: argparse.Namespace) -> list[Tensor]:
     """Batches of random training images, as they are evaluated."""
     images = trained.training_images(args.strict_data)
-    order = torch.randperm(len(images.labels), generator=stream(0, "calibration"))[: args.calibration]
+    order = torch.randperm(len(images.labels), generator=stream(0, "calibration"))[
+        : args.calibration
+    ]
     batches = trained.batches(images.subset(order), CALIBRATION_BATCH, args.workers)
     return [images for images, _ in batches.epoch()]
 
 
 def some_of(images: Images, count: int | None) -> Images:
-    """`count` of them, evenly spread, since folders are sorted by class; all if it is None or too many."""
+    """`count` of them, evenly spread, since folders are sorted by class; all if it is None or too
+    many.
+    """
     total = len(images.labels)
     if count is None or count >= total:
         return images
     return images.subset(torch.arange(count) * total // count)
 
 
-# -- what came of it -------------------------------------------------------------------------------------------------
+# -- what came of it -------------------------------------------------------------------------------
 
 
-def report(written: list[Written], own: Compared | None, compared: dict[str, Compared], times: list[float]) -> None:
+def report(
+    written: list[Written], own: Compared | None, compared: dict[str, Compared], times: list[float]
+) -> None:
     """A row for PyTorch and one for each file."""
     times = times or [None] * (1 + len(written))
     rows = [row("pytorch", None, own, None, times[0])]
     for one, time in zip(written, times[1:], strict=True):
         found = compared.get(one.name)
         rows.append(row(one.name, one.size, found, found.difference if found else None, time))
-    print(format_table(["format", "size kB", "top-1 %", "largest difference", "ms at batch 1"], rows))
+    print(
+        format_table(["format", "size kB", "top-1 %", "largest difference", "ms at batch 1"], rows)
+    )
 
 
-def row(name: str, size: int | None, found: Compared | None, difference: float | None, time: float | None) -> list:
+def row(
+    name: str,
+    size: int | None,
+    found: Compared | None,
+    difference: float | None,
+    time: float | None,
+) -> list:
     return [
         name,
         None if size is None else f"{size / 1000:.1f}",
@@ -197,7 +245,11 @@ def row(name: str, size: int | None, found: Compared | None, difference: float |
 
 
 def summary(
-    args: argparse.Namespace, trained: Trained, own: Compared | None, compared: dict[str, Compared], last: Written
+    args: argparse.Namespace,
+    trained: Trained,
+    own: Compared | None,
+    compared: dict[str, Compared],
+    last: Written,
 ) -> None:
     if own is not None:
         found = compared[last.name]
@@ -206,7 +258,9 @@ def summary(
         print(f"differences are of logits, as shares of the largest one ({own.largest:.3g})")
         print(f"images that get another class than from PyTorch: {found.changed}")
         if trained.chosen_by:
-            print(f"this checkpoint was chosen by {trained.chosen_by}: on them it looks better than it is")
+            print(
+                f"this checkpoint was chosen by {trained.chosen_by}: on them it looks better than it is"
+            )
     print(" and ".join(str(args.out.parent / file.name) for file in reversed(last.files)))
 
 

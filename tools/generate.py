@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     print(format_table(*miss_table(found)))
     for target in unmet:
         asked = f"target {target:g} {ready.table.unit}"
-        print(f"{asked}: no architecture near the generated one meets it; the nearest found is shown")
+        print(
+            f"{asked}: no architecture near the generated one meets it; the nearest found is shown"
+        )
     print(f"generator {ready.source}{outside_note(targets, ready)}")
     if args.out:
         print(f"{len(found)} architectures in {args.out}")
@@ -47,15 +49,25 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--cfg", help="config file; its generator_pretrained, else the newest run of its space")
+    source.add_argument(
+        "--cfg", help="config file; its generator_pretrained, else the newest run of its space"
+    )
     source.add_argument("--run", type=Path, metavar="DIR", help="run folder of a finished search")
     targets = "targets in M, or in ms where the config's cost is latency: 270:450:5 (with its stop) or 300,320,365"
     parser.add_argument("--flops", "--targets", required=True, help=targets)
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the architectures here")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="write the architectures here"
+    )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--exact", action="store_true", help="within 0.5 %% of each target, by the least change")
-    how.add_argument("--at-most", action="store_true", help="targets are ceilings, met by the least change")
-    parser.add_argument("--max-params", type=float, metavar="M", help="with --at-most: a ceiling on parameters too")
+    how.add_argument(
+        "--exact", action="store_true", help="within 0.5 %% of each target, by the least change"
+    )
+    how.add_argument(
+        "--at-most", action="store_true", help="targets are ceilings, met by the least change"
+    )
+    parser.add_argument(
+        "--max-params", type=float, metavar="M", help="with --at-most: a ceiling on parameters too"
+    )
     add_config_options(parser)
     args = parser.parse_args(argv)
     if args.max_params is not None and not (args.at_most and args.max_params > 0):
@@ -89,7 +101,11 @@ def parse_targets(text: str) -> Tensor:
 def outside_note(targets: Tensor, ready: ReadyGenerator) -> str:
     low, high, unit = ready.generator.low, ready.generator.high, ready.table.unit
     outside = ((targets < low) | (targets > high)).sum()
-    return f"; {outside} targets lie outside {low:g} to {high:g} {unit}, for which it was trained" if outside else ""
+    return (
+        f"; {outside} targets lie outside {low:g} to {high:g} {unit}, for which it was trained"
+        if outside
+        else ""
+    )
 
 
 if __name__ == "__main__":

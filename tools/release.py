@@ -1,10 +1,11 @@
-"""What a search and its networks are, without what only training needs: a small folder to give away.
+"""What a search and its networks are, without what only training needs: a small folder to give
+away.
 
     python3 -m tools.release logs/digits_config logs/digits_5.5M --out release/digits
 
-Of a search: config, supernet, generator and its prior pool; of a network: its checkpoint and architecture. Weights are
-rounded to 16 bits, batch norms and biases stay as they are; the result.json of a network is what the rounded weights
-reach on the test images.
+Of a search: config, supernet, generator and its prior pool; of a network: its checkpoint and
+architecture. Weights are rounded to 16 bits, batch norms and biases stay as they are; the
+result.json of a network is what the rounded weights reach on the test images.
 """
 
 import json
@@ -34,8 +35,16 @@ TRAINING = ("optimizer", "scaler", "average", "tally", "scores", "best_top1", "b
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="of search.py, or of a trained network")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="gets a folder of each run's name")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN_DIR",
+        help="of search.py, or of a trained network",
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="gets a folder of each run's name"
+    )
     args = parser.parse_args(argv)
     rows = []
     for run in args.runs:
@@ -66,7 +75,11 @@ def whole_or_not(folder: Path, write: Callable[[Path], T]) -> T:
 def copy_records(run: Path, folder: Path, *names: str) -> None:
     """How the run was begun, but for the machine, and what it measured."""
     environment = json.loads((run / "environment.json").read_text())
-    kept = {key: environment[key] for key in ("stage", "python", "torch", "commit") if key in environment}
+    kept = {
+        key: environment[key]
+        for key in ("stage", "python", "torch", "commit")
+        if key in environment
+    }
     checkpoint.write_text(folder / "environment.json", json.dumps(kept, indent=1) + "\n")
     for name in ("metrics.jsonl", *names):
         if (run / name).exists():
@@ -84,14 +97,20 @@ def release_search(run: Path, folder: Path) -> None:
     checkpoint.write_text(folder / "config.yml", yaml.safe_dump(config, sort_keys=False))
     for file in (supernet_of(run), run / "checkpoints" / f"{GENERATOR_FILE}.pth"):
         checkpoint.save(folder / "checkpoints" / file.name, small(checkpoint.load(file)))
-    copy_records(run, folder, "prior_pool.json", "architectures.json", "split.json", "supernet_evaluate.csv")
+    copy_records(
+        run, folder, "prior_pool.json", "architectures.json", "split.json", "supernet_evaluate.csv"
+    )
 
 
 def release_network(run: Path, folder: Path) -> float:
-    """Its last weights, and their average when there is one; top-1 of the last in % of the test images."""
+    """Its last weights, and their average when there is one; top-1 of the last in % of the test
+    images.
+    """
     payload = checkpoint.load(run / "checkpoints" / "last.pth")
     if payload.get("kind") not in KINDS:
-        raise UserError(f"{run}: no run of search.py with a generator, and none of a trained network")
+        raise UserError(
+            f"{run}: no run of search.py with a generator, and none of a trained network"
+        )
     file = folder / "last.pth"
     checkpoint.save(file, small(payload))
     if (average := run / "checkpoints" / "ema.pth").exists():
@@ -99,14 +118,20 @@ def release_network(run: Path, folder: Path) -> float:
     trained = open_own(file)
     network, place = trained.network, Placement(torch.device("cpu"))
     score = evaluate(network, trained.batches(trained.test_images(), 256), place)
-    result = {**score.to_dict(), **costs_of(trained.blueprint, network, trained.image_size), "checkpoint": file.name}
+    result = {
+        **score.to_dict(),
+        **costs_of(trained.blueprint, network, trained.image_size),
+        "checkpoint": file.name,
+    }
     checkpoint.write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
     copy_records(run, folder, "architecture.json", "config.yml")
     return score.top1
 
 
 def small(payload: dict) -> dict:
-    """A checkpoint without the state of its training, its weights of two axes and more rounded to 16 bits."""
+    """A checkpoint without the state of its training, its weights of two axes and more rounded to
+    16 bits.
+    """
     return {key: rounded(value) for key, value in payload.items() if key not in TRAINING}
 
 

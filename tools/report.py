@@ -3,8 +3,9 @@
     python3 -m tools.report logs/digits_config logs/digits_5.5M
     python3 -m tools.report logs/small DIR ranking --out report.html
 
-Each RUN_DIR is a folder of search.py, train_cifar.py or train_imagenet.py, the --save folder of msunas.py, or the --out
-folder of tools.rank; the page goes into the first one. The same runs give the same bytes.
+Each RUN_DIR is a folder of search.py, train_cifar.py or train_imagenet.py, the --save folder of
+msunas.py, or the --out folder of tools.rank; the page goes into the first one. The same runs give
+the same bytes.
 """
 
 import argparse
@@ -34,27 +35,38 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or args.runs[0] / "report.html"
     write_text(out, page(runs))
     remarks = sum(len(run.remarks) for run in runs)
-    print(f"{out}: {sum(len(run.found) for run in runs)} architectures of {len(runs)} runs, {remarks} remarks")
+    print(
+        f"{out}: {sum(len(run.found) for run in runs)} architectures of {len(runs)} runs, {remarks} remarks"
+    )
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="what a stage wrote")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the first RUN_DIR")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: report.html in the first RUN_DIR"
+    )
     return parser.parse_args(argv)
 
 
 def names(folders: list[Path]) -> list[str]:
     """What runs are called: the name of the folder, or all of its path where two have the same."""
     count = Counter(folder.resolve().name for folder in folders)
-    return [str(folder) if count[folder.resolve().name] > 1 else folder.resolve().name for folder in folders]
+    return [
+        str(folder) if count[folder.resolve().name] > 1 else folder.resolve().name
+        for folder in folders
+    ]
 
 
 def page(runs: list[RunResults]) -> str:
     """The page, as HTML."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     found, draw = [one for run in runs for one in run.found], Drawing()
     cards, different = pictures.gallery(found, draw)
@@ -66,7 +78,10 @@ def page(runs: list[RunResults]) -> str:
         sections=sections,
         cards=cards,
         different=different,
-        kernels=[(k, figures.kernel_colour(k)) for k in sorted({k for card in cards for k in card.kernels})],
+        kernels=[
+            (k, figures.kernel_colour(k))
+            for k in sorted({k for card in cards for k in card.kernels})
+        ],
         columns=COLUMNS,
         rows=[row(one, drawn.get(one.design)) for one in found],
     )
@@ -104,7 +119,7 @@ def all_sections(runs: list[RunResults], found: list[Found], draw: Drawing) -> l
     ]
 
 
-# -- the table -------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 COLUMNS = (  # title, and whether it sorts by number
     ("picture", True),
@@ -122,7 +137,9 @@ COLUMNS = (  # title, and whether it sorts by number
 
 
 def row(one: Found, picture: int | None) -> list[tuple[str, str]]:
-    """What each cell of `COLUMNS` shows, and what it is sorted by; both empty where there is nothing."""
+    """What each cell of `COLUMNS` shows, and what it is sorted by; both empty where there is
+    nothing.
+    """
 
     def shown(value: float | None, form: str) -> tuple[str, str]:
         return ("", "") if value is None else (format(value, form), repr(value))

@@ -1,4 +1,5 @@
-"""The table of a finished example: what was asked for, what it costs, what the trained network reaches.
+"""The table of a finished example: what was asked for, what it costs, what the trained network
+reaches.
 
 python3 -m tools.summary --architectures FILE.json --cfg CFG --result RUN/result.json
 """
@@ -20,8 +21,12 @@ from utils.table import format_table
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--cfg", required=True, help="config file (YAML)")
-    parser.add_argument("--architectures", required=True, type=Path, help="a list that tools.generate wrote")
-    parser.add_argument("--result", required=True, type=Path, help="result.json of the trained network")
+    parser.add_argument(
+        "--architectures", required=True, type=Path, help="a list that tools.generate wrote"
+    )
+    parser.add_argument(
+        "--result", required=True, type=Path, help="result.json of the trained network"
+    )
     args = parser.parse_args(argv)
     config = load_config(args.cfg)
     space = build_space(config)
@@ -37,9 +42,20 @@ def main(argv: list[str] | None = None) -> None:
         counted = count_macs(network, space.image_size)
         reached = f"{top1:.2f}" if found.target == target else None
         parameters = f"{count_parameters(network):.3f}"
-        rows.append([f"{found.target:g}", f"{found.macs_m:.3f}", f"{counted:.3f}", parameters, reached])
+        rows.append(
+            [f"{found.target:g}", f"{found.macs_m:.3f}", f"{counted:.3f}", parameters, reached]
+        )
     print(
-        format_table([f"target {config.unit}", "cost by table M", "cost counted M", "params M", "test top-1 %"], rows)
+        format_table(
+            [
+                f"target {config.unit}",
+                "cost by table M",
+                "cost counted M",
+                "params M",
+                "test top-1 %",
+            ],
+            rows,
+        )
     )
     print(f"architectures {args.architectures}; trained network {checkpoint}")
 

@@ -24,7 +24,9 @@ UNFINISHED = ".unfinished"
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in the place of `path`."""
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in the place
+    of `path`.
+    """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: a file is to be written here, but it is a folder")
@@ -97,34 +99,46 @@ _UNREADABLE = (
 
 
 def load(path: str | Path) -> dict:
-    """The payload of a checkpoint, on the CPU; UserError when the file is missing, truncated or no such thing."""
+    """The payload of a checkpoint, on the CPU; UserError when the file is missing, truncated or no
+    such thing.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps its arguments in checkpoints
+        # timm keeps its arguments in checkpoints
+        with torch.serialization.safe_globals([argparse.Namespace]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path}: not a readable checkpoint of tensors and plain values ({reason})") from None
+        raise UserError(
+            f"{path}: not a readable checkpoint of tensors and plain values ({reason})"
+        ) from None
     if not isinstance(payload, dict):
-        raise UserError(f"{path}: a checkpoint must be a dictionary, this is a {type(payload).__name__}")
+        raise UserError(
+            f"{path}: a checkpoint must be a dictionary, this is a {type(payload).__name__}"
+        )
     return payload
 
 
 def weights(payload: dict, path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a payload, itself or under one of `WEIGHT_KEYS`, without "module." before its keys."""
+    """The state dict of a payload, itself or under one of `WEIGHT_KEYS`, without "module." before
+    its keys.
+    """
     for key in WEIGHT_KEYS:
         if isinstance(payload.get(key), dict):
             payload = payload[key]
             break
     if not payload or not all(isinstance(value, Tensor) for value in payload.values()):
-        raise UserError(f"{path}: it holds no weights, neither itself nor under {', '.join(WEIGHT_KEYS)}")
+        raise UserError(
+            f"{path}: it holds no weights, neither itself nor under {', '.join(WEIGHT_KEYS)}"
+        )
     return {key.removeprefix("module."): value for key, value in payload.items()}
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load `state` strictly; UserError naming the first keys that are missing, unknown or of another shape.
+    """Load `state` strictly; UserError naming the first keys that are missing, unknown or of
+    another shape.
 
     Only the counters `num_batches_tracked` may be missing or too many: no network here uses them.
     """
@@ -138,5 +152,7 @@ def load_into(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> 
     state = {key: value for key, value in state.items() if key in own}
     for key, value in state.items():
         if value.shape != own[key].shape:
-            raise UserError(f"{path}: {key} is {tuple(value.shape)}; this network has {tuple(own[key].shape)}")
+            raise UserError(
+                f"{path}: {key} is {tuple(value.shape)}; this network has {tuple(own[key].shape)}"
+            )
     module.load_state_dict(state, strict=False)

@@ -1,4 +1,6 @@
-"""What the command lines of all stages have in common: one line for what is wrong, and exit status 2."""
+"""What the command lines of all stages have in common: one line for what is wrong, and exit status
+2.
+"""
 
 import argparse
 import functools
@@ -17,8 +19,9 @@ from utils.stopping import say, signals_received, stop_signal
 def command(main: Callable) -> Callable:
     """Let a stage's `main(argv=None)` end bad input as one line on stderr and exit status 2.
 
-    SIGTERM and Ctrl-C end it with a line, too, and with the exit status that shells expect. Where a launcher has
-    started several processes, they work together, and only the first one's standard output is seen.
+    SIGTERM and Ctrl-C end it with a line, too, and with the exit status that shells expect. Where a
+    launcher has started several processes, they work together, and only the first one's standard
+    output is seen.
     """
 
     @functools.wraps(main)
@@ -29,7 +32,8 @@ def command(main: Callable) -> Callable:
                 return main(argv)
             except UserError as error:
                 reason = str(error)
-            except OSError as error:  # a full disk, a folder that cannot be written: nothing a traceback explains
+            # a full disk, a folder that cannot be written: nothing a traceback explains
+            except OSError as error:
                 reason = f"{error.filename or 'input and output'}: {error.strerror or error}"
             except KeyboardInterrupt:
                 number = stop_signal()
@@ -55,7 +59,9 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, like all others."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
 
     def error(self, message: str):
         raise UserError(f"{message}; --help says what is allowed")
@@ -64,24 +70,37 @@ class Parser(argparse.ArgumentParser):
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """`--set`, which every stage with a config has."""
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", action="extend", help="override the config"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        action="extend",
+        help="override the config",
     )
 
 
 def add_checkpoint_minutes(parser: argparse.ArgumentParser) -> None:
     """How often a stage keeps its state inside an epoch."""
     option = {"type": positive_number, "default": 15.0, "metavar": "MINUTES"}
-    parser.add_argument("--checkpoint-minutes", **option, help="between checkpoints inside an epoch (default 15)")
+    parser.add_argument(
+        "--checkpoint-minutes", **option, help="between checkpoints inside an epoch (default 15)"
+    )
 
 
 def add_supernet_options(parser: argparse.ArgumentParser) -> None:
     """Which supernet an evolutionary search is about."""
     parser.add_argument(
-        "--space", choices=("elastic", "unified", "nasbench201"), help="kind of supernet (default: as --cfg says)"
+        "--space",
+        choices=("elastic", "unified", "nasbench201"),
+        help="kind of supernet (default: as --cfg says)",
     )
     parser.add_argument("--cfg", help="config file (YAML): space, data set and normalisation")
-    parser.add_argument("--supernet_path", default="./data/ofa_mbv3_d234_e346_k357_w1.0", metavar="CHECKPOINT")
-    parser.add_argument("--n_classes", type=positive, help="classes (default: as --cfg says, or 1000)")
+    parser.add_argument(
+        "--supernet_path", default="./data/ofa_mbv3_d234_e346_k357_w1.0", metavar="CHECKPOINT"
+    )
+    parser.add_argument(
+        "--n_classes", type=positive, help="classes (default: as --cfg says, or 1000)"
+    )
     add_config_options(parser)
 
 

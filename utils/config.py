@@ -1,8 +1,10 @@
-"""YAML -> `Config`, a frozen record of checked values. An unknown or wrong key is a UserError that names it.
+"""YAML -> `Config`, a frozen record of checked values. An unknown or wrong key is a UserError that
+names it.
 
-The published YAMLs load unchanged. A `Config` is read by the stage scripts and their trainings (`model/warm_up.py`,
-`model/generator_training.py`, `model/scratch_training.py`), by the run folder, and where files become objects
-(`model/build.py`, `model/generation.py`); what lies below takes named values.
+The published YAMLs load unchanged. A `Config` is read by the stage scripts and their trainings
+(`model/warm_up.py`, `model/generator_training.py`, `model/scratch_training.py`), by the run folder,
+and where files become objects (`model/build.py`, `model/generation.py`); what lies below takes
+named values.
 """
 
 import contextlib
@@ -34,9 +36,11 @@ class OptimState:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A row of `l_cfgs`: [max expansion, output channels, kernels, stride, number of choices, squeeze-excite].
+    """A row of `l_cfgs`: [max expansion, output channels, kernels, stride, number of choices,
+    squeeze-excite].
 
-    The last two may be left out; a row overrides the global `expansion`, `split_blocks` and `kernels_nums`.
+    The last two may be left out; a row overrides the global `expansion`, `split_blocks` and
+    `kernels_nums`.
     """
 
     expansion: int
@@ -49,7 +53,9 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ElasticKeys:
-    """The key `elastic`: a once-for-all space, see `model.elastic_space.ElasticSpace`; a list entry for each stage."""
+    """The key `elastic`: a once-for-all space, see `model.elastic_space.ElasticSpace`; a list entry
+    for each stage.
+    """
 
     stages: tuple[int, ...]  # output channels
     strides: tuple[int, ...]
@@ -67,7 +73,9 @@ class ElasticKeys:
 
 @dataclass(frozen=True)
 class CellKeys:
-    """The network of NAS-Bench-201 whose costs and accuracies are searched, and how much of it the supernet has."""
+    """The network of NAS-Bench-201 whose costs and accuracies are searched, and how much of it the
+    supernet has.
+    """
 
     channels: int = 16  # of the first stage
     cells: int = 5  # in each stage of that network
@@ -77,7 +85,9 @@ class CellKeys:
 
 @dataclass(frozen=True)
 class Config:
-    """All keys of a config file. Costs are in millions of multiply-adds (M). A path of None is not used."""
+    """All keys of a config file. Costs are in millions of multiply-adds (M). A path of None is not
+    used.
+    """
 
     title_flag: ClassVar[str] = "--title"
     length_keys: ClassVar[frozenset[str]] = frozenset({"warmup_epochs", "search_epochs", "epochs"})
@@ -86,14 +96,17 @@ class Config:
     dataset: str
     classes: int
     input_size: int
-    supernet: str = "unified"  # or "elastic" or "nasbench201": then the key below is the search space, else l_cfgs;
+    # or "elastic" or "nasbench201": then the key below is the search space, else l_cfgs;
+    supernet: str = "unified"
     # or "none": a network that only its network_config describes
     elastic: ElasticKeys | None = None
     cell: CellKeys | None = None
     l_cfgs: tuple[LayerRow, ...] = ()  # search space
-    cost: str = "flops"  # what targets are in: multiply-adds (M), or "latency" (ms), by the table below
+    # what targets are in: multiply-adds (M), or "latency" (ms), by the table below
+    cost: str = "flops"
     latency_table: str | None = None  # a YAML file of tools.profile_latency
-    low_flops: float = 0.0  # range of targets; this and whatever else is in M are in ms where cost is latency
+    # range of targets; this and whatever else is in M are in ms where cost is latency
+    low_flops: float = 0.0
     high_flops: float = 0.0
     dataset_dir: str = "./data/"
     train_portion: float = 0.8
@@ -119,19 +132,25 @@ class Config:
     batch_size: int = 512
     paths_per_step: int = 4
     path_sampling: str = "fair"  # within a step; or "uniform", each path on its own
-    alignment: float = 0.0  # share of the initial weights that all sub-blocks have in common; 0: published
+    # share of the initial weights that all sub-blocks have in common; 0: published
+    alignment: float = 0.0
     lr_warmup_steps: int = 0  # steps of linear warm-up of the learning rate
     clip_grad: float = 0.0  # largest norm of the gradients of a step; 0: any
-    validation_paths: int = 8  # random paths whose accuracy is averaged after each epoch of the warm-up
-    bn_recalibration_images: int = 2048  # training images that re-estimate BN before a path is validated; 0: none
+    # random paths whose accuracy is averaged after each epoch of the warm-up
+    validation_paths: int = 8
+    # training images that re-estimate BN before a path is validated; 0: none
+    bn_recalibration_images: int = 2048
     label_smoothing: float = 0.1
     dropout: float = 0.2
-    se: bool = False  # this and the following: of the network trained from scratch; squeeze-excite in every block
+    # this and the following: of the network trained from scratch; squeeze-excite in every block
+    se: bool = False
     activation: str = "relu6"
     drop_path: float = 0.0  # rate of stochastic depth in the last block, less in those before
-    inherit: str | None = None  # a supernet checkpoint whose weights it begins with; with network_config its own
+    # a supernet checkpoint whose weights it begins with; with network_config its own
+    inherit: str | None = None
     network_config: str | None = None  # a published net.config
-    network_size: int | None = None  # pixels to which it gets its images resized; None: input_size, not resized
+    # pixels to which it gets its images resized; None: input_size, not resized
+    network_size: int | None = None
     cutout: int = 0  # side in pixels
     autoaugment: bool = False
     mixup: float = 0.0  # alpha of the Beta distribution; 0: none
@@ -145,18 +164,25 @@ class Config:
     search_epochs: int = 50
     generator: str = "singan"
     hc_dim: int = 10
-    g_optim_state: OptimState = field(default_factory=lambda: OptimState("adam", 0.001, 0.9, 0.0, 0.5))
+    g_optim_state: OptimState = field(
+        default_factory=lambda: OptimState("adam", 0.001, 0.9, 0.0, 0.5)
+    )
     pool_size: int = 1
     pool_chain: bool = False  # each prior begins as its neighbour
-    pool_tolerance: float = 0.0  # M between a prior and its mark; 0: 1 M, and 1 % where that is less
-    priors_per_target: int = 1  # nearest priors from which a target is answered; the answer of least miss counts
+    # M between a prior and its mark; 0: 1 M, and 1 % where that is less
+    pool_tolerance: float = 0.0
+    # nearest priors from which a target is answered; the answer of least miss counts
+    priors_per_target: int = 1
     targets_per_step: int = 1  # the first of them also goes through the supernet
     logit_decay: float = 0.0  # weight of the mean square of the generator's logits in its loss
-    sampled_paths: int = 0  # paths of a generator step, sampled for its first target; 0: the mixture
-    straight_through: bool = False  # the hardware loss sees the discrete architecture, not the mixture
+    # paths of a generator step, sampled for its first target; 0: the mixture
+    sampled_paths: int = 0
+    # the hardware loss sees the discrete architecture, not the mixture
+    straight_through: bool = False
     hardware_loss: str = "absolute"  # or "relative" to the target
     g_lr_scheduler: str = "constant"  # or "cosine" over search_epochs
-    generator_ema: float = 0.0  # decay of the averaged generator weights that are evaluated and kept; 0: none
+    # decay of the averaged generator weights that are evaluated and kept; 0: none
+    generator_ema: float = 0.0
     tau: float = 5.0
     tau_decay: float = 0.95  # per epoch
     alpha: float = 0.0003
@@ -167,7 +193,8 @@ class Config:
     cost_tolerance: float = 0.1  # M; no hardware loss within
     cost_unit: float = 1.0  # M; the hardware loss is in squares of it
     eval_step: float = 10.0  # M between two evaluated targets
-    hardware_loss_limit: float = 0.4  # total over the evaluated targets, for the most accurate generator to be kept
+    # total over the evaluated targets, for the most accurate generator to be kept
+    hardware_loss_limit: float = 0.4
     # run
     cuda: bool = True
     ngpu: int = 1
@@ -202,7 +229,14 @@ class Config:
         """Plain values, as YAML and JSON hold them; `from_dict` reads them back."""
         values = dataclasses.asdict(self)
         values["l_cfgs"] = [
-            [r.expansion, r.out_channels, [*r.kernels, *["skip"] * r.skip], r.stride, len(r.kernels) + r.skip, r.se]
+            [
+                r.expansion,
+                r.out_channels,
+                [*r.kernels, *["skip"] * r.skip],
+                r.stride,
+                len(r.kernels) + r.skip,
+                r.se,
+            ]
             for r in self.l_cfgs
         ]
         return _plain(values)
@@ -214,7 +248,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict, where: str = "config") -> "Config":
-        """Check and convert plain values; UserError naming `where`, the key, the value and what is allowed."""
+        """Check and convert plain values; UserError naming `where`, the key, the value and what is
+        allowed.
+        """
         values = {_SPELLINGS.get(key, key): value for key, value in values.items()}
         for key in _SPACE_KEYS.get(str(values.get("supernet", "unified")), ()):
             if values.get(key) is None:
@@ -242,7 +278,9 @@ def _plain(value):
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML file; `overrides` are `key=value`, with dots for keys inside `optim_state` and `g_optim_state`."""
+    """Read a YAML file; `overrides` are `key=value`, with dots for keys inside `optim_state` and
+    `g_optim_state`.
+    """
     path = Path(path)
     values = _read_yaml(path, path.resolve().parent)
     if not isinstance(values, dict):
@@ -266,7 +304,9 @@ def _read_yaml(path: Path, root: Path):
     def include(loader: yaml.SafeLoader, node: yaml.Node):
         target = (path.parent / str(loader.construct_scalar(node))).resolve()
         if not target.is_relative_to(root):
-            raise UserError(f"{path}: !include {node.value}: it lies outside the config's folder {root}")
+            raise UserError(
+                f"{path}: !include {node.value}: it lies outside the config's folder {root}"
+            )
         if target == path.resolve():
             raise UserError(f"{path}: !include {node.value}: a file cannot include itself")
         return _read_yaml(target, root)
@@ -299,7 +339,7 @@ def _override(values: dict, override: str) -> None:
     values[last] = value
 
 
-# -- checking --------------------------------------------------------------------------------------------------------
+# -- checking --------------------------------------------------------------------------------------
 
 
 def _record(kind: type, values: dict, where: str, prefix: str):
@@ -308,16 +348,26 @@ def _record(kind: type, values: dict, where: str, prefix: str):
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; allowed are {', '.join(sorted(hints))}"
+            hint = (
+                f"; did you mean {near[0]}?"
+                if near
+                else f"; allowed are {', '.join(sorted(hints))}"
+            )
             raise UserError(f"{where}: {prefix}{key}: unknown key{hint}")
     for part in dataclasses.fields(kind):
         defaults = (part.default, part.default_factory)
         if defaults == (dataclasses.MISSING, dataclasses.MISSING) and part.name not in values:
             raise UserError(f"{where}: {prefix}{part.name}: this key is missing")
         if dataclasses.is_dataclass(hints[part.name]) and isinstance(values.get(part.name), dict):
-            # What the file does not say of an optimiser is that optimiser's default, not another one's.
-            values = {**values, part.name: {**dataclasses.asdict(part.default_factory()), **values[part.name]}}
-    return kind(**{key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()})
+            # What the file does not say of an optimiser is that optimiser's default, not another
+            # one's.
+            values = {
+                **values,
+                part.name: {**dataclasses.asdict(part.default_factory()), **values[part.name]},
+            }
+    return kind(
+        **{key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()}
+    )
 
 
 def _convert(hint, value, where: str, key: str):
@@ -328,7 +378,9 @@ def _convert(hint, value, where: str, key: str):
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where}: {key}: {value!r} is no list")
-        return tuple(_convert(arguments[0], part, where, f"{key}[{i}]") for i, part in enumerate(value))
+        return tuple(
+            _convert(arguments[0], part, where, f"{key}[{i}]") for i, part in enumerate(value)
+        )
     if hint is LayerRow:
         return _layer_row(value, where, key)
     if dataclasses.is_dataclass(hint):
@@ -354,20 +406,30 @@ def _layer_row(row, where: str, key: str) -> LayerRow:
         raise UserError(
             f"{where}: {key}: {row!r} is not [max expansion, output channels, kernels, stride, kernels_nums, se]"
         )
-    expansion, out_channels, stride = (_convert(int, row[i], where, f"{key}[{i}]") for i in (0, 1, 3))
+    expansion, out_channels, stride = (
+        _convert(int, row[i], where, f"{key}[{i}]") for i in (0, 1, 3)
+    )
     choices = row[2]
     if not isinstance(choices, (list, tuple)) or len(set(map(str, choices))) < len(choices):
-        raise UserError(f"{where}: {key}[2]: {choices!r} is not a list of different kernel sizes, maybe with skip")
+        raise UserError(
+            f"{where}: {key}[2]: {choices!r} is not a list of different kernel sizes, maybe with skip"
+        )
     kernels = tuple(_convert(int, c, where, f"{key}[2]") for c in choices if c != "skip")
     if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
         raise UserError(f"{where}: {key}[2]: {choices!r}: kernel sizes must be odd and positive")
-    for name, value in (("max expansion", expansion), ("output channels", out_channels), ("stride", stride)):
+    for name, value in (
+        ("max expansion", expansion),
+        ("output channels", out_channels),
+        ("stride", stride),
+    ):
         if value < 1:
             raise UserError(f"{where}: {key}: {name} {value} is below 1")
     if "skip" in choices[:-1]:
         raise UserError(f"{where}: {key}[2]: {choices!r}: skip must stand last")
     if len(row) > 4 and _convert(int, row[4], where, f"{key}[4]") != len(choices):
-        raise UserError(f"{where}: {key}[4]: kernels_nums is {row[4]}, but the row has {len(choices)} choices")
+        raise UserError(
+            f"{where}: {key}[4]: kernels_nums is {row[4]}, but the row has {len(choices)} choices"
+        )
     se = _convert(bool, row[5], where, f"{key}[5]") if len(row) > 5 else False
     return LayerRow(expansion, out_channels, kernels, "skip" in choices, stride, se)
 
@@ -377,7 +439,9 @@ def _check_targets(config: Config, refuse: Callable[[str, str], None]) -> None:
         refuse("low_flops", f"above 0 and below high_flops ({config.high_flops:g})")
     for key in ("target_step", "target_jitter", "eval_step"):
         if getattr(config, key) > config.high_flops - config.low_flops:
-            refuse(key, f"at most high_flops - low_flops ({config.high_flops - config.low_flops:g})")
+            refuse(
+                key, f"at most high_flops - low_flops ({config.high_flops - config.low_flops:g})"
+            )
 
 
 def _check_layers(config: Config, refuse: Callable[[str, str], None]) -> None:
@@ -396,7 +460,9 @@ _AT_LEAST = {
     "stem_channels first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq "
     "ngpu",
 }
-_POSITIVE = "tau tau_decay loss_penalty hardware_loss_limit target_step cost_unit eval_step decay_ratio"
+_POSITIVE = (
+    "tau tau_decay loss_penalty hardware_loss_limit target_step cost_unit eval_step decay_ratio"
+)
 _ONE_OF = {
     "generator": ("singan",),
     "cost": ("flops", "latency"),
@@ -413,7 +479,9 @@ def _check_values(config: Config, where: str) -> None:
     """Everything about the values that needs no data and no space."""
 
     def refuse(key: str, allowed: str):
-        raise UserError(f"{where}: {key}: {getattr(config, key)!r} is not allowed; it must be {allowed}")
+        raise UserError(
+            f"{where}: {key}: {getattr(config, key)!r} is not allowed; it must be {allowed}"
+        )
 
     if config.sampled_paths == 1:  # each is compared with the others
         refuse("sampled_paths", "0, or at least 2")
@@ -454,6 +522,15 @@ def _check_values(config: Config, where: str) -> None:
     for key in ("optim_state", "g_optim_state"):
         state = getattr(config, key)
         if state.optimizer not in ("sgd", "adam"):
-            raise UserError(f"{where}: {key}.optimizer: {state.optimizer!r} is unknown; allowed are sgd, adam")
-        if state.lr <= 0 or state.weight_decay < 0 or not 0 <= state.momentum < 1 or not 0 <= state.beta < 1:
-            raise UserError(f"{where}: {key}: lr must be above 0, weight_decay at least 0, momentum and beta in [0, 1)")
+            raise UserError(
+                f"{where}: {key}.optimizer: {state.optimizer!r} is unknown; allowed are sgd, adam"
+            )
+        if (
+            state.lr <= 0
+            or state.weight_decay < 0
+            or not 0 <= state.momentum < 1
+            or not 0 <= state.beta < 1
+        ):
+            raise UserError(
+                f"{where}: {key}: lr must be above 0, weight_decay at least 0, momentum and beta in [0, 1)"
+            )

@@ -1,7 +1,8 @@
-"""Several processes as one run: what `torchrun` started works together, and a process of its own is a run of one.
+"""Several processes as one run: what `torchrun` started works together, and a process of its own is
+a run of one.
 
-All processes hold the same weights, and every function here that says so must be called by all of them, in the same
-order. Only the first process, of rank 0, writes files and prints.
+All processes hold the same weights, and every function here that says so must be called by all of
+them, in the same order. Only the first process, of rank 0, writes files and prints.
 """
 
 import datetime
@@ -46,7 +47,9 @@ def size() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within, this process does a work of its own: whatever is called there, it waits for no other one."""
+    """Within, this process does a work of its own: whatever is called there, it waits for no other
+    one.
+    """
     token = _alone.set(True)
     try:
         yield
@@ -73,8 +76,8 @@ def joined() -> Iterator[None]:
 def _connect() -> None:
     """Meet the other processes. RuntimeError when that fails again and again.
 
-    Connections of gloo are lost now and then where workers begin anew after one was killed, and would be waited for
-    without end: so all try it together, and once more if any of them failed.
+    Connections of gloo are lost now and then where workers begin anew after one was killed, and
+    would be waited for without end: so all try it together, and once more if any of them failed.
     """
     store, process, processes = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -82,7 +85,11 @@ def _connect() -> None:
     for attempt in range(TRIES):
         _meet(store, f"begin {attempt}", processes)
         try:
-            place = {"store": dist.PrefixStore(f"attempt {attempt}", store), "rank": process, "world_size": processes}
+            place = {
+                "store": dist.PrefixStore(f"attempt {attempt}", store),
+                "rank": process,
+                "world_size": processes,
+            }
             dist.init_process_group(backend, timeout=CONNECTING, **place)
         except RuntimeError as error:
             store.add(f"failed {attempt}", 1)
@@ -111,7 +118,7 @@ def _meet(store: dist.Store, name: str, processes: int) -> None:
         time.sleep(0.05)
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 def average(tensors: Iterable[Tensor]) -> None:
@@ -122,7 +129,9 @@ def average(tensors: Iterable[Tensor]) -> None:
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
     dist.all_reduce(flat)
     flat /= size()
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+    for tensor, mean in zip(
+        tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+    ):
         tensor.detach().copy_(mean.view(tensor.shape))
 
 
@@ -151,7 +160,9 @@ def first_alone() -> Iterator[None]:
 
 
 def is_first_to_say(text: str) -> bool:
-    """Whether no other process has said the same before: what goes wrong in all of them is said once."""
+    """Whether no other process has said the same before: what goes wrong in all of them is said
+    once.
+    """
     try:
         return size() == 1 or dist.distributed_c10d._get_default_store().add(f"said {text}", 1) == 1
     except RuntimeError:  # the others have gone
@@ -166,18 +177,22 @@ def of_first(value: T) -> T:
     return held[0]
 
 
-# -- parts of a work -------------------------------------------------------------------------------------------------
+# -- parts of a work -------------------------------------------------------------------------------
 
 
 def share(batch_size: int) -> slice:
-    """Which of the `batch_size` images of a batch are for this process; it must be a multiple of their number."""
+    """Which of the `batch_size` images of a batch are for this process; it must be a multiple of
+    their number.
+    """
     part = batch_size // size()
     return slice(rank() * part, (rank() + 1) * part)
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What came of a piece of work: its result, or the error that it ended in; and in which process."""
+    """What came of a piece of work: its result, or the error that it ended in; and in which
+    process.
+    """
 
     result: T | None
     error: BaseException | None
@@ -188,10 +203,11 @@ _works = itertools.count()
 
 
 def divided(count: int, work: Callable[[int], T]) -> list[Outcome[T]]:
-    """`work(0)` to `work(count - 1)`, each done by a process that is idle; all call it, and all get the outcomes.
+    """`work(0)` to `work(count - 1)`, each done by a process that is idle; all call it, and all get
+    the outcomes.
 
-    Work that fails is done once more by another process, where there is one. Within a work, this process is alone.
-    Where one is interrupted, all are, when they have ended what they were at.
+    Work that fails is done once more by another process, where there is one. Within a work, this
+    process is alone. Where one is interrupted, all are, when they have ended what they were at.
     """
     number = next(_works)
     taken = range(count) if size() == 1 else _taken(number, count)
@@ -236,7 +252,8 @@ def _outcome(work: Callable[[int], T], index: int) -> Outcome[T]:
     try:
         with alone():
             return Outcome(work(index), None, process)
-    except Exception as error:  # whatever it is, it must neither end the others' work nor become a result
+    # whatever it is, it must neither end the others' work nor become a result
+    except Exception as error:
         return Outcome(None, error, process)
     except KeyboardInterrupt as interrupt:
         if size() == 1:
@@ -248,7 +265,9 @@ def _gathered(own: dict[int, Outcome]) -> dict[int, Outcome]:
     if size() == 1:
         return own
     for index, outcome in own.items():
-        if outcome.error is not None and not isinstance(outcome.error, (UserError, KeyboardInterrupt)):
+        if outcome.error is not None and not isinstance(
+            outcome.error, (UserError, KeyboardInterrupt)
+        ):
             # not every error can be sent
             said = f"{type(outcome.error).__name__}: {outcome.error}"
             own[index] = replace(outcome, error=RuntimeError(f"in process {rank()}, {said}"))

@@ -33,7 +33,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and in which form numbers live: device, channels-last or not, mixed precision or not, and which."""
+    """Where and in which form numbers live: device, channels-last or not, mixed precision or not,
+    and which.
+    """
 
     device: torch.device
     channels_last: bool = True
@@ -50,7 +52,9 @@ class Placement:
 
 
 @torch.no_grad()
-def evaluate(forward: Callable[[Tensor], Tensor], batches: Loader, place: Placement, together: bool = False) -> Score:
+def evaluate(
+    forward: Callable[[Tensor], Tensor], batches: Loader, place: Placement, together: bool = False
+) -> Score:
     """Score `forward(images [B, 3, H, W]) -> logits [B, classes]` over `batches`.
 
     With `together`, all processes do so, each on some of the batches: every image counts once.
@@ -69,7 +73,9 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Loader, place: Placem
         loss = loss + F.cross_entropy(logits, labels, reduction="sum").cpu()
         images_seen += len(labels)
     if together:
-        top1, top5, loss, images_seen = distributed.totals(float(top1), float(top5), float(loss), images_seen)
+        top1, top5, loss, images_seen = distributed.totals(
+            float(top1), float(top5), float(loss), images_seen
+        )
     top1, top5, loss = (float(total) / max(images_seen, 1) for total in (top1, top5, loss))
     return Score(100 * top1, 100 * top5, loss, int(images_seen))
 
@@ -81,13 +87,18 @@ def recalibrated(
     batches: Iterable[tuple[Tensor, Tensor]],
     place: Placement,
 ) -> Iterator[None]:
-    """Within, the batch norms that `forward` uses hold the mean statistics of `batches`; afterwards, the old ones.
+    """Within, the batch norms that `forward` uses hold the mean statistics of `batches`;
+    afterwards, the old ones.
 
-    The running statistics of a supernet are those of all paths together; a single path needs its own (Yu and Huang,
-    "Universally slimmable networks", ICCV 2019, section 3.3). Without batches nothing changes.
+    The running statistics of a supernet are those of all paths together; a single path needs its
+    own (Yu and Huang, "Universally slimmable networks", ICCV 2019, section 3.3). Without batches
+    nothing changes.
     """
     norms = [module for module in network.modules() if hasattr(module, "running_mean")]
-    momenta, buffers = [norm.momentum for norm in norms], {name: b.clone() for name, b in network.named_buffers()}
+    momenta, buffers = (
+        [norm.momentum for norm in norms],
+        {name: b.clone() for name, b in network.named_buffers()},
+    )
     try:
         network.train()
         with torch.no_grad():
@@ -106,11 +117,14 @@ def recalibrated(
 
 
 @torch.no_grad()
-def reset_norms(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], place: Placement) -> None:
-    """Give the batch norms of `network` the mean statistics of `batches`; it is left in evaluation mode.
+def reset_norms(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], place: Placement
+) -> None:
+    """Give the batch norms of `network` the mean statistics of `batches`; it is left in evaluation
+    mode.
 
-    As published with once-for-all networks: means and biased variances of the batches, each normalised by its own,
-    weighted by their numbers of images. Without batches nothing changes.
+    As published with once-for-all networks: means and biased variances of the batches, each
+    normalised by its own, weighted by their numbers of images. Without batches nothing changes.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     means, variances = ([torch.zeros_like(norm.running_mean) for norm in norms] for _ in range(2))
@@ -120,7 +134,9 @@ def reset_norms(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], pl
         values[index] = x.numel() // x.shape[1]
 
     hooks = [
-        norm.register_forward_pre_hook(lambda _, inputs, index=index: count_values(index, inputs[0]))
+        norm.register_forward_pre_hook(
+            lambda _, inputs, index=index: count_values(index, inputs[0])
+        )
         for index, norm in enumerate(norms)
     ]
     network.train()
@@ -157,24 +173,40 @@ def check_finite(loss: float, what: str, step: int, checkpoint: Path) -> None:
 
 
 def average_norms(*networks: nn.Module) -> None:
-    """Give the batch norms of `networks` the mean statistics of all processes, each of which saw images of its own.
+    """Give the batch norms of `networks` the mean statistics of all processes, each of which saw
+    images of its own.
 
     All processes call it.
     """
-    norms = [module for network in networks for module in network.modules() if hasattr(module, "running_mean")]
-    distributed.average(buffer for norm in norms for buffer in (norm.running_mean, norm.running_var))
+    norms = [
+        module
+        for network in networks
+        for module in network.modules()
+        if hasattr(module, "running_mean")
+    ]
+    distributed.average(
+        buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)
+    )
 
 
 def check_weights(weights: Iterable[Tensor], what: str, checkpoint: Path) -> None:
-    """UserError when a weight has become infinite or no number, which the loss of the last step cannot show."""
+    """UserError when a weight has become infinite or no number, which the loss of the last step
+    cannot show.
+    """
     if not all(bool(weight.isfinite().all()) for weight in weights):
-        raise UserError(f"{what}: a weight has become infinite or no number; {last_good(checkpoint)}")
+        raise UserError(
+            f"{what}: a weight has become infinite or no number; {last_good(checkpoint)}"
+        )
 
 
 def last_good(checkpoint: Path | None) -> str:
     if checkpoint is None:
         return "try a lower lr"
-    good = f"{checkpoint} is the last good checkpoint" if checkpoint.exists() else "there is no checkpoint yet"
+    good = (
+        f"{checkpoint} is the last good checkpoint"
+        if checkpoint.exists()
+        else "there is no checkpoint yet"
+    )
     return f"{good}; try a lower lr"
 
 
@@ -214,10 +246,11 @@ class Tally:
 class Recipe:
     """How a network learns: what is minimised, and how gradients become steps.
 
-    `seed` names the random streams of its steps. The gradient of a step is the sum of those of its passes, each
-    multiplied by `pass_share`; its norm is at most `clip_grad`, unless that is 0. `mix` may change a batch, and
-    `after_step(steps)` is called after each step, with the number of those done. `checkpoint` is what a broken-off run
-    goes back to. `scaler` keeps small gradients alive in float16.
+    `seed` names the random streams of its steps. The gradient of a step is the sum of those of its
+    passes, each multiplied by `pass_share`; its norm is at most `clip_grad`, unless that is 0.
+    `mix` may change a batch, and `after_step(steps)` is called after each step, with the number of
+    those done. `checkpoint` is what a broken-off run goes back to. `scaler` keeps small gradients
+    alive in float16.
     """
 
     criterion: Callable[[Tensor, Tensor], Tensor]
@@ -228,13 +261,15 @@ class Recipe:
     checkpoint: Path | None
     clip_grad: float = 0.0
     pass_share: float = 1.0
-    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
+    )
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, labels: (images, labels)
     after_step: Callable[[int], None] = lambda step: None
 
 
-# A batch [B, ...], its labels [B] or [B, classes] and a random stream -> for each pass over the batch, or over a part
-# of it, logits and what the criterion compares them with.
+# A batch [B, ...], its labels [B] or [B, classes] and a random stream -> for each pass over the
+# batch, or over a part of it, logits and what the criterion compares them with.
 Forwards = Callable[[Tensor, Tensor, torch.Generator], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -248,17 +283,19 @@ def train_epoch(
 ) -> None:
     """Train for what is left of an epoch after `tally.steps` steps, and add it to `tally`.
 
-    `forwards` yields one pass after another, under autocast where it is wanted: one for an ordinary network, one for
-    each path of a supernet. Each is differentiated before the next is asked for, so that only one graph lives at a
-    time, and the gradients add up before the optimiser steps. Every step has a random stream of its own, for
-    `forwards` and for the global streams, so that an epoch can go on anywhere.
+    `forwards` yields one pass after another, under autocast where it is wanted: one for an ordinary
+    network, one for each path of a supernet. Each is differentiated before the next is asked for,
+    so that only one graph lives at a time, and the gradients add up before the optimiser steps.
+    Every step has a random stream of its own, for `forwards` and for the global streams, so that an
+    epoch can go on anywhere.
 
-    Of several processes each sees its share of every batch, draws the same paths, and steps by the mean of all
-    gradients; they stop, and save, together.
+    Of several processes each sees its share of every batch, draws the same paths, and steps by the
+    mean of all gradients; they stop, and save, together.
     """
     optimizer, place, scaler = recipe.optimizer, recipe.place, recipe.scaler
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for parameter in parameters:  # one that no path has used yet decays all the same, as it does after the first step
+    # one that no path has used yet decays all the same, as it does after the first step
+    for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     check_stop_together()
@@ -276,11 +313,14 @@ def train_epoch(
                 loss = recipe.criterion(logits, targets)
             scaler.scale(recipe.pass_share * loss).backward()
             losses += float(loss.detach())
-            of_pass = likeliest[seen % len(labels) :][: len(logits)]  # parts of a batch come in its order
+            # parts of a batch come in its order
+            of_pass = likeliest[seen % len(labels) :][: len(logits)]
             hits += int((logits.argmax(dim=1) == of_pass).sum())
             passes, seen = passes + 1, seen + len(logits)
         distributed.average(parameter.grad for parameter in parameters)
-        passes, losses, hits, seen, *agreed = distributed.totals(passes, losses, hits, seen, *wishes())
+        passes, losses, hits, seen, *agreed = distributed.totals(
+            passes, losses, hits, seen, *wishes()
+        )
         check_finite(losses, progress.title, tally.steps, recipe.checkpoint)
         if recipe.clip_grad:
             scaler.unscale_(optimizer)
@@ -290,7 +330,10 @@ def train_epoch(
         tally.add(int(passes), losses, int(hits), int(seen))
         recipe.after_step(epoch * len(batches) + tally.steps)
         progress.update(
-            len(labels) * distributed.size(), loss=tally.loss, top1=tally.top1, lr=optimizer.param_groups[0]["lr"]
+            len(labels) * distributed.size(),
+            loss=tally.loss,
+            top1=tally.top1,
+            lr=optimizer.param_groups[0]["lr"],
         )
         obey(*map(bool, agreed))
     check_weights(parameters, progress.title, recipe.checkpoint)

@@ -1,7 +1,8 @@
 """Pictures of a report, as SVG inside a page.
 
-Text and axes take the text colour of the page, and all other colours can be read on white as well as on near-black, so
-that a picture need not know which of them it lies on. Widths are those of a phone, where text must not shrink.
+Text and axes take the text colour of the page, and all other colours can be read on white as well
+as on near-black, so that a picture need not know which of them it lies on. Widths are those of a
+phone, where text must not shrink.
 """
 
 import io
@@ -43,7 +44,15 @@ STYLE = {
     "grid.alpha": 0.15,
     "axes.prop_cycle": cycler(color=COLOURS),
     **dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
+        (
+            "text.color",
+            "axes.edgecolor",
+            "axes.labelcolor",
+            "xtick.color",
+            "ytick.color",
+            "grid.color",
+        ),
+        INK,
     ),
     **dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor"), "none"),
 }
@@ -64,14 +73,26 @@ def _drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
-    """An `<svg>` element; `name` keeps its ids apart from those of others, `label` says in words what it shows."""
+    """An `<svg>` element; `name` keeps its ids apart from those of others, `label` says in words
+    what it shows.
+    """
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the browser's fonts may have what ours lack
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        # the browser's fonts may have what ours lack
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(
+            file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     text = file.getvalue().decode()
-    body = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    body = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", body).replace("xlink:href", "href")
+    body = re.sub(
+        r"<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>",
+        "",
+        text[text.index("<svg") :],
+        flags=re.S,
+    )
+    body = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", body).replace(
+        "xlink:href", "href"
+    )
     body = re.sub(r"font-family: [^;]*; |\s*(?=\n)", "", body.replace(INK, "currentColor"))
     head, rest = body.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', head)[0]
@@ -82,7 +103,7 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 @_drawn
@@ -105,12 +126,18 @@ def curves(lines: Mapping[str, Mapping[int, float]], quantity: str, step: str = 
 
 @_drawn
 def fronts(series: Series, cost: str) -> Figure:
-    """Points (cost, top-1 in %) of each method, and its front as a line of gid front-0, front-1, ..."""
+    """Points (cost, top-1 in %) of each method, and its front as a line of gid front-0, front-1,
+    ...
+    """
     figure, axes = _picture(series)
-    for index, ((name, points), colour, marker) in enumerate(zip(series.items(), cycle(COLOURS), cycle(MARKERS))):
+    for index, ((name, points), colour, marker) in enumerate(
+        zip(series.items(), cycle(COLOURS), cycle(MARKERS))
+    ):
         best = points[front(points)]
         axes.plot(*points.T, marker, color=colour, alpha=0.75, markeredgewidth=0, label=name)
-        axes.plot(*best.T, color=colour, drawstyle="steps-post", linewidth=1.4, gid=f"front-{index}")
+        axes.plot(
+            *best.T, color=colour, drawstyle="steps-post", linewidth=1.4, gid=f"front-{index}"
+        )
     axes.set(xlabel=cost, ylabel="top-1, %", ylim=(None, min(axes.get_ylim()[1], 100.8)))
     return _with_legend(figure)
 
@@ -123,7 +150,9 @@ def front(points: Points) -> NDArray[np.intp]:
 
 @_drawn
 def misses(series: Series, unit: str) -> Figure:
-    """Points (target, cost) of each file: above the costs, below how far they miss, with the band of `TOLERANCE`."""
+    """Points (target, cost) of each file: above the costs, below how far they miss, with the band
+    of `TOLERANCE`.
+    """
     figure = Figure(figsize=(WIDTH, 1.5 * HEIGHT + 0.22 * len(series)), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     targets = np.concatenate([points[:, 0] for points in series.values()])
@@ -132,7 +161,13 @@ def misses(series: Series, unit: str) -> Figure:
     below.axhspan(-TOLERANCE, TOLERANCE, color=COLOURS[2], alpha=0.35, linewidth=0, gid="band")
     for (name, points), colour, marker in zip(series.items(), cycle(COLOURS), cycle(MARKERS)):
         above.plot(*points.T, marker, color=colour, markeredgewidth=0, label=name)
-        below.plot(points[:, 0], 100 * (points[:, 1] / points[:, 0] - 1), marker, color=colour, markeredgewidth=0)
+        below.plot(
+            points[:, 0],
+            100 * (points[:, 1] / points[:, 0] - 1),
+            marker,
+            color=colour,
+            markeredgewidth=0,
+        )
     above.set(ylabel=f"cost, {unit}")
     below.set(xlabel=f"target, {unit}", ylabel="miss, %")
     low, high = below.get_ylim()
@@ -141,7 +176,9 @@ def misses(series: Series, unit: str) -> Figure:
 
 
 def within(points: Points) -> NDArray[np.bool_]:
-    """Which of the points (target, cost) miss by no more than `TOLERANCE`; costs are stored with six digits."""
+    """Which of the points (target, cost) miss by no more than `TOLERANCE`; costs are stored with
+    six digits.
+    """
     return np.abs(points[:, 1] / points[:, 0] - 1) <= TOLERANCE / 100 + 1e-6
 
 
@@ -167,7 +204,7 @@ def _with_legend(figure: Figure) -> Figure:
     return figure
 
 
-# -- architectures ---------------------------------------------------------------------------------------------------
+# -- architectures ---------------------------------------------------------------------------------
 
 CELL = 0.2  # inches of a sub-block
 GAP = 0.5  # between stages, in columns
@@ -181,8 +218,8 @@ def kernel_colour(kernel: int) -> str:
 def sub_blocks(choices: Sequence[Sequence[int | None]], alone: bool = False) -> Figure:
     """A column for each layer, a cell for each sub-block from the bottom up; skips are empty.
 
-    Larger kernels have wider bars, so that colours are not all that tells them apart. A picture that stands `alone` is
-    larger and has axes and a legend.
+    Larger kernels have wider bars, so that colours are not all that tells them apart. A picture
+    that stands `alone` is larger and has axes and a legend.
     """
     bars, empty = [], []
     for layer, row in enumerate(choices):
@@ -194,12 +231,18 @@ def sub_blocks(choices: Sequence[Sequence[int | None]], alone: bool = False) -> 
                 bars.append((*place, kernel, f"k{kernel}-{layer}-{block}"))
     rows = max(map(len, choices))
     figure = _bars(bars, empty, len(choices), rows)
-    return _with_axes(figure, bars, empty, "layer", "sub-block", np.arange(rows) + 0.5) if alone else figure
+    return (
+        _with_axes(figure, bars, empty, "layer", "sub-block", np.arange(rows) + 0.5)
+        if alone
+        else figure
+    )
 
 
 @_drawn
 def blocks(stages: Sequence[Sequence[tuple[int, int]]], alone: bool = False) -> Figure:
-    """A column for each block, as high as its expansion ratio; pairs are (kernel, expansion), stages lie apart."""
+    """A column for each block, as high as its expansion ratio; pairs are (kernel, expansion),
+    stages lie apart.
+    """
     bars, left = [], 0.0
     for stage, pairs in enumerate(stages):
         for position, (kernel, expansion) in enumerate(pairs):
@@ -208,35 +251,67 @@ def blocks(stages: Sequence[Sequence[tuple[int, int]]], alone: bool = False) -> 
         left += GAP
     rows = max([6, *(bar[2] for bar in bars)])
     figure = _bars(bars, [], left - GAP, rows)
-    return _with_axes(figure, bars, [], "block", "expansion ratio", np.arange(rows) + 1) if alone else figure
+    return (
+        _with_axes(figure, bars, [], "block", "expansion ratio", np.arange(rows) + 1)
+        if alone
+        else figure
+    )
 
 
 def _bars(bars: list[tuple], empty: list[tuple], columns: float, rows: float) -> Figure:
-    """`bars` are (centre, bottom, height, kernel, gid), `empty` places (centre, bottom, height, gid)."""
+    """`bars` are (centre, bottom, height, kernel, gid), `empty` places (centre, bottom, height,
+    gid).
+    """
     figure = Figure(figsize=(CELL * columns, CELL * rows))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(0, rows))
     axes.set_axis_off()
     for centre, bottom, height, gid in empty:
         outline = {"facecolor": "none", "edgecolor": INK, "alpha": 0.22, "linewidth": 0.6}
-        axes.add_patch(Rectangle((centre - 0.4, bottom), 0.8, height, clip_on=False, gid=gid, **outline))
+        axes.add_patch(
+            Rectangle((centre - 0.4, bottom), 0.8, height, clip_on=False, gid=gid, **outline)
+        )
     for centre, bottom, height, kernel, gid in bars:
         width = min(0.15 + 0.1 * kernel, 0.95)
         filled = {"facecolor": kernel_colour(kernel), "linewidth": 0}
-        axes.add_patch(Rectangle((centre - width / 2, bottom), width, height, clip_on=False, gid=gid, **filled))
+        axes.add_patch(
+            Rectangle((centre - width / 2, bottom), width, height, clip_on=False, gid=gid, **filled)
+        )
     return figure
 
 
 def _with_axes(
-    figure: Figure, bars: list[tuple], empty: list[tuple], x_label: str, y_label: str, heights: NDArray
+    figure: Figure,
+    bars: list[tuple],
+    empty: list[tuple],
+    x_label: str,
+    y_label: str,
+    heights: NDArray,
 ) -> Figure:
-    """What `_bars` drew, twice as large, with numbered columns and `heights`, and with a legend above."""
+    """What `_bars` drew, twice as large, with numbered columns and `heights`, and with a legend
+    above.
+    """
     [axes] = figure.axes
     kernels = sorted({kernel for _, _, _, kernel, _ in bars})
-    handles = [Rectangle((0, 0), 1, 1, facecolor=kernel_colour(size), label=f"{size}x{size}") for size in kernels]
+    handles = [
+        Rectangle((0, 0), 1, 1, facecolor=kernel_colour(size), label=f"{size}x{size}")
+        for size in kernels
+    ]
     if empty:
-        handles.append(Rectangle((0, 0), 1, 1, facecolor="none", edgecolor=INK, alpha=0.5, linewidth=0.6, label="skip"))
+        handles.append(
+            Rectangle(
+                (0, 0),
+                1,
+                1,
+                facecolor="none",
+                edgecolor=INK,
+                alpha=0.5,
+                linewidth=0.6,
+                label="skip",
+            )
+        )
     width, height = 2 * figure.get_size_inches()
-    whole = (max(width, 0.75 * len(handles)) + 0.7, height + 0.9)  # inches; an entry of the legend needs 0.75
+    # inches; an entry of the legend needs 0.75
+    whole = (max(width, 0.75 * len(handles)) + 0.7, height + 0.9)
     figure.set_size_inches(*whole)
     axes.set_position((0.6 / whole[0], 0.5 / whole[1], width / whole[0], height / whole[1]))
     centres = sorted({place[0] for place in (*bars, *empty)})
@@ -246,5 +321,7 @@ def _with_axes(
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.legend(handles=handles, loc="upper left", ncols=len(handles), handlelength=1, columnspacing=1)
+    figure.legend(
+        handles=handles, loc="upper left", ncols=len(handles), handlelength=1, columnspacing=1
+    )
     return figure

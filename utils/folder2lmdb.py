@@ -2,13 +2,13 @@
 
     python3 utils/folder2lmdb.py DATA_DIR --split train [--out DIR] [--workers N] [--resize SHORT_SIDE] [--verify]
 
-packs DATA_DIR/train, a folder of images for each class, into DIR/train_lmdb/train.lmdb. The images keep their bytes,
-unless --resize makes them smaller. The same command goes on where it was stopped; --verify compares all records with
-the folder.
+packs DATA_DIR/train, a folder of images for each class, into DIR/train_lmdb/train.lmdb. The images
+keep their bytes, unless --resize makes them smaller. The same command goes on where it was stopped;
+--verify compares all records with the folder.
 
-Two tables: "records" has, by number, the label, the length of the file's name, the name and the bytes of the file (see
-`Record`); "about" has the format's version, the classes and the number of images as JSON, and all labels. Nothing in it
-is code.
+Two tables: "records" has, by number, the label, the length of the file's name, the name and the
+bytes of the file (see `Record`); "about" has the format's version, the classes and the number of
+images as JSON, and all labels. Nothing in it is code.
 """
 
 import io
@@ -24,7 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-if __name__ == "__main__":  # as a command, this file is found in its folder, and the rest beside that
+# as a command, this file is found in its folder, and the rest beside that
+if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import lmdb
@@ -46,7 +47,9 @@ LABELS = np.dtype("<u4")
 
 
 class Record(NamedTuple):
-    """An image as it is stored: its label, the path of its file inside the folder, and the bytes of the file."""
+    """An image as it is stored: its label, the path of its file inside the folder, and the bytes of
+    the file.
+    """
 
     label: int
     name: str
@@ -68,7 +71,7 @@ def lmdb_file(directory: Path, part: str) -> Path:
     return Path(directory) / f"{part}_lmdb" / f"{part}.lmdb"
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 class LmdbSource:
@@ -102,20 +105,26 @@ class LmdbSource:
     def _environment(self) -> tuple[lmdb.Environment, object]:
         if self._opened is None or self._opened[0] != os.getpid():
             environment = open_lmdb(self.root)
-            self._opened = os.getpid(), environment, environment.open_db(b"records", integerkey=True, create=False)
+            self._opened = (
+                os.getpid(),
+                environment,
+                environment.open_db(b"records", integerkey=True, create=False),
+            )
         return self._opened[1:]
 
     def __getstate__(self) -> dict:
         return {"root": self.root, "_opened": None}
 
 
-# The files that are open, by path, and in which process: LMDB wants each to be open once in a process, and one that was
-# opened before a fork is of no use after it.
+# The files that are open, by path, and in which process: LMDB wants each to be open once in a
+# process, and one that was opened before a fork is of no use after it.
 _open: dict[str, tuple[int, weakref.ref]] = {}
 
 
 def open_lmdb(file: Path) -> lmdb.Environment:
-    """A file for reading, shared within this process; UserError when it is missing, no LMDB file, or cut short."""
+    """A file for reading, shared within this process; UserError when it is missing, no LMDB file,
+    or cut short.
+    """
     path = os.path.realpath(file)
     process, known = _open.get(path, (0, lambda: None))
     environment = known()
@@ -126,8 +135,11 @@ def open_lmdb(file: Path) -> lmdb.Environment:
     if not Path(path).is_file():
         raise UserError(f"{file}: there is no such file; python3 utils/folder2lmdb.py makes it")
     try:
-        # An image is larger than a page: without reading ahead, each of its pages would be a disk access of its own.
-        environment = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=True, max_dbs=2)
+        # An image is larger than a page: without reading ahead, each of its pages would be a disk
+        # access of its own.
+        environment = lmdb.open(
+            path, subdir=False, readonly=True, lock=False, readahead=True, max_dbs=2
+        )
     except lmdb.Error as error:
         raise UserError(f"{file}: it is no LMDB file ({error})") from None
     used = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
@@ -156,22 +168,35 @@ class About:
             records = environment.open_db(b"records", integerkey=True, create=False)
             with environment.begin() as transaction:
                 record = json.loads(transaction.get(b"format", db=about))
-                labels = np.frombuffer(transaction.get(b"labels", db=about), LABELS).astype(np.int64)
+                labels = np.frombuffer(transaction.get(b"labels", db=about), LABELS).astype(
+                    np.int64
+                )
                 written = transaction.stat(records)["entries"]
             if record["version"] != VERSION:
-                raise UserError(f"{file}: its format has version {record['version']}, not {VERSION}")
+                raise UserError(
+                    f"{file}: its format has version {record['version']}, not {VERSION}"
+                )
             return cls(list(record["classes"]), torch.from_numpy(labels), record["resize"], written)
         except (lmdb.Error, TypeError, KeyError, ValueError) as error:
-            raise UserError(f"{file}: no LMDB file of images as utils/folder2lmdb.py writes them ({error})") from None
+            raise UserError(
+                f"{file}: no LMDB file of images as utils/folder2lmdb.py writes them ({error})"
+            ) from None
 
     def write(self, transaction: lmdb.Transaction, table: object) -> None:
-        record = {"version": VERSION, "classes": self.classes, "count": len(self.labels), "resize": self.resize}
+        record = {
+            "version": VERSION,
+            "classes": self.classes,
+            "count": len(self.labels),
+            "resize": self.resize,
+        }
         transaction.put(b"format", json.dumps(record).encode(), db=table)
         transaction.put(b"labels", self.labels.numpy().astype(LABELS).tobytes(), db=table)
 
 
 def lmdb_images(file: Path, size: int, strict: bool) -> tuple[EncodedImages, list[str]]:
-    """The images of an LMDB file, and the names of the classes; UserError when it is no finished one."""
+    """The images of an LMDB file, and the names of the classes; UserError when it is no finished
+    one.
+    """
     about = About.read(file)
     if about.written < len(about.labels):
         raise UserError(
@@ -181,7 +206,7 @@ def lmdb_images(file: Path, size: int, strict: bool) -> tuple[EncodedImages, lis
     return EncodedImages(LmdbSource(file), index, about.labels, size, strict), about.classes
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 @command
@@ -190,9 +215,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path, metavar="DATA_DIR")
     parser.add_argument("--split", default="train", help="folder inside DATA_DIR (default train)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: DATA_DIR")
-    parser.add_argument("--workers", type=positive, default=4, help="threads that read images (default 4)")
-    parser.add_argument("--resize", type=positive, metavar="SHORT_SIDE", help="make larger images so small, as JPEG")
-    parser.add_argument("--verify", action="store_true", help="only compare all records with the folder")
+    parser.add_argument(
+        "--workers", type=positive, default=4, help="threads that read images (default 4)"
+    )
+    parser.add_argument(
+        "--resize", type=positive, metavar="SHORT_SIDE", help="make larger images so small, as JPEG"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="only compare all records with the folder"
+    )
     args = parser.parse_args(argv)
     images, classes = image_folder(args.data / args.split, size=0, strict=True)
     file = lmdb_file(args.out or args.data, args.split)
@@ -204,17 +235,25 @@ def main(argv: list[str] | None = None) -> None:
         pack(file, images, classes, args.resize, args.workers)
 
 
-def pack(file: Path, images: EncodedImages, classes: list[str], resize: int | None, workers: int) -> None:
-    """Write what `file` does not have yet, a transaction for each batch of images. UserError where that fails."""
+def pack(
+    file: Path, images: EncodedImages, classes: list[str], resize: int | None, workers: int
+) -> None:
+    """Write what `file` does not have yet, a transaction for each batch of images. UserError where
+    that fails.
+    """
     try:
         if not file.exists():
             begin(file, About(classes, images.labels, resize, 0))
         done = compared(About.read(file), images, classes, resize, file).written
-        with lmdb.open(str(file), subdir=False, map_size=room(file), max_dbs=2, meminit=False) as environment:
+        with lmdb.open(
+            str(file), subdir=False, map_size=room(file), max_dbs=2, meminit=False
+        ) as environment:
             put_rest(environment, images, resize, workers, done, file.name)
     except (lmdb.Error, UnicodeEncodeError) as error:
         raise UserError(f"{file}: cannot be written ({error})") from None
-    print(f"{file}: {len(images.labels)} images of {len(classes)} classes, {file.stat().st_size / 2**20:.1f} MiB")
+    print(
+        f"{file}: {len(images.labels)} images of {len(classes)} classes, {file.stat().st_size / 2**20:.1f} MiB"
+    )
 
 
 def begin(file: Path, about: About) -> None:
@@ -222,7 +261,9 @@ def begin(file: Path, about: About) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f".{file.name}.unfinished")
     new.unlink(missing_ok=True)
-    with lmdb.open(str(new), subdir=False, map_size=FIRST_SIZE, max_dbs=2, lock=False) as environment:
+    with lmdb.open(
+        str(new), subdir=False, map_size=FIRST_SIZE, max_dbs=2, lock=False
+    ) as environment:
         environment.open_db(b"records", integerkey=True)
         commit(environment, partial(about.write, table=environment.open_db(b"about")))
     new.rename(file)
@@ -234,7 +275,12 @@ def room(file: Path) -> int:
 
 
 def put_rest(
-    environment: lmdb.Environment, images: EncodedImages, resize: int | None, workers: int, done: int, title: str
+    environment: lmdb.Environment,
+    images: EncodedImages,
+    resize: int | None,
+    workers: int,
+    done: int,
+    title: str,
 ) -> None:
     """The images from number `done` on."""
     records, total = environment.open_db(b"records", integerkey=True), len(images.labels)
@@ -247,7 +293,9 @@ def put_rest(
                 progress.update()
 
 
-def _put_all(table: object, numbers: range, records: list[Record], transaction: lmdb.Transaction) -> None:
+def _put_all(
+    table: object, numbers: range, records: list[Record], transaction: lmdb.Transaction
+) -> None:
     for number, record in zip(numbers, records, strict=True):
         transaction.put(NUMBER.pack(number), record.pack(), db=table, append=True)
 
@@ -263,7 +311,9 @@ def commit(environment: lmdb.Environment, write: Callable[[lmdb.Transaction], No
 
 
 def record_of(images: EncodedImages, resize: int | None, number: int) -> Record:
-    """The record of an image file. One that cannot be decoded keeps its bytes: who reads it will skip it."""
+    """The record of an image file. One that cannot be decoded keeps its bytes: who reads it will
+    skip it.
+    """
     source: FileSource = images.source
     path = Path(source.paths[number])
     content = path.read_bytes()
@@ -287,7 +337,9 @@ def resized(content: bytes, short_side: int) -> bytes:
     return buffer.getvalue()
 
 
-def compared(about: About, images: EncodedImages, classes: list[str], resize: int | None, file: Path) -> About:
+def compared(
+    about: About, images: EncodedImages, classes: list[str], resize: int | None, file: Path
+) -> About:
     """What a file says, if it is of this very folder; else UserError."""
     if about.classes != classes or not torch.equal(about.labels, images.labels):
         raise UserError(
@@ -295,7 +347,9 @@ def compared(about: About, images: EncodedImages, classes: list[str], resize: in
             f"{len(images.labels)} of {len(classes)} in {images.source.root}; remove it, or choose another --out"
         )
     if about.resize != resize:
-        raise UserError(f"{file}: it was begun with --resize {about.resize}, not {resize}; choose another --out")
+        raise UserError(
+            f"{file}: it was begun with --resize {about.resize}, not {resize}; choose another --out"
+        )
     return about
 
 
@@ -305,12 +359,19 @@ def verify(file: Path, images: EncodedImages, classes: list[str], workers: int) 
     compared(about, images, classes, about.resize, file)
     packed, _ = lmdb_images(file, 0, strict=True)
     numbers = range(len(packed.labels))
-    with ThreadPoolExecutor(workers) as pool, Progress(f"verify {file.name}", len(numbers), 10_000) as progress:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        Progress(f"verify {file.name}", len(numbers), 10_000) as progress,
+    ):
         for start in numbers[::BATCH]:
             batch = numbers[start : start + BATCH]
-            for number, expected in zip(batch, pool.map(partial(record_of, images, about.resize), batch), strict=True):
+            for number, expected in zip(
+                batch, pool.map(partial(record_of, images, about.resize), batch), strict=True
+            ):
                 if packed.source.record(number) != expected:
-                    raise UserError(f"{file}: record {number} is not {expected.name} in {images.source.root}")
+                    raise UserError(
+                        f"{file}: record {number} is not {expected.name} in {images.source.root}"
+                    )
                 progress.update()
     print(f"{file}: all {len(numbers)} records are those of {images.source.root}")
 

@@ -1,7 +1,8 @@
 """A Gaussian process that learns which columns matter, from few rows of many columns.
 
-Axes: n rows (architectures) to fit, m to predict, d columns. Source: Rasmussen and Williams, "Gaussian Processes for
-Machine Learning", 2006, sections 2.2 and 5.1 (automatic relevance determination).
+Axes: n rows (architectures) to fit, m to predict, d columns. Source: Rasmussen and Williams,
+"Gaussian Processes for Machine Learning", 2006, sections 2.2 and 5.1 (automatic relevance
+determination).
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ LEAST_VARIANCE = 1e-12
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Variances of the linear trend for each unit of squared length, of the bumps and of the noise; scales `[d]`."""
+    """Variances of the linear trend for each unit of squared length, of the bumps and of the noise;
+    scales `[d]`.
+    """
 
     linear: float
     bumps: float
@@ -46,9 +49,10 @@ class Hyperparameters:
 class RelevanceGaussianProcess:
     """A linear trend and a Gauss kernel with a length scale for each column, and noise.
 
-    The hyperparameters maximise their posterior, under log-normal priors that scale with the spread of the rows, so
-    that a few dozen rows fit hundreds of length scales without harm. scikit-learn has the same model, but its gradient
-    holds an n x n matrix for each column; here all length scales take one product of matrices.
+    The hyperparameters maximise their posterior, under log-normal priors that scale with the spread
+    of the rows, so that a few dozen rows fit hundreds of length scales without harm. scikit-learn
+    has the same model, but its gradient holds an n x n matrix for each column; here all length
+    scales take one product of matrices.
     """
 
     def __init__(self, iterations: int = 60):
@@ -63,12 +67,21 @@ class RelevanceGaussianProcess:
         centre, scale = self._prior()
 
         def loss(logarithms: Array) -> tuple[float, Array]:
-            value, gradient = negative_log_likelihood(Hyperparameters.of(logarithms), self.rows, targets)
+            value, gradient = negative_log_likelihood(
+                Hyperparameters.of(logarithms), self.rows, targets
+            )
             off = (logarithms - centre) / scale
             return value + 0.5 * (off @ off), gradient + off / scale
 
         bounds = np.stack([centre - 4 * scale, centre + 4 * scale], axis=1)
-        found = minimize(loss, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": self.iterations})
+        found = minimize(
+            loss,
+            centre,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": self.iterations},
+        )
         self.hyper = Hyperparameters.of(found.x)
         self.factor = _factor(self.hyper, self.hyper.covariance(self.rows, self.rows))
         self.weights = cho_solve((self.factor, True), targets)
@@ -78,10 +91,16 @@ class RelevanceGaussianProcess:
         return self.hyper.covariance(self._rows(X), self.rows) @ self.weights * self.std + self.mean
 
     def deviation(self, X: Array) -> Array:
-        """`X [m, d]` -> standard deviations `[m]` of what is predicted, without the noise of an evaluation."""
+        """`X [m, d]` -> standard deviations `[m]` of what is predicted, without the noise of an
+        evaluation.
+        """
         rows = self._rows(X)
         known = solve_triangular(self.factor, self.hyper.covariance(self.rows, rows), lower=True)
-        variance = self.hyper.linear * (rows * rows).sum(axis=1) + self.hyper.bumps - (known * known).sum(axis=0)
+        variance = (
+            self.hyper.linear * (rows * rows).sum(axis=1)
+            + self.hyper.bumps
+            - (known * known).sum(axis=0)
+        )
         return np.sqrt(np.maximum(variance, LEAST_VARIANCE)) * self.std
 
     def _rows(self, X: Array) -> Array:
@@ -90,20 +109,26 @@ class RelevanceGaussianProcess:
     def _prior(self) -> tuple[Array, Array]:
         """Mean and deviation `[3 + d]` of the logarithms of all hyperparameters.
 
-        Before anything is learned, the trend explains as much as the bumps, the noise 1 % of that, and the bumps of two
-        rows that are as far from each other as rows are on average correlate by exp(-2).
+        Before anything is learned, the trend explains as much as the bumps, the noise 1 % of that,
+        and the bumps of two rows that are as far from each other as rows are on average correlate
+        by exp(-2).
         """
-        spread = max((self.rows * self.rows).sum(axis=1).mean(), LEAST_VARIANCE)  # half the mean squared distance
+        # half the mean squared distance
+        spread = max((self.rows * self.rows).sum(axis=1).mean(), LEAST_VARIANCE)
         d = self.rows.shape[1]
         centre = np.log(np.array([1 / spread, 1.0, 0.01, *d * [np.sqrt(spread / 2)]]))
         return centre, np.array([2.0, 1.5, 2.0, *d * [1.0]])
 
 
-def negative_log_likelihood(hyper: Hyperparameters, rows: Array, targets: Array) -> tuple[float, Array]:
-    """Of `targets [n]` at `rows [n, d]`, less a constant, and its gradient `[3 + d]` by the logarithms.
+def negative_log_likelihood(
+    hyper: Hyperparameters, rows: Array, targets: Array
+) -> tuple[float, Array]:
+    """Of `targets [n]` at `rows [n, d]`, less a constant, and its gradient `[3 + d]` by the
+    logarithms.
 
-    Rasmussen and Williams, equations 2.30 and 5.9. With P the elements of half of `K^-1 - a a^T` times those of the
-    bumps, a length scale has `sum_ij P_ij (x_i - x_j)^2 / l^2`, that is `2 (sum_i (P 1)_i x_i^2 - x^T P x) / l^2`.
+    Rasmussen and Williams, equations 2.30 and 5.9. With P the elements of half of `K^-1 - a a^T`
+    times those of the bumps, a length scale has `sum_ij P_ij (x_i - x_j)^2 / l^2`, that is `2
+    (sum_i (P 1)_i x_i^2 - x^T P x) / l^2`.
     """
     gauss, products = hyper.gauss(rows, rows), rows @ rows.T
     factor = _factor(hyper, hyper.linear * products + hyper.bumps * gauss)
@@ -112,8 +137,16 @@ def negative_log_likelihood(hyper: Hyperparameters, rows: Array, targets: Array)
     inverse = cho_solve((factor, True), np.eye(len(rows)))
     outer = 0.5 * (inverse - np.outer(weights, weights))
     bumps = outer * hyper.bumps * gauss
-    lengths = 2 * (bumps.sum(axis=1) @ (rows * rows) - (rows * (bumps @ rows)).sum(axis=0)) / hyper.lengths**2
-    variances = [hyper.linear * (outer * products).sum(), bumps.sum(), hyper.noise * np.trace(outer)]
+    lengths = (
+        2
+        * (bumps.sum(axis=1) @ (rows * rows) - (rows * (bumps @ rows)).sum(axis=0))
+        / hyper.lengths**2
+    )
+    variances = [
+        hyper.linear * (outer * products).sum(),
+        bumps.sum(),
+        hyper.noise * np.trace(outer),
+    ]
     return float(value), np.array([*variances, *lengths])
 
 

@@ -1,7 +1,8 @@
-"""The published sets of images: what they are called, where their images lie, and how NSGANetV2 sees and tunes on them.
+"""The published sets of images: what they are called, where their images lie, and how NSGANetV2
+sees and tunes on them.
 
-Those that torchvision knows are read by it, and downloaded where they are missing; those that the authors kept in
-folders with a folder for each class are read from these, too.
+Those that torchvision knows are read by it, and downloaded where they are missing; those that the
+authors kept in folders with a folder for each class are read from these, too.
 """
 
 from collections.abc import Callable
@@ -22,11 +23,13 @@ Part = tuple[ImageData | EncodedImages, int]  # images of a part, and how many c
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A set of images of `classes` classes; `read(directory, training, download)` gives a part of it.
+    """A set of images of `classes` classes; `read(directory, training, download)` gives a part of
+    it.
 
-    `mean` and `std` are of its colours in [0, 1], `side` the pixels of its images where these are small and alike,
-    `layout` what a user must put where. For fine-tuning by NSGANetV2: the learning rate, how the published code
-    `augment`s (names of `utils.loader.Augmentation`), and how it brings images to size (`utils.images.VIEWS`).
+    `mean` and `std` are of its colours in [0, 1], `side` the pixels of its images where these are
+    small and alike, `layout` what a user must put where. For fine-tuning by NSGANetV2: the learning
+    rate, how the published code `augment`s (names of `utils.loader.Augmentation`), and how it
+    brings images to size (`utils.images.VIEWS`).
     """
 
     classes: int
@@ -40,8 +43,9 @@ class ImageSet:
     view: str = "bilinear"
 
     def sizes(self, network: int | None) -> tuple[int, int | None]:
-        """The pixels at which its images are read for a network that sees `network` pixels, and to which small ones
-        are resized, behind their augmentation; None where they need not be."""
+        """The pixels at which its images are read for a network that sees `network` pixels, and to
+        which small ones are resized, behind their augmentation; None where they need not be.
+        """
         if self.side is None:
             return network or USUAL_SIZE, None
         return self.side, network
@@ -58,9 +62,16 @@ def known_set(name: str) -> ImageSet | None:
 
 
 def read_part(
-    name: str, directory: str, training: bool, size: int, download: bool, strict: bool, in_memory: int
+    name: str,
+    directory: str,
+    training: bool,
+    size: int,
+    download: bool,
+    strict: bool,
+    in_memory: int,
 ) -> tuple[Images, int]:
-    """A part of the set `name`, its images at `size` pixels, decoded up to `in_memory` pixels; and its classes.
+    """A part of the set `name`, its images at `size` pixels, decoded up to `in_memory` pixels; and
+    its classes.
 
     UserError when it is missing.
     """
@@ -86,11 +97,13 @@ def at_size(data: ImageData, size: int) -> ImageData:
     images = data.images
     if images.shape[-1] == size:
         return ImageData(images.contiguous(), data.labels)
-    images = torch.nn.functional.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
+    images = torch.nn.functional.interpolate(
+        images.float(), size=(size, size), mode="bilinear", antialias=True
+    )
     return ImageData(images.round().clamp(0, 255).to(torch.uint8), data.labels)
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def _cifar(kind: type, classes: int, directory: Path, training: bool, download: bool) -> Part:
@@ -98,11 +111,15 @@ def _cifar(kind: type, classes: int, directory: Path, training: bool, download: 
     if (directory / "train").is_dir():
         return _of_folders([directory / "train"], directory / "test", training)
     part = kind(str(directory), train=training, download=download)
-    return ImageData(torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)), classes
+    return ImageData(
+        torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)
+    ), classes
 
 
 def _stl10(directory: Path, training: bool, download: bool) -> Part:
-    part = torchvision.datasets.STL10(str(directory), split="train" if training else "test", download=download)
+    part = torchvision.datasets.STL10(
+        str(directory), split="train" if training else "test", download=download
+    )
     return ImageData(torch.from_numpy(part.data), torch.from_numpy(part.labels).long()), 10
 
 
@@ -113,15 +130,21 @@ def _cinic10(directory: Path, training: bool, download: bool) -> Part:
 
 
 def _flowers102(directory: Path, training: bool, download: bool) -> Part:
-    return _of_torchvision(torchvision.datasets.Flowers102, ("train", "val"), 102, directory, training, download)
+    return _of_torchvision(
+        torchvision.datasets.Flowers102, ("train", "val"), 102, directory, training, download
+    )
 
 
 def _dtd(directory: Path, training: bool, download: bool) -> Part:
-    return _of_torchvision(torchvision.datasets.DTD, ("train", "val"), 47, directory, training, download)
+    return _of_torchvision(
+        torchvision.datasets.DTD, ("train", "val"), 47, directory, training, download
+    )
 
 
 def _pets(directory: Path, training: bool, download: bool) -> Part:
-    """Classes in the order of folders of their names, which is that of the authors; the archive's own differs."""
+    """Classes in the order of folders of their names, which is that of the authors; the archive's
+    own differs.
+    """
     kind = torchvision.datasets.OxfordIIITPet
     part, classes = _of_torchvision(kind, ("trainval",), 37, directory, training, download)
     if (directory / "train").is_dir():
@@ -137,33 +160,59 @@ def _aircraft(directory: Path, training: bool, download: bool) -> Part:
     split = "trainval" if training else "test"
     file = directory / "data" / f"images_variant_{split}.txt"
     if not file.exists():
-        return _of_torchvision(torchvision.datasets.FGVCAircraft, ("trainval",), 100, directory, training, download)
+        return _of_torchvision(
+            torchvision.datasets.FGVCAircraft, ("trainval",), 100, directory, training, download
+        )
     lines = [line.split(" ", 1) for line in file.read_text().splitlines()]
     names = (directory / "data" / "variants.txt").read_text().splitlines()
-    files = [(directory / "data" / "images" / f"{image}.jpg", names.index(variant.strip())) for image, variant in lines]
+    files = [
+        (directory / "data" / "images" / f"{image}.jpg", names.index(variant.strip()))
+        for image, variant in lines
+    ]
     return _of_files(directory, files), len(names)
 
 
-def _of_torchvision(kind: type, train: tuple, classes: int, directory: Path, training: bool, download: bool) -> Part:
-    """`train/` and `test/` (or `valid/`) with a folder for each class, else what torchvision calls these splits."""
+def _of_torchvision(
+    kind: type, train: tuple, classes: int, directory: Path, training: bool, download: bool
+) -> Part:
+    """`train/` and `test/` (or `valid/`) with a folder for each class, else what torchvision calls
+    these splits.
+    """
     if (directory / "train").is_dir():
-        others = [directory / name for name in ("test", "valid", "val") if (directory / name).is_dir()]
-        return _of_folders([directory / "train"], others[0] if others else directory / "test", training)
-    parts = [kind(str(directory), split=split, download=download) for split in (train if training else ("test",))]
+        others = [
+            directory / name for name in ("test", "valid", "val") if (directory / name).is_dir()
+        ]
+        return _of_folders(
+            [directory / "train"], others[0] if others else directory / "test", training
+        )
+    parts = [
+        kind(str(directory), split=split, download=download)
+        for split in (train if training else ("test",))
+    ]
     # which images torchvision would open: it has no public name for them
-    files = [zip(getattr(part, "_images", None) or part._image_files, part._labels, strict=True) for part in parts]
+    files = [
+        zip(getattr(part, "_images", None) or part._image_files, part._labels, strict=True)
+        for part in parts
+    ]
     return _of_files(directory, [file for part in files for file in part]), classes
 
 
 def _of_folders(train: list[Path], test: Path, training: bool) -> Part:
     """Folders with a folder for each class, which must be the same in all of them."""
-    folders = [image_folder(folder, USUAL_SIZE, False) for folder in ([*train] if training else [train[0], test])]
+    folders = [
+        image_folder(folder, USUAL_SIZE, False)
+        for folder in ([*train] if training else [train[0], test])
+    ]
     for folder, (_, names) in zip(train if training else [train[0], test], folders, strict=True):
         if names != folders[0][1]:
             differ = ", ".join(sorted(set(names) ^ set(folders[0][1]))[:3])
             raise UserError(f"{folder}: its classes are not those of {train[0]}: {differ}")
     chosen = folders if training else folders[1:]
-    files = [file for part, _ in chosen for file in zip(part.source.paths, part.labels.tolist(), strict=True)]
+    files = [
+        file
+        for part, _ in chosen
+        for file in zip(part.source.paths, part.labels.tolist(), strict=True)
+    ]
     return _of_files(train[0].parent, files), len(folders[0][1])
 
 
@@ -173,7 +222,7 @@ def _of_files(directory: Path, files: list[tuple[str | Path, int]]) -> EncodedIm
     return EncodedImages(source, torch.arange(len(paths)), torch.tensor(labels), USUAL_SIZE)
 
 
-# -- the sets --------------------------------------------------------------------------------------------------------
+# -- the sets --------------------------------------------------------------------------------------
 
 # Source: the data providers of the published NSGANetV2; ImageNet's is `utils/data.py`'s to read.
 _CIFAR = ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
@@ -181,8 +230,12 @@ _ARCHIVE = "unpack its python archive, or put folders train and test of its imag
 _RANDOM = {"rand_augment": "rand-m9-mstd0.5"}
 
 IMAGE_SETS = {
-    "cifar10": ImageSet(10, *_CIFAR, partial(_cifar, torchvision.datasets.CIFAR10, 10), _ARCHIVE, 32),
-    "cifar100": ImageSet(100, *_CIFAR, partial(_cifar, torchvision.datasets.CIFAR100, 100), _ARCHIVE, 32),
+    "cifar10": ImageSet(
+        10, *_CIFAR, partial(_cifar, torchvision.datasets.CIFAR10, 10), _ARCHIVE, 32
+    ),
+    "cifar100": ImageSet(
+        100, *_CIFAR, partial(_cifar, torchvision.datasets.CIFAR100, 100), _ARCHIVE, 32
+    ),
     "cinic10": ImageSet(
         10,
         (0.47889522, 0.47227842, 0.43047404),
@@ -235,5 +288,7 @@ IMAGE_SETS = {
         lr=0.05,
         augment=_RANDOM,
     ),
-    "imagenet": ImageSet(1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), lr=1e-4, augment={"colour_jitter": True}),
+    "imagenet": ImageSet(
+        1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), lr=1e-4, augment={"colour_jitter": True}
+    ),
 }

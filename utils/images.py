@@ -61,8 +61,8 @@ class FileSource:
 class EncodedImages:
     """N images on disk: their numbers `index [N]` in `source`, and `labels` int64 `[N]`.
 
-    They are evaluated at `size` pixels by the `view` of that name (`VIEWS`). One that cannot be read is skipped and
-    named, or with `strict` a UserError.
+    They are evaluated at `size` pixels by the `view` of that name (`VIEWS`). One that cannot be
+    read is skipped and named, or with `strict` a UserError.
     """
 
     source: ImageSource
@@ -83,7 +83,8 @@ class EncodedImages:
                 return image.convert("RGB")
         except BROKEN_IMAGE as error:
             name = self.source.name(number)
-            if getattr(error, "errno", None):  # no broken image, but a disk or a permission that is missing
+            # no broken image, but a disk or a permission that is missing
+            if getattr(error, "errno", None):
                 raise UserError(f"{name}: cannot be read ({error.strerror})") from None
             if self.strict:
                 raise UserError(f"{name}: cannot be read as an image ({error})") from None
@@ -95,7 +96,9 @@ Images = ImageData | EncodedImages
 
 
 def image_folder(directory: Path, size: int, strict: bool) -> tuple[EncodedImages, list[str]]:
-    """The images of a folder with a folder for each class, and the names of the classes; UserError when it is none."""
+    """The images of a folder with a folder for each class, and the names of the classes; UserError
+    when it is none.
+    """
     try:
         folder = ImageFolder(str(directory))
     except FileNotFoundError as error:
@@ -111,7 +114,11 @@ def fitted(images: EncodedImages) -> ImageData:
     side = images.size
 
     def fit(image: Image.Image) -> Image.Image:
-        return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+        return (
+            image
+            if image.size == (side, side)
+            else image.resize((side, side), Image.Resampling.BICUBIC)
+        )
 
     return _decode(images, fit)
 
@@ -126,7 +133,10 @@ def decoded(images: Images) -> ImageData:
 def _decode(images: EncodedImages, form: Callable[[Image.Image], Image.Image]) -> ImageData:
     """All images that can be read, each in the `form` of `size` pixels."""
     count, side = len(images.labels), images.size
-    pixels, good = np.empty((count, side, side, 3), dtype=np.uint8), torch.ones(count, dtype=torch.bool)
+    pixels, good = (
+        np.empty((count, side, side, 3), dtype=np.uint8),
+        torch.ones(count, dtype=torch.bool),
+    )
     for position in range(count):
         image = images.open(position)
         good[position] = image is not None
@@ -141,11 +151,18 @@ def _decode(images: EncodedImages, form: Callable[[Image.Image], Image.Image]) -
     return data.subset(good.nonzero().flatten())
 
 
-# How published evaluations see an image at some size: the centre of it at size / 0.875, or all of it, squashed.
-# Bicubic: SGNAS and the training on ImageNet. Bilinear: searches and validations of NSGANetV2; squashed: its textures.
+# How published evaluations see an image at some size: the centre of it at size / 0.875, or all of
+# it, squashed. Bicubic: SGNAS and the training on ImageNet. Bilinear: searches and validations of
+# NSGANetV2; squashed: its textures.
 VIEWS = {
-    "bicubic": lambda size: [v2.Resize(round(size / 0.875), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)],
-    "bilinear": lambda size: [v2.Resize(math.ceil(size / 0.875), v2.InterpolationMode.BILINEAR), v2.CenterCrop(size)],
+    "bicubic": lambda size: [
+        v2.Resize(round(size / 0.875), v2.InterpolationMode.BICUBIC),
+        v2.CenterCrop(size),
+    ],
+    "bilinear": lambda size: [
+        v2.Resize(math.ceil(size / 0.875), v2.InterpolationMode.BILINEAR),
+        v2.CenterCrop(size),
+    ],
     "squash": lambda size: [v2.Resize((size, size), v2.InterpolationMode.BICUBIC)],
 }
 

@@ -1,4 +1,6 @@
-"""Batches of images: every random choice in them is a function of the seed, the epoch and the batch."""
+"""Batches of images: every random choice in them is a function of the seed, the epoch and the
+batch.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -33,12 +35,14 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop (small images: after zero padding; others: resized, of a share of the area) and horizontal flip.
+    """Random crop (small images: after zero padding; others: resized, of a share of the area) and
+    horizontal flip.
 
-    Then, where asked for, AutoAugment (Cubuk et al., CVPR 2019: the CIFAR-10 policy for images in memory, else that for
-    ImageNet), and a square of `cutout` pixels (DeVries and Taylor, 2017) that is the mean colour. Of large images
-    only, as NSGANetV2 tunes on some sets: first a random rotation and scaling (`affine`), then changes of colour, or
-    timm's RandAugment. `balanced`: as many images of each class, drawn with replacement.
+    Then, where asked for, AutoAugment (Cubuk et al., CVPR 2019: the CIFAR-10 policy for images in
+    memory, else that for ImageNet), and a square of `cutout` pixels (DeVries and Taylor, 2017) that
+    is the mean colour. Of large images only, as NSGANetV2 tunes on some sets: first a random
+    rotation and scaling (`affine`), then changes of colour, or timm's RandAugment. `balanced`: as
+    many images of each class, drawn with replacement.
     """
 
     crop_padding: int = 4
@@ -73,7 +77,9 @@ class MemoryLoader:
     def __len__(self) -> int:
         return _batches(len(self.data.labels), self.batch_size, self.training)
 
-    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int = 0, first: int = 0, every: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches from number `first` on, or `every` second of them, and so on.
 
         With augmentation they are shuffled, whole, and shared: this process gets its part of each.
@@ -101,13 +107,16 @@ def resize(images: Tensor, size: int, mode: str = "bilinear") -> Tensor:
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
-    """Each image `[3, S, S]` of a batch cropped at random after zero padding, and flipped with probability 1/2.
+    """Each image `[3, S, S]` of a batch cropped at random after zero padding, and flipped with
+    probability 1/2.
 
     One gather does both; the result is channels-last.
     """
     count, size = len(images), images.shape[-1]
     padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
-    rows, columns = torch.randint(2 * padding + 1, (2, count, 1), generator=rng) + torch.arange(size)
+    rows, columns = torch.randint(2 * padding + 1, (2, count, 1), generator=rng) + torch.arange(
+        size
+    )
     if flip:
         turned = torch.rand(count, 1, generator=rng) < 0.5
         columns = torch.where(turned, columns.flip(1), columns)
@@ -116,9 +125,11 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator
 
 
 def autoaugment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """uint8 images `[B, 3, S, S]`, each with a draw of its own from the CIFAR-10 policy, in the same memory format.
+    """uint8 images `[B, 3, S, S]`, each with a draw of its own from the CIFAR-10 policy, in the
+    same memory format.
 
-    One by one and through Pillow, which is faster on small images than torchvision's tensor operations.
+    One by one and through Pillow, which is faster on small images than torchvision's tensor
+    operations.
     """
     policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128)
     changed = torch.empty_like(images)
@@ -131,9 +142,11 @@ def autoaugment(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def cutout(images: Tensor, side: int, rng: torch.Generator) -> Tensor:
-    """Normalised images `[B, 3, S, S]`, each with a square of `side` pixels set to 0, the mean colour.
+    """Normalised images `[B, 3, S, S]`, each with a square of `side` pixels set to 0, the mean
+    colour.
 
-    Its centre is uniform over the image, so that part of it may lie outside (DeVries and Taylor, 2017, section 3.2).
+    Its centre is uniform over the image, so that part of it may lie outside (DeVries and Taylor,
+    2017, section 3.2).
     """
     corner = torch.randint(images.shape[-1], (2, len(images), 1), generator=rng) - side // 2
     pixels = torch.arange(images.shape[-1])
@@ -146,7 +159,9 @@ Transform = Callable[[Image.Image], Tensor]
 
 def training_transform(size: int, normalise: Normalisation, augment: Augmentation) -> Transform:
     """A large image for training, all but `cutout`; it draws from the global random streams."""
-    steps = [v2.RandomAffine(45, (0.4, 0.4), (0.75, 1.5), interpolation=v2.InterpolationMode.BILINEAR)] * augment.affine
+    steps = [
+        v2.RandomAffine(45, (0.4, 0.4), (0.75, 1.5), interpolation=v2.InterpolationMode.BILINEAR)
+    ] * augment.affine
     steps += [v2.RandomResizedCrop(size, scale=augment.crop_scale)]
     steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip
     steps += [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)] * augment.autoaugment
@@ -156,8 +171,12 @@ def training_transform(size: int, normalise: Normalisation, augment: Augmentatio
     return v2.Compose([*steps, *_as_numbers(normalise)])
 
 
-def _rand_augment(policy: str, size: int, normalise: Normalisation) -> Callable[[Image.Image], Image.Image]:
-    """timm's, with what it fills gaps by, and how far it may move an image, as timm's own loaders choose them."""
+def _rand_augment(
+    policy: str, size: int, normalise: Normalisation
+) -> Callable[[Image.Image], Image.Image]:
+    """timm's, with what it fills gaps by, and how far it may move an image, as timm's own loaders
+    choose them.
+    """
     from timm.data import rand_augment_transform
 
     colour = tuple(min(255, round(255 * mean)) for mean in normalise.mean)
@@ -177,7 +196,8 @@ def _as_numbers(normalise: Normalisation) -> list[v2.Transform]:
 class FileLoader:
     """Batches of images read from disk by `workers` processes, each as `transform` makes it.
 
-    For `training` they are shuffled, and so on, as by `MemoryLoader`, with squares of `cutout` pixels.
+    For `training` they are shuffled, and so on, as by `MemoryLoader`, with squares of `cutout`
+    pixels.
     """
 
     def __init__(
@@ -191,13 +211,20 @@ class FileLoader:
         cutout: int = 0,
         balanced: bool = False,
     ):
-        self.data, self.batch_size, self.transform, self.training = files, batch_size, transform, training
+        self.data, self.batch_size, self.transform, self.training = (
+            files,
+            batch_size,
+            transform,
+            training,
+        )
         self.seed, self.workers, self.cutout, self.balanced = seed, workers, cutout, balanced
 
     def __len__(self) -> int:
         return _batches(len(self.data.labels), self.batch_size, self.training)
 
-    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int = 0, first: int = 0, every: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         numbered = _numbered(self, epoch, first, every)
         loader = torch.utils.data.DataLoader(
             _Files(self.data, self.transform, (self.seed, epoch)),
@@ -216,9 +243,14 @@ class FileLoader:
                 rng = _batch_stream(self, epoch, number)
                 yield (cutout(images, self.cutout, rng) if self.cutout else images), labels
             elif self.training:  # to go on would be to train on nothing
-                raise UserError(f"{self.data.source.root}: a whole batch of {broken} images cannot be read")
+                raise UserError(
+                    f"{self.data.source.root}: a whole batch of {broken} images cannot be read"
+                )
         if skipped:
-            print(f"{self.data.source.root}: skipped {skipped} of {len(self.data.labels)} images", file=sys.stderr)
+            print(
+                f"{self.data.source.root}: skipped {skipped} of {len(self.data.labels)} images",
+                file=sys.stderr,
+            )
 
 
 class _Files(torch.utils.data.Dataset):
@@ -233,7 +265,8 @@ class _Files(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | UserError | None:
         try:
             image = self.files.open(index)
-        except UserError as error:  # handed on, since a worker process would wrap it into a traceback
+        # handed on, since a worker process would wrap it into a traceback
+        except UserError as error:
             return error
         if image is None:
             return None
@@ -243,7 +276,9 @@ class _Files(torch.utils.data.Dataset):
 
 
 def _collate(samples: list) -> tuple[list[Tensor] | None, int | UserError]:
-    """A batch of the images that could be read, if any, and how many could not; or the first error among them."""
+    """A batch of the images that could be read, if any, and how many could not; or the first error
+    among them.
+    """
     for sample in samples:
         if isinstance(sample, UserError):
             return None, sample
@@ -269,7 +304,9 @@ def loader(
         transform = evaluation_transform(images.size, normalise, images.view)
         return FileLoader(images, batch_size, transform, False, seed, workers)
     transform = training_transform(images.size, normalise, augment)
-    return FileLoader(images, batch_size, transform, True, seed, workers, augment.cutout, augment.balanced)
+    return FileLoader(
+        images, batch_size, transform, True, seed, workers, augment.cutout, augment.balanced
+    )
 
 
 class Resized:
@@ -281,7 +318,9 @@ class Resized:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int = 0, first: int = 0, every: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self.batches.epoch(epoch, first, every):
             yield resize(images, self.size, self.mode), labels
 
@@ -293,7 +332,9 @@ def _order(batches: Loader, epoch: int) -> Tensor:
         return torch.arange(count)
     rng, labels = stream(batches.seed, "batches", epoch), batches.data.labels
     if batches.balanced:
-        return torch.multinomial(1 / labels.bincount()[labels].double(), count, replacement=True, generator=rng)
+        return torch.multinomial(
+            1 / labels.bincount()[labels].double(), count, replacement=True, generator=rng
+        )
     return torch.randperm(count, generator=rng)
 
 
@@ -301,10 +342,16 @@ def _numbered(batches: Loader, epoch: int, first: int, every: int) -> list[tuple
     """The numbers of the wanted batches, and which images are in them, for this process."""
     size, training = batches.batch_size, batches.training
     if training and size % distributed.size():
-        raise UserError(f"batch_size: {size} images cannot be shared by {distributed.size()} processes")
+        raise UserError(
+            f"batch_size: {size} images cannot be shared by {distributed.size()} processes"
+        )
     split = _order(batches, epoch).split(size)
     numbered = [(number, split[number]) for number in range(len(batches))[first::every]]
-    return [(number, index[distributed.share(len(index))]) for number, index in numbered] if training else numbered
+    return (
+        [(number, index[distributed.share(len(index))]) for number, index in numbered]
+        if training
+        else numbered
+    )
 
 
 def _batch_stream(batches: Loader, epoch: int, number: int) -> torch.Generator:

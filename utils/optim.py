@@ -14,15 +14,18 @@ from utils.config import OptimState
 def make_optimizer(parameters: Iterable[nn.Parameter], state: OptimState) -> torch.optim.Optimizer:
     """Adam with betas (`beta`, 0.999), or SGD with momentum; both with weight decay."""
     if state.optimizer == "adam":
-        return torch.optim.Adam(parameters, state.lr, (state.beta, 0.999), weight_decay=state.weight_decay)
+        return torch.optim.Adam(
+            parameters, state.lr, (state.beta, 0.999), weight_decay=state.weight_decay
+        )
     return torch.optim.SGD(parameters, state.lr, state.momentum, weight_decay=state.weight_decay)
 
 
 class Schedule:
     """The learning rate as a function of the step, so that a resumed run needs no state of it.
 
-    "constant" stays at `lr`; "cosine" falls to 0 over `epochs`, and stays there; "step" multiplies by `decay_ratio`
-    every `step_size` epochs. In the first `warmup_steps` steps all that is reached linearly.
+    "constant" stays at `lr`; "cosine" falls to 0 over `epochs`, and stays there; "step" multiplies
+    by `decay_ratio` every `step_size` epochs. In the first `warmup_steps` steps all that is reached
+    linearly.
     """
 
     def __init__(
@@ -46,7 +49,11 @@ class Schedule:
         if self.kind == "constant":
             return self.lr
         if self.kind == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * min(step / (self.epochs * self.steps_per_epoch), 1.0)))
+            return (
+                self.lr
+                * 0.5
+                * (1 + math.cos(math.pi * min(step / (self.epochs * self.steps_per_epoch), 1.0)))
+            )
         return self.lr * self.decay_ratio ** (step // self.steps_per_epoch // self.step_size)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -67,10 +74,12 @@ class TimmSchedule:
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:
-    """The exponential moving average of the weights and buffers of `network`, which begins as they are now.
+    """The exponential moving average of the weights and buffers of `network`, which begins as they
+    are now.
 
-    `update_parameters(network)` after each step moves it, faster in the first ones: after n steps the old average
-    counts min(decay, n / (n + 9)). With decay 0 it is a copy. The averaged network is its `module`.
+    `update_parameters(network)` after each step moves it, faster in the first ones: after n steps
+    the old average counts min(decay, n / (n + 9)). With decay 0 it is a copy. The averaged network
+    is its `module`.
     """
 
     def move(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:

@@ -37,7 +37,8 @@ class Settings(Protocol):
     log_dir: str
     write_dir: str | None
     title_flag: ClassVar[str]  # which flag names the folder
-    length_keys: ClassVar[frozenset[str]]  # may differ where a run begins with the state of another one
+    # may differ where a run begins with the state of another one
+    length_keys: ClassVar[frozenset[str]]
 
     def to_dict(self) -> dict:
         """Plain values."""
@@ -50,8 +51,8 @@ class Settings(Protocol):
 class RunFolder:
     """`log_dir/title`: everything that a run writes.
 
-    config.yml, environment.json, split.json, metrics.jsonl, checkpoints/, tensorboard/, and the stage's tables.
-    `open` only looks; `begin` writes, once everything is known to be in order.
+    config.yml, environment.json, split.json, metrics.jsonl, checkpoints/, tensorboard/, and the
+    stage's tables. `open` only looks; `begin` writes, once everything is known to be in order.
     """
 
     def __init__(self, path: Path, events: Path | None = None):
@@ -67,26 +68,40 @@ class RunFolder:
     def open(cls, stage: str, config: Settings, title: str, resume: str = "auto") -> "RunFolder":
         """The folder of `title` for a run of `stage`.
 
-        `resume` "auto" continues a run of the same config and refuses another one; "none" begins anew; a path to
-        another run folder, or to a checkpoint in it, begins a new title with the state of that run, whose config may
-        differ in the number of epochs.
+        `resume` "auto" continues a run of the same config and refuses another one; "none" begins
+        anew; a path to another run folder, or to a checkpoint in it, begins a new title with the
+        state of that run, whose config may differ in the number of epochs.
         """
         if not title or Path(title).is_absolute() or ".." in Path(title).parts:
             raise UserError(f"{config.title_flag} {title!r}: it must name a folder inside log_dir")
         named = f"{config.title_flag} {title}"
-        run = cls(Path(config.log_dir) / title, Path(config.write_dir) / title if config.write_dir else None)
+        run = cls(
+            Path(config.log_dir) / title,
+            Path(config.write_dir) / title if config.write_dir else None,
+        )
         run.stage = stage
         saved = run.file("config.yml")
         if run.path.exists() and not saved.exists() and any(run.path.iterdir()):
-            raise UserError(f"{named}: {run.path} is there already, but is no run folder; choose another title")
+            raise UserError(
+                f"{named}: {run.path} is there already, but is no run folder; choose another title"
+            )
         run.continues = resume != "none" and saved.exists()
         if resume not in ("auto", "none"):
             run.origin = _run_folder_of(Path(resume))
-            _refuse_changes(type(config).read(run.origin / "config.yml"), config, str(run.origin), config.length_keys)
+            _refuse_changes(
+                type(config).read(run.origin / "config.yml"),
+                config,
+                str(run.origin),
+                config.length_keys,
+            )
             if run.continues and run._recorded("origin") != str(run.origin):
-                raise UserError(f"--resume {resume}: {named} has a run of its own; choose another title")
+                raise UserError(
+                    f"--resume {resume}: {named} has a run of its own; choose another title"
+                )
         if run.continues and run._recorded("stage") not in (stage, None):
-            raise UserError(f"{named}: this is a run of {run._recorded('stage')}; choose another title")
+            raise UserError(
+                f"{named}: this is a run of {run._recorded('stage')}; choose another title"
+            )
         if run.continues:
             _refuse_changes(type(config).read(saved), config, title)
         for key, value in config.to_dict().items():
@@ -95,7 +110,9 @@ class RunFolder:
         return run
 
     def begin(self, config: Settings, device: torch.device) -> None:
-        """Make the folder; what lies there of another run moves aside. All processes call it, and the first does it."""
+        """Make the folder; what lies there of another run moves aside. All processes call it, and
+        the first does it.
+        """
         distributed.wait()  # until all have looked
         if distributed.rank() == 0:
             self._begin(config, device)
@@ -117,12 +134,15 @@ class RunFolder:
         """All that a new run begins with, in one rename: a kill leaves the folder whole or absent."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = f".{self.path.name}.unfinished"
-        shutil.rmtree(self.path.with_name(unfinished), ignore_errors=True)  # what a kill left of an earlier beginning
+        # what a kill left of an earlier beginning
+        shutil.rmtree(self.path.with_name(unfinished), ignore_errors=True)
         record = {"stage": self.stage, "origin": str(self.origin) if self.origin else None}
         new = self.path.with_name(unfinished)
         try:
             new.mkdir()
-            checkpoint.write_text(new / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            checkpoint.write_text(
+                new / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False)
+            )
             checkpoint.write_text(new / "environment.json", json.dumps(record))
             for file in self._inherited_files(config) if self.origin else ():
                 checkpoint.copy(file, new / file.relative_to(self.origin))
@@ -133,7 +153,9 @@ class RunFolder:
             shutil.rmtree(new, ignore_errors=True)
 
     def _inherited_files(self, config: Settings) -> list[Path]:
-        """What a run takes over from `origin`: no generator, when it will train the supernet further."""
+        """What a run takes over from `origin`: no generator, when it will train the supernet
+        further.
+        """
         files = [file for name in _STATE_FILES for file in self.origin.glob(name)]
         before, now = type(config).read(self.origin / "config.yml").to_dict(), config.to_dict()
         if before.get("warmup_epochs") != now.get("warmup_epochs"):
@@ -150,7 +172,8 @@ class RunFolder:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
-        if self._events.exists() and not self._events.is_relative_to(self.path):  # kept elsewhere by write_dir
+        # kept elsewhere by write_dir
+        if self._events.exists() and not self._events.is_relative_to(self.path):
             self._events.rename(self._events.with_name(aside.name))
         print(f"moved the earlier run to {self.path.rename(aside)}")
 
@@ -173,16 +196,25 @@ class RunFolder:
     def save(self, name: str, payload: dict, mirror: str | None = None) -> None:
         """Save a checkpoint, and first a copy of it at `mirror` when that is given.
 
-        The last file that a stage saves in an epoch is what resuming reads, so it must not come before its copies.
+        The last file that a stage saves in an epoch is what resuming reads, so it must not come
+        before its copies.
         """
         for path in _written(mirror, self.checkpoint(name)):
             checkpoint.save(path, payload)
 
-    def train(self, stage: str, name: str, training: Training, total: int, one_epoch: Callable[[int], None]) -> None:
-        """Do what is left of `total` epochs, each by `one_epoch(epoch)`, and keep `training` as checkpoint `name`.
+    def train(
+        self,
+        stage: str,
+        name: str,
+        training: Training,
+        total: int,
+        one_epoch: Callable[[int], None],
+    ) -> None:
+        """Do what is left of `total` epochs, each by `one_epoch(epoch)`, and keep `training` as
+        checkpoint `name`.
 
-        It is kept after each epoch; and in the middle of one every so many `minutes`, and where SIGTERM or Ctrl-C
-        comes. All processes call it.
+        It is kept after each epoch; and in the middle of one every so many `minutes`, and where
+        SIGTERM or Ctrl-C comes. All processes call it.
         """
         self._restore(name, training)
         self._forget_after(stage, training.epochs)
@@ -215,12 +247,16 @@ class RunFolder:
         check_weights(state["model"].values(), str(self.path), self.checkpoint(name))
         self.save(name, state)
 
-    def write_csv(self, name: str, columns: tuple[str, ...], rows: list[tuple], mirror: str | None = None) -> None:
+    def write_csv(
+        self, name: str, columns: tuple[str, ...], rows: list[tuple], mirror: str | None = None
+    ) -> None:
         lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
         self.write_text(name, "\n".join(lines) + "\n", mirror)
 
     def log(self, stage: str, epoch: int, **numbers: float) -> None:
-        """One line of metrics.jsonl, and TensorBoard scalars. `epoch` counts finished epochs of the stage."""
+        """One line of metrics.jsonl, and TensorBoard scalars. `epoch` counts finished epochs of the
+        stage.
+        """
         if distributed.rank():
             return
         with open(self.file("metrics.jsonl"), "a") as file:
@@ -228,7 +264,8 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every call needs it
+            # slow to import, and not every call needs it
+            from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._events))
         for name, number in numbers.items():
@@ -236,7 +273,9 @@ class RunFolder:
         self._writer.flush()
 
     def _forget_after(self, stage: str, epoch: int) -> None:
-        """Drop the metrics of `stage` after `epoch`: a killed run may have logged an epoch it could not save."""
+        """Drop the metrics of `stage` after `epoch`: a killed run may have logged an epoch it could
+        not save.
+        """
         metrics = self.file("metrics.jsonl")
         if distributed.rank() == 0 and metrics.exists():
             lines = metrics.read_text().splitlines(keepends=True)
@@ -251,14 +290,22 @@ def _written(*paths: str | Path | None) -> list[str | Path]:
 
 
 # What a run that begins with the state of another one takes over.
-_STATE_FILES = ("split.json", "prior_pool.json", "metrics.jsonl", "architecture.json", "checkpoints/*.pth")
+_STATE_FILES = (
+    "split.json",
+    "prior_pool.json",
+    "metrics.jsonl",
+    "architecture.json",
+    "checkpoints/*.pth",
+)
 
 
 def _run_folder_of(path: Path) -> Path:
     """A run folder from its own path or that of one of its checkpoints."""
     folder = path if path.is_dir() else path.parent.parent
     if not path.exists() or not (folder / "config.yml").exists():
-        raise UserError(f"--resume {path}: it must be auto, none, a run folder or a checkpoint in one")
+        raise UserError(
+            f"--resume {path}: it must be auto, none, a run folder or a checkpoint in one"
+        )
     return folder
 
 
@@ -274,12 +321,17 @@ def _is_after(line: str, stage: str, epoch: int) -> bool:
 _FREE_KEYS = {"strict_data", "num_workers", "print_freq", "log_dir", "write_dir", "ngpu"}
 
 
-def _refuse_changes(saved: Settings, config: Settings, title: str, free: set[str] = frozenset()) -> None:
+def _refuse_changes(
+    saved: Settings, config: Settings, title: str, free: set[str] = frozenset()
+) -> None:
     old, new = saved.to_dict(), config.to_dict()
     changed = [key for key in new if old.get(key) != new[key] and key not in _FREE_KEYS | free]
     if changed:
         key = changed[0]
-        before, now = (text if len(text) < 60 else text[:56] + " ..." for text in (repr(old.get(key)), repr(new[key])))
+        before, now = (
+            text if len(text) < 60 else text[:56] + " ..."
+            for text in (repr(old.get(key)), repr(new[key]))
+        )
         raise UserError(
             f"{config.title_flag} {title}: this run was begun with {key}: {before}, now it is {now}; "
             "choose another title, or --resume none to move the old run aside"

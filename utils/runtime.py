@@ -22,14 +22,17 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def pick_device(accelerator: bool = True) -> torch.device:
-    """Where it is wanted, CUDA, a GPU for each process of a machine, or else MPS; otherwise the CPU.
+    """Where it is wanted, CUDA, a GPU for each process of a machine, or else MPS; otherwise the
+    CPU.
 
     On the CPU freed memory is kept from then on.
     """
     if accelerator and torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         if device.index >= torch.cuda.device_count():
-            raise UserError(f"{torch.cuda.device_count()} GPUs are too few for the processes of this machine")
+            raise UserError(
+                f"{torch.cuda.device_count()} GPUs are too few for the processes of this machine"
+            )
         torch.cuda.set_device(device)
         return device
     if accelerator and torch.backends.mps.is_available():
@@ -47,10 +50,11 @@ def synchronise(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory that is freed, as GPUs' allocators do: glibc only, else nothing happens.
+    """Let the C library keep the memory that is freed, as GPUs' allocators do: glibc only, else
+    nothing happens.
 
-    It would give large blocks back to the system and get them anew, zeroed page by page, at every step: about a tenth
-    of a training step.
+    It would give large blocks back to the system and get them anew, zeroed page by page, at every
+    step: about a tenth of a training step.
     """
     if platform.libc_ver()[0] == "glibc":
         c = ctypes.CDLL(None)
@@ -59,13 +63,17 @@ def keep_freed_memory() -> None:
 
 
 def stream(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU random stream of its own for each purpose, epoch and step, so that resuming needs no generator states."""
+    """A CPU random stream of its own for each purpose, epoch and step, so that resuming needs no
+    generator states.
+    """
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def seed_global(rng: torch.Generator) -> None:
-    """Seed the global streams, which dropout, stochastic depth and augmentation draw from, by the seed of `rng`."""
+    """Seed the global streams, which dropout, stochastic depth and augmentation draw from, by the
+    seed of `rng`.
+    """
     torch.manual_seed(rng.initial_seed())
     random.seed(rng.initial_seed())
     np.random.seed(rng.initial_seed() % 2**32)  # noqa: NPY002 - the stream that timm draws from
@@ -73,7 +81,11 @@ def seed_global(rng: torch.Generator) -> None:
 
 def describe_environment(device: torch.device) -> dict:
     """Versions, commit and hardware, for the record."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -89,13 +101,20 @@ def describe_environment(device: torch.device) -> dict:
 def _commit() -> str | None:
     git = ["git", "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip() or None
+        return (
+            subprocess.run(
+                git, capture_output=True, text=True, cwd=Path(__file__).parent
+            ).stdout.strip()
+            or None
+        )
     except OSError:  # there is no git
         return None
 
 
 class Progress:
-    """A bar with time left on a terminal; in a log, a plain line every `print_freq` steps and at the end."""
+    """A bar with time left on a terminal; in a log, a plain line every `print_freq` steps and at
+    the end.
+    """
 
     def __init__(self, title: str, total: int, print_freq: int = 100, done: int = 0):
         self.title, self.total, self.print_freq = title, total, print_freq
@@ -114,12 +133,21 @@ class Progress:
         if images:
             numbers["images/s"] = self.images / (time.monotonic() - self.began)
         if self.bar is not None:
-            self.bar.set_postfix({name: f"{number:.4g}" for name, number in numbers.items()}, refresh=False)
+            self.bar.set_postfix(
+                {name: f"{number:.4g}" for name, number in numbers.items()}, refresh=False
+            )
             self.bar.update()
         elif self.step % self.print_freq == 0 and self.step < self.total:
-            left = (time.monotonic() - self.began) / (self.step - self.first) * (self.total - self.step)
+            left = (
+                (time.monotonic() - self.began)
+                / (self.step - self.first)
+                * (self.total - self.step)
+            )
             shown = " ".join(f"{name} {number:.4g}" for name, number in numbers.items())
-            print(f"{self.title} step {self.step}/{self.total} {shown} left {tqdm.format_interval(left)}", flush=True)
+            print(
+                f"{self.title} step {self.step}/{self.total} {shown} left {tqdm.format_interval(left)}",
+                flush=True,
+            )
 
     def __exit__(self, *exception) -> None:
         if self.bar is not None:

@@ -37,10 +37,16 @@ def resampled(count: int) -> NDArray[np.intp]:
 
 
 def interval(values: NDArray) -> tuple[float, float]:
-    """The percentiles that hold `CONFIDENCE` of resampled values `[R]`, without those that are not a number."""
+    """The percentiles that hold `CONFIDENCE` of resampled values `[R]`, without those that are not
+    a number.
+    """
     known = values[~np.isnan(values)]
     tails = (1 - CONFIDENCE) / 2
-    return tuple(np.quantile(known, [tails, 1 - tails]).tolist()) if len(known) else (float("nan"),) * 2
+    return (
+        tuple(np.quantile(known, [tails, 1 - tails]).tolist())
+        if len(known)
+        else (float("nan"),) * 2
+    )
 
 
 def spread(values: Iterable[float]) -> float:

@@ -1,4 +1,6 @@
-"""Saving in time: SIGTERM and Ctrl-C wait until what is trained can be saved, and so does the clock."""
+"""Saving in time: SIGTERM and Ctrl-C wait until what is trained can be saved, and so does the
+clock.
+"""
 
 import os
 import signal
@@ -11,7 +13,9 @@ from utils import distributed
 
 
 def say(text: str) -> None:
-    """A line on stderr, unbuffered, also from a signal handler; a reader that is gone must not keep us from saving."""
+    """A line on stderr, unbuffered, also from a signal handler; a reader that is gone must not keep
+    us from saving.
+    """
     with suppress(OSError):
         os.write(2, f"{text}\n".encode())
 
@@ -21,7 +25,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class _StopRequest:
-    """What asks this process to stop or to save: within `saved_when_stopped` it waits for a moment between steps."""
+    """What asks this process to stop or to save: within `saved_when_stopped` it waits for a moment
+    between steps.
+    """
 
     signal: int | None = None
     received = 0.0  # seconds
@@ -49,7 +55,8 @@ def stop_signal() -> int:
 
 
 def check_stop() -> None:
-    """Raise `Stopped` if a signal has come: called where everything that trains is between two steps.
+    """Raise `Stopped` if a signal has come: called where everything that trains is between two
+    steps.
 
     Several processes must stop together, at a step: there it does nothing.
     """
@@ -80,11 +87,17 @@ def obey(stop: bool, save: bool) -> None:
 
 @contextmanager
 def saved_when_stopped(save: Callable[[], None], minutes: float = float("inf")) -> Iterator[None]:
-    """Within, SIGTERM and Ctrl-C wait for a moment between two steps, and `save()` is called before the process ends.
+    """Within, SIGTERM and Ctrl-C wait for a moment between two steps, and `save()` is called before
+    the process ends.
 
     It is called every so many `minutes`, too, between two steps.
     """
-    _request.waits, _request.save, _request.every, _request.saved = True, save, 60 * minutes, time.monotonic()
+    _request.waits, _request.save, _request.every, _request.saved = (
+        True,
+        save,
+        60 * minutes,
+        time.monotonic(),
+    )
     try:
         yield
     except Stopped:
@@ -102,7 +115,10 @@ def signals_received() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _request.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, _request.receive)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -111,6 +127,8 @@ def signals_received() -> Iterator[None]:
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """For processes that read images: their parent, which gets the same signals, ends them when it is ready."""
+    """For processes that read images: their parent, which gets the same signals, ends them when it
+    is ready.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

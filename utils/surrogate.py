@@ -1,10 +1,13 @@
-"""Surrogates: models that predict the error of an architecture from its encoding, and how good they are.
+"""Surrogates: models that predict the error of an architecture from its encoding, and how good they
+are.
 
-Source: Lu et al., "NSGANetV2: Evolutionary Multi-Objective Surrogate-Assisted Neural Architecture Search", ECCV 2020,
-section 3.3: radial basis functions, a Gaussian process, trees, a perceptron, and adaptive switching between them. The
-default of the search, `ard`, is not the paper's (`utils/gaussian_process.py`).
+Source: Lu et al., "NSGANetV2: Evolutionary Multi-Objective Surrogate-Assisted Neural Architecture
+Search", ECCV 2020, section 3.3: radial basis functions, a Gaussian process, trees, a perceptron,
+and adaptive switching between them. The default of the search, `ard`, is not the paper's
+(`utils/gaussian_process.py`).
 
-Axes: n rows (architectures) to fit, m to predict, d columns (genes). Arrays are float64; integers do as well.
+Axes: n rows (architectures) to fit, m to predict, d columns (genes). Arrays are float64; integers
+do as well.
 """
 
 import copy
@@ -35,10 +38,13 @@ Array = NDArray[np.float64]
 
 
 class Surrogate(Protocol):
-    """What a search asks of a model. It may be fitted again and again; the same data give the same bits."""
+    """What a search asks of a model. It may be fitted again and again; the same data give the same
+    bits.
+    """
 
     name: str
-    encoding: Literal["genes", "features"] = "genes"  # what its columns are best: integers as published, or one-hot
+    # what its columns are best: integers as published, or one-hot
+    encoding: Literal["genes", "features"] = "genes"
 
     def fit(self, X: Array, y: Array) -> None:
         """Learn `y [n]` from `X [n, d]`, n at least 1."""
@@ -47,13 +53,17 @@ class Surrogate(Protocol):
         """`X [m, d]` -> `[m]`."""
 
     def deviation(self, X: Array) -> Array:
-        """`X [m, d]` -> standard deviations `[m]` of what is predicted; 0, unless a model says them: `ard` does."""
+        """`X [m, d]` -> standard deviations `[m]` of what is predicted; 0, unless a model says
+        them: `ard` does.
+        """
         return np.zeros(len(X))
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Root mean squared error, Spearman's rho and Kendall's tau; rank correlations of constants are NaN."""
+    """Root mean squared error, Spearman's rho and Kendall's tau; rank correlations of constants are
+    NaN.
+    """
 
     rmse: float
     rho: float
@@ -68,12 +78,18 @@ def quality(predicted: Array, true: Array) -> Quality:
     rmse = float(np.sqrt(np.mean((predicted - true) ** 2)))
     if np.ptp(predicted) == 0 or np.ptp(true) == 0:  # SciPy would warn
         return Quality(rmse, float("nan"), float("nan"))
-    return Quality(rmse, float(spearmanr(predicted, true).statistic), float(kendalltau(predicted, true).statistic))
+    return Quality(
+        rmse,
+        float(spearmanr(predicted, true).statistic),
+        float(kendalltau(predicted, true).statistic),
+    )
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """`predicted [n]`, each row by a model that has not seen it, and the `fold [n]` it was held out in."""
+    """`predicted [n]`, each row by a model that has not seen it, and the `fold [n]` it was held out
+    in.
+    """
 
     predicted: Array
     fold: NDArray[np.int64]
@@ -82,7 +98,9 @@ class CrossValidation:
 def cross_validated(
     make: Callable[[], Surrogate], X: Array, y: Array, folds: int, rng: np.random.Generator
 ) -> CrossValidation:
-    """Fits a new surrogate for each of `folds` random parts of the rows, without that part; at most n parts."""
+    """Fits a new surrogate for each of `folds` random parts of the rows, without that part; at most
+    n parts.
+    """
     n = len(y)
     assert n >= 2, "nothing is left to learn from"
     fold = rng.permutation(np.arange(n) % min(folds, n))
@@ -97,9 +115,10 @@ def cross_validated(
 class RadialBasis(Surrogate):
     """Cubic radial basis functions with a linear tail; nothing is random.
 
-    The tail has no unique solution when columns are constant or dependent or when there are no more rows than columns.
-    So the rows are rotated into the least space that holds them, which changes no distance; what leaves this space
-    is not known to matter, and is ignored. Equal rows count once, with the mean of their targets.
+    The tail has no unique solution when columns are constant or dependent or when there are no more
+    rows than columns. So the rows are rotated into the least space that holds them, which changes
+    no distance; what leaves this space is not known to matter, and is ignored. Equal rows count
+    once, with the mean of their targets.
     """
 
     name = "rbf"
@@ -117,7 +136,9 @@ class RadialBasis(Surrogate):
         if self.axes.size == 0:  # all rows are the same
             self.model = lambda rows: np.full(len(rows), y.mean())
         else:
-            self.model = RBFInterpolator(self._rotated(X), y, kernel="cubic", degree=1, smoothing=1e-6)
+            self.model = RBFInterpolator(
+                self._rotated(X), y, kernel="cubic", degree=1, smoothing=1e-6
+            )
 
     def predict(self, X: Array) -> Array:
         return self.model(self._rotated(X))
@@ -127,7 +148,8 @@ class RadialBasis(Surrogate):
 
 
 class GaussianProcess(Surrogate):
-    """A Gaussian process on standardised columns: a linear trend, a Gauss kernel of one length scale, and noise.
+    """A Gaussian process on standardised columns: a linear trend, a Gauss kernel of one length
+    scale, and noise.
 
     The trend is a kernel too, so that it stays defined with fewer rows than columns.
     """
@@ -162,9 +184,11 @@ class Relevance(RelevanceGaussianProcess, Surrogate):
 
 
 class Carts(Surrogate):
-    """Regression trees, each on all rows, with a random half of the columns, cut at random, to choose from at a split.
+    """Regression trees, each on all rows, with a random half of the columns, cut at random, to
+    choose from at a split.
 
-    The paper has 5000 trees with one subset of columns each. These differ more, so that fewer do, and rank no worse.
+    The paper has 5000 trees with one subset of columns each. These differ more, so that fewer do,
+    and rank no worse.
     """
 
     name = "carts"
@@ -180,10 +204,12 @@ class Carts(Surrogate):
 
 
 class Perceptron(Surrogate):
-    """Three hidden layers of 300 units, trained on four fifths of the rows, with the weights best on the last fifth.
+    """Three hidden layers of 300 units, trained on four fifths of the rows, with the weights best
+    on the last fifth.
 
-    Dropout, Adam and its cosine are the published ones. Columns and targets are standardised; with raw ones, as
-    published, it ranks no better than chance. Of the 2000 published epochs few are needed then: it soon overfits.
+    Dropout, Adam and its cosine are the published ones. Columns and targets are standardised; with
+    raw ones, as published, it ranks no better than chance. Of the 2000 published epochs few are
+    needed then: it soon overfits.
     """
 
     name = "mlp"
@@ -193,11 +219,16 @@ class Perceptron(Surrogate):
 
     def fit(self, X: Array, y: Array) -> None:
         self.scaler, self.mean, self.std = StandardScaler().fit(X), y.mean(), y.std() or 1.0
-        rows, targets = self._inputs(X), torch.tensor((y - self.mean) / self.std, dtype=torch.float32)
+        rows, targets = (
+            self._inputs(X),
+            torch.tensor((y - self.mean) / self.std, dtype=torch.float32),
+        )
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed accelerators too
+            # torch.manual_seed would seed accelerators too
+            torch.default_generator.manual_seed(self.seed)
             order, fifth = torch.randperm(len(rows)), len(rows) // 5
-            train, held = order[fifth:], order[: fifth or len(order)]  # fewer than five rows are too few to part
+            # fewer than five rows are too few to part
+            train, held = order[fifth:], order[: fifth or len(order)]
             self.network = self._trained(rows[train], targets[train], rows[held], targets[held])
 
     def predict(self, X: Array) -> Array:
@@ -207,7 +238,9 @@ class Perceptron(Surrogate):
     def _inputs(self, X: Array) -> Tensor:
         return torch.tensor(self.scaler.transform(X), dtype=torch.float32)
 
-    def _trained(self, rows: Tensor, targets: Tensor, held: Tensor, held_targets: Tensor) -> nn.Module:
+    def _trained(
+        self, rows: Tensor, targets: Tensor, held: Tensor, held_targets: Tensor
+    ) -> nn.Module:
         sizes, layers = (rows.shape[1], 300, 300, 300), []
         for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -229,15 +262,18 @@ class Perceptron(Surrogate):
 
 
 class AdaptiveSwitching(Surrogate):
-    """The candidate that ranks best in 10-fold cross-validation, fitted on all rows; `winner` names it.
+    """The candidate that ranks best in 10-fold cross-validation, fitted on all rows; `winner` names
+    it.
 
-    Best is the greatest mean of Kendall's tau over the folds, less its standard deviation. All candidates see the same
-    folds, of two rows or more. The first wins a tie.
+    Best is the greatest mean of Kendall's tau over the folds, less its standard deviation. All
+    candidates see the same folds, of two rows or more. The first wins a tie.
     """
 
     name = "as"
 
-    def __init__(self, seed: int = 0, candidates: Sequence[Callable[[int], Surrogate]] | None = None):
+    def __init__(
+        self, seed: int = 0, candidates: Sequence[Callable[[int], Surrogate]] | None = None
+    ):
         self.seed = seed
         self.candidates = candidates or (RadialBasis, GaussianProcess, Carts)
 
@@ -258,7 +294,9 @@ class AdaptiveSwitching(Surrogate):
         found = cross_validated(lambda: make(self.seed), X, y, folds, rng)
         parts = [found.fold == part for part in range(folds)]
         # A fold of equal targets ranks nobody; equal predictions have no tau, and lose
-        taus = [quality(found.predicted[part], y[part]).tau for part in parts if np.ptp(y[part]) > 0]
+        taus = [
+            quality(found.predicted[part], y[part]).tau for part in parts if np.ptp(y[part]) > 0
+        ]
         score = float(np.mean(taus) - np.std(taus)) if taus else float("nan")
         return score if np.isfinite(score) else float("-inf")
 
@@ -275,7 +313,9 @@ SURROGATES = tuple(_MAKERS)
 
 
 def make_surrogate(name: str, seed: int) -> Surrogate:
-    """The surrogate of that name, not fitted; `cart` is `carts`. Random choices follow from `seed` alone."""
+    """The surrogate of that name, not fitted; `cart` is `carts`. Random choices follow from `seed`
+    alone.
+    """
     make = _MAKERS.get("carts" if name == "cart" else name)
     if make is None:
         raise UserError(f"surrogate: {name!r} is not known; allowed are {', '.join(SURROGATES)}")

@@ -1,6 +1,7 @@
 """Networks as ONNX files: written, quantised to 8 bits, and run by onnxruntime.
 
-The input is "images" `[batch, 3, S, S]`, the output "logits" `[batch, classes]`; `batch` may be any number.
+The input is "images" `[batch, 3, S, S]`, the output "logits" `[batch, classes]`; `batch` may be any
+number.
 """
 
 import json
@@ -28,17 +29,22 @@ def check_installed() -> None:
         try:
             __import__(name)
         except ImportError:
-            raise UserError(f"--format onnx: {name} is not installed; pip install {' '.join(NEEDED)}") from None
+            raise UserError(
+                f"--format onnx: {name} is not installed; pip install {' '.join(NEEDED)}"
+            ) from None
 
 
 def write(file: Path, network: nn.Module, image_size: int, opset: int, about: dict) -> None:
-    """Write a network of ordinary layers, with `about` as metadata: texts as they are, all else as JSON."""
+    """Write a network of ordinary layers, with `about` as metadata: texts as they are, all else as
+    JSON.
+    """
     import onnx
 
     images = torch.zeros(2, 3, image_size, image_size)
     batch = {"images": {0: "batch"}, "logits": {0: "batch"}}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of its age, and of choices by shapes, which do not change here
+        # it warns of its age, and of choices by shapes, which do not change here
+        warnings.simplefilter("ignore")
         # the exporter of traces, since the other one needs one more package
         torch.onnx.export(
             network, (images,), str(file), dynamo=False, opset_version=opset,
@@ -53,7 +59,9 @@ def write(file: Path, network: nn.Module, image_size: int, opset: int, about: di
 def _describe(model, about: dict) -> None:
     import onnx
 
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()
+    }
     onnx.helper.set_model_props(model, texts)
 
 
@@ -75,7 +83,9 @@ def runner(file: Path) -> Callable[[Tensor], Tensor]:
     """`run(images [B, 3, S, S]) -> logits [B, classes]` by onnxruntime on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file.read_bytes(), session_options(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        file.read_bytes(), session_options(), providers=["CPUExecutionProvider"]
+    )
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": images.contiguous().numpy()})[0])
@@ -83,13 +93,15 @@ def runner(file: Path) -> Callable[[Tensor], Tensor]:
     return run
 
 
-# -- 8 bits ----------------------------------------------------------------------------------------------------------
+# -- 8 bits ----------------------------------------------------------------------------------------
 
 
 def quantise(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
-    """Write `source` with weights and activations of 8 bits: static, per channel, ranges by `batches` of images.
+    """Write `source` with weights and activations of 8 bits: static, per channel, ranges by
+    `batches` of images.
 
-    Weights use 7 of the bits: on CPUs without VNNI instructions, sums of products of 8 bits would overflow unnoticed.
+    Weights use 7 of the bits: on CPUs without VNNI instructions, sums of products of 8 bits would
+    overflow unnoticed.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static

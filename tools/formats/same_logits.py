@@ -1,4 +1,6 @@
-"""Whether exported networks say what the network itself says, on which images they are right, and how fast they are."""
+"""Whether exported networks say what the network itself says, on which images they are right, and
+how fast they are.
+"""
 
 import statistics
 import time
@@ -15,7 +17,8 @@ from utils.stopping import check_stop
 
 Runner = Callable[[Tensor], Tensor]  # images [B, 3, S, S] -> logits [B, classes]
 
-# The largest difference of a logit that rounding explains, as a share of the largest logit of all images.
+# The largest difference of a logit that rounding explains, as a share of the largest logit of all
+# images.
 TOLERANCE = 1e-4
 
 # Smaller batches that are tried, too.
@@ -26,10 +29,12 @@ WARM_UP, IN_A_ROW = 3, 10  # runs that do not count, and that do
 
 @dataclass
 class Compared:
-    """Over the images so far: how many were right, and how far logits were from those they are compared with.
+    """Over the images so far: how many were right, and how far logits were from those they are
+    compared with.
 
-    `differences` are the largest ones by batch size, `largest` is the largest logit of the network itself, `changed`
-    the number of images of another class. A logit that is no number makes a difference infinite.
+    `differences` are the largest ones by batch size, `largest` is the largest logit of the network
+    itself, `changed` the number of images of another class. A logit that is no number makes a
+    difference infinite.
     """
 
     images: int = 0
@@ -49,7 +54,11 @@ class Compared:
 
     def compare(self, logits: Tensor, expected: Tensor) -> None:
         """Only how far they are from each other."""
-        far = float((logits - expected).abs().max()) if logits.shape == expected.shape else float("inf")
+        far = (
+            float((logits - expected).abs().max())
+            if logits.shape == expected.shape
+            else float("inf")
+        )
         far = far if far < float("inf") else float("inf")  # not a number compares with nothing
         self.differences[len(expected)] = max(self.differences.get(len(expected), 0.0), far)
 
@@ -78,9 +87,13 @@ class Compared:
 def compare(
     network: Runner, others: dict[str, Runner], batches: Loader | Resized
 ) -> tuple[Compared, dict[str, Compared]]:
-    """What `network` and `others`, by name, say of all batches; of the first one's beginning also at sizes `FEW`."""
+    """What `network` and `others`, by name, say of all batches; of the first one's beginning also
+    at sizes `FEW`.
+    """
     own, found = Compared(), {name: Compared() for name in others}
-    for number, (images, labels) in enumerate(tqdm(batches.epoch(), "verify", len(batches), leave=False, disable=None)):
+    for number, (images, labels) in enumerate(
+        tqdm(batches.epoch(), "verify", len(batches), leave=False, disable=None)
+    ):
         check_stop()
         expected = network(images)
         own.add(expected, expected, labels)
@@ -97,8 +110,8 @@ def compare(
 def latencies(runners: list[Runner], image: Tensor, runs: int) -> list[float]:
     """Medians in ms for `image [1, 3, S, S]`.
 
-    They take turns, so that what disturbs the machine disturbs them all; each runs `IN_A_ROW` times behind `WARM_UP`
-    that do not count, since threads of the one before are still awake for a while.
+    They take turns, so that what disturbs the machine disturbs them all; each runs `IN_A_ROW` times
+    behind `WARM_UP` that do not count, since threads of the one before are still awake for a while.
     """
     times: list[list[float]] = [[] for _ in runners]
     for done in range(0, runs, IN_A_ROW):

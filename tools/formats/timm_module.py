@@ -1,7 +1,8 @@
-"""Networks as timm's own: a module that registers one with timm, and a file of its weights beside it.
+"""Networks as timm's own: a module that registers one with timm, and a file of its weights beside
+it.
 
-The module needs torch and timm alone. It defines what timm would choose otherwise: width and gate of squeeze-excite, a
-stride of the stem other than 2, and widths that are no multiples of 8.
+The module needs torch and timm alone. It defines what timm would choose otherwise: width and gate
+of squeeze-excite, a stride of the stem other than 2, and widths that are no multiples of 8.
 """
 
 import ast
@@ -106,7 +107,8 @@ def $name(pretrained=False, **kwargs):
     return build_model_with_cfg(Network, $quoted, pretrained, feature_cfg=features, **kwargs)
 """)
 
-# What timm calls the ways in which images come to size (`utils.images.VIEWS`; None: all of a small image is seen).
+# What timm calls the ways in which images come to size (`utils.images.VIEWS`; None: all of a small
+# image is seen).
 VIEWS = {
     None: {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
     "squash": {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
@@ -116,33 +118,61 @@ VIEWS = {
 
 
 def module_text(name: str, weights: str, network: TimmNetwork, config: dict) -> str:
-    """The source of the module `name`, whose weights are in the file `weights` beside it; `config` is timm's."""
+    """The source of the module `name`, whose weights are in the file `weights` beside it; `config`
+    is timm's.
+    """
     layers = ["create_conv2d", "get_norm_act_layer"] * bool(network.odd_widths)
     layers += ["make_divisible"] * ("make_divisible" in network.squeezed)
     values = {
         "layers": f"from timm.layers import {', '.join(layers)}\n" if layers else "",
-        **{"name": name, "quoted": repr(name), "weights": repr(weights), "squeezed": network.squeezed},
+        **{
+            "name": name,
+            "quoted": repr(name),
+            "weights": repr(weights),
+            "squeezed": network.squeezed,
+        },
         **{"base": network.base, "base_class": network.base_class, "levels": network.levels},
-        **{"stages": _lines(network.texts), "options": _lines(network.options), "config": _lines(config, 8)},
+        **{
+            "stages": _lines(network.texts),
+            "options": _lines(network.options),
+            "config": _lines(config, 8),
+        },
         **{"stride": network.stem_stride, "widths": repr(network.odd_widths)},
     }
-    parts = [_HEAD, *[_STEM] * (network.stem_stride != 2), *[_WIDTHS] * bool(network.odd_widths), _ENTRY]
+    parts = [
+        _HEAD,
+        *[_STEM] * (network.stem_stride != 2),
+        *[_WIDTHS] * bool(network.odd_widths),
+        _ENTRY,
+    ]
     return "".join(part.substitute(values) for part in parts)
 
 
 def _lines(value: list | dict, indent: int = 4) -> str:
     """The entries of a list or dictionary as Python reads them, a line for each."""
-    entries = [f"{key!r}: {item!r}" for key, item in value.items()] if isinstance(value, dict) else map(repr, value)
+    entries = (
+        [f"{key!r}: {item!r}" for key, item in value.items()]
+        if isinstance(value, dict)
+        else map(repr, value)
+    )
     return "".join(f"{' ' * indent}{entry},\n" for entry in entries)
 
 
 def check_name(name: str, text: str) -> None:
-    """UserError for a name under which the module `text` cannot be imported, or which means something else."""
+    """UserError for a name under which the module `text` cannot be imported, or which means
+    something else.
+    """
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise UserError(f"--out {name}.py: Python cannot import this name; use letters, digits and _")
+        raise UserError(
+            f"--out {name}.py: Python cannot import this name; use letters, digits and _"
+        )
     used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
-    if name in used | {"timm", "torch"} | sys.stdlib_module_names or (is_model(name) and not _is_exported(name)):
-        raise UserError(f"--out {name}.py: this name means something else to Python or timm; choose another")
+    if name in used | {"timm", "torch"} | sys.stdlib_module_names or (
+        is_model(name) and not _is_exported(name)
+    ):
+        raise UserError(
+            f"--out {name}.py: this name means something else to Python or timm; choose another"
+        )
 
 
 def _is_exported(name: str) -> bool:
@@ -150,10 +180,12 @@ def _is_exported(name: str) -> bool:
     return not model_entrypoint(name).__module__.startswith("timm.")
 
 
-# -- writing and running ---------------------------------------------------------------------------------------------
+# -- writing and running ---------------------------------------------------------------------------
 
 
-def write(file: Path, network: nn.Module, image_size: int, data: dict, view: str | None) -> list[Path]:
+def write(
+    file: Path, network: nn.Module, image_size: int, data: dict, view: str | None
+) -> list[Path]:
     """Write the module `file` and its weights; returns both. `data` has mean, std and classes."""
     weights = file.with_suffix(".safetensors")
     config = {
@@ -171,14 +203,20 @@ def write(file: Path, network: nn.Module, image_size: int, data: dict, view: str
 
 
 def mapped(network: nn.Module, other: nn.Module) -> dict[str, Tensor]:
-    """The weights of `network` under the names of `other`, which has the same layers in the same order.
+    """The weights of `network` under the names of `other`, which has the same layers in the same
+    order.
 
     UserError where it has not.
     """
     ours, theirs = network.state_dict(), other.state_dict()
     names = list(zip_longest(ours, theirs))
     for own, name in names:
-        if own is None or name is None or ours[own].shape != theirs[name].shape or _last(own) != _last(name):
+        if (
+            own is None
+            or name is None
+            or ours[own].shape != theirs[name].shape
+            or _last(own) != _last(name)
+        ):
             raise UserError(f"--format timm: {own} of this network is not {name} of timm's")
     return {name: ours[own] for own, name in names}
 
@@ -188,7 +226,9 @@ def _last(name: str) -> str:
 
 
 class _FromSource(SourceFileLoader):
-    """Reads the source each time: of two files of one name and size within a second, Python's cache keeps the first."""
+    """Reads the source each time: of two files of one name and size within a second, Python's cache
+    keeps the first.
+    """
 
     def get_code(self, fullname: str):
         return self.source_to_code(self.get_data(self.path), self.path)
@@ -211,6 +251,8 @@ def imported(file: Path) -> Iterator[ModuleType]:
 
 
 def runner(file: Path) -> Callable[[Tensor], Tensor]:
-    """`run(images [B, 3, S, S]) -> logits [B, classes]` by timm's network with the weights beside `file`."""
+    """`run(images [B, 3, S, S]) -> logits [B, classes]` by timm's network with the weights beside
+    `file`.
+    """
     with imported(file):
         return timm.create_model(file.stem, pretrained=True).eval()

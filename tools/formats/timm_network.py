@@ -1,7 +1,8 @@
 """Networks as timm would describe them.
 
-A block of SGNAS is timm's InvertedResidual with one depthwise convolution for each sub-block, or without expansion its
-DepthwiseSeparableConv; the whole is an EfficientNet. A network of NSGANetV2 is a MobileNetV3 of timm.
+A block of SGNAS is timm's InvertedResidual with one depthwise convolution for each sub-block, or
+without expansion its DepthwiseSeparableConv; the whole is an EfficientNet. A network of NSGANetV2
+is a MobileNetV3 of timm.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from model.mobilenetv3 import MobileNetV3
 from model.subnet import SubNet
 from utils.errors import UserError
 
-# Beyond this product of strides timm's networks dilate instead, unless an EfficientNet is told otherwise.
+# Beyond this product of strides timm's networks dilate instead, unless an EfficientNet is told
+# otherwise.
 MOST_STRIDE = 32
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hard_swish"}
@@ -23,7 +25,9 @@ CODES = {"relu": "re", "relu6": "r6", "hard_swish": "hs"}  # in timm's descripti
 
 @dataclass(frozen=True)
 class TimmBlock:
-    """A block with a depthwise convolution of each of `kernels`; `middle` channels are None where nothing expands."""
+    """A block with a depthwise convolution of each of `kernels`; `middle` channels are None where
+    nothing expands.
+    """
 
     kernels: tuple[int, ...]
     stride: int
@@ -51,7 +55,8 @@ class TimmBlock:
 
 @dataclass(frozen=True)
 class TimmNetwork:
-    """A network as timm describes it: the class in its module, its arguments, and the stages of its blocks.
+    """A network as timm describes it: the class in its module, its arguments, and the stages of its
+    blocks.
 
     `squeezed` is the width inside of a squeeze-excite of `channels`, as source text.
     """
@@ -91,7 +96,9 @@ def described(network: nn.Module) -> TimmNetwork:
         return _efficientnet(network)
     if isinstance(network, MobileNetV3):
         return _mobilenetv3(network)
-    raise UserError("--format timm: cells of NAS-Bench-201 are no network of timm's; use onnx or torch-export")
+    raise UserError(
+        "--format timm: cells of NAS-Bench-201 are no network of timm's; use onnx or torch-export"
+    )
 
 
 def _efficientnet(network: SubNet) -> TimmNetwork:
@@ -106,7 +113,9 @@ def _efficientnet(network: SubNet) -> TimmNetwork:
     reached = _check_strides(blocks) * 2  # timm takes a stride of 2 for granted in the stem
     if reached > MOST_STRIDE:
         options["output_stride"] = reached
-    return TimmNetwork("efficientnet", "EfficientNet", options, _stages(blocks), stride, "max(1, channels // 4)")
+    return TimmNetwork(
+        "efficientnet", "EfficientNet", options, _stages(blocks), stride, "max(1, channels // 4)"
+    )
 
 
 def _unified_block(block: InvertedBottleneck) -> TimmBlock:
@@ -128,26 +137,43 @@ def _mobilenetv3(network: MobileNetV3) -> TimmNetwork:
     for block, layer in zip(network.blocks, network.layers, strict=True):
         act = type(block.mobile_inverted_conv["depth_conv"].act)
         if act not in ACTIVATIONS:
-            raise UserError("--format timm: a block has no activation, which timm's networks cannot be without")
+            raise UserError(
+                "--format timm: a block has no activation, which timm's networks cannot be without"
+            )
         middle = layer.middle if layer.expansion > 1 else None
         widths = (layer.in_channels, middle, layer.out_channels)
-        blocks.append(TimmBlock((layer.kernel,), layer.stride, *widths, layer.se, ACTIVATIONS[act], layer.residual))
+        blocks.append(
+            TimmBlock(
+                (layer.kernel,), layer.stride, *widths, layer.se, ACTIVATIONS[act], layer.residual
+            )
+        )
     wide, last = network.head_channels
     stem = network.first_conv.conv
-    options = {"stem_size": stem.out_channels, "num_features": last, "head_bias": False, "act_layer": "hard_swish"}
+    options = {
+        "stem_size": stem.out_channels,
+        "num_features": last,
+        "head_bias": False,
+        "act_layer": "hard_swish",
+    }
     options |= _norm_options(network)
     if _check_strides(blocks) * 2 > MOST_STRIDE:
-        raise UserError(f"--format timm: its MobileNetV3 has no stride beyond {MOST_STRIDE}, which this network has")
+        raise UserError(
+            f"--format timm: its MobileNetV3 has no stride beyond {MOST_STRIDE}, which this network has"
+        )
     head = f"cn_r1_k1_s1_c{wide}"
     squeezed = "make_divisible(channels // 4)"
-    return TimmNetwork("mobilenetv3", "MobileNetV3", options, _stages(blocks), stem.stride[0], squeezed, head)
+    return TimmNetwork(
+        "mobilenetv3", "MobileNetV3", options, _stages(blocks), stem.stride[0], squeezed, head
+    )
 
 
 def _norm_options(network: nn.Module) -> dict[str, float]:
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     found = {(norm.eps, norm.momentum) for norm in norms}
     if len(found) > 1:
-        raise UserError("--format timm: its networks have batch norms of one kind, this one has several")
+        raise UserError(
+            "--format timm: its networks have batch norms of one kind, this one has several"
+        )
     eps, momentum = found.pop()
     return {"bn_eps": eps, "bn_momentum": momentum}
 
@@ -157,13 +183,17 @@ def _check_strides(blocks: Sequence[TimmBlock]) -> int:
     product = 1
     for block in blocks:
         if block.stride not in (1, 2):
-            raise UserError(f"--format timm: a block has a stride of {block.stride}; timm's have 1 or 2")
+            raise UserError(
+                f"--format timm: a block has a stride of {block.stride}; timm's have 1 or 2"
+            )
         product *= block.stride
     return product
 
 
 def _stages(blocks: Sequence[TimmBlock]) -> list[list[TimmBlock]]:
-    """Blocks in stages: one begins wherever size or width change, since timm strides in the first block alone."""
+    """Blocks in stages: one begins wherever size or width change, since timm strides in the first
+    block alone.
+    """
     stages = []
     for block in blocks:
         if not stages or block.stride > 1 or block.out_channels != stages[-1][-1].out_channels:
