@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.blocks import conv, initialise
-from model.depthwise import DepthwiseConv, depthwise_conv
 from model.elastic_space import ElasticArchitecture, ElasticSpace, Layer
+from model.layers.blocks import conv, initialise
+from model.layers.depthwise import DepthwiseConv, depthwise_conv
 from model.mobilenetv3 import (
     ACTIVATIONS,
     Block,

@@ -11,8 +11,8 @@ from itertools import combinations_with_replacement
 
 from torch import Tensor, nn
 
-from model.blocks import ConvBN, InvertedBottleneck, conv, head_stage
 from model.elastic_space import ElasticSpace, Layer
+from model.layers.blocks import ConvBN, InvertedBottleneck, conv, head_stage
 from model.mobilenetv3 import Block, ConvNorm
 from model.space import LayerSpec, SearchSpace, UnifiedSpace
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from model.blocks import squeezed_channels
+from model.layers.blocks import squeezed_channels
 from model.space import SearchSpace, UnifiedSpace
 
 # Choices of a smaller probability are not computed by the soft unified supernet, and so cost

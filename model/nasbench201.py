@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.blocks import conv, initialise, new_classifier
 from model.cell_space import CONV_1X1, CONV_3X3, EDGES, NODES, OPERATIONS, CellSpace
+from model.layers.blocks import conv, initialise, new_classifier
 from model.lookup_table import NEGLIGIBLE
 from model.space import Architecture
 

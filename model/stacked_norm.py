@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model.cpu import maps_of, norm_relu6, rows_of
+from model.layers.pointwise import maps_of, norm_relu6, rows_of
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from thop.vision.basic_hooks import count_convNd
 from torch import Tensor, nn
 
-from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, new_classifier
+from model.layers.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, new_classifier
 from model.space import Architecture, UnifiedSpace
 
 

@@ -12,10 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, squeezed_channels
-from model.cpu import pointwise_conv, relu6_products
-from model.depthwise import depthwise_conv
 from model.frozen import FrozenSupernet
+from model.layers.blocks import (
+    ConvBN,
+    InvertedBottleneck,
+    head_stage,
+    initialise,
+    squeezed_channels,
+)
+from model.layers.depthwise import depthwise_conv
+from model.layers.pointwise import pointwise_conv, relu6_products
 from model.space import LayerSpec, UnifiedSpace
 from model.stacked_norm import Pixels, StackedBatchNorm
 from model.subnet import SubNet

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.cpu import PointwiseConv, norm_relu6, pointwise_conv, relu6_products
+from model.layers.pointwise import PointwiseConv, norm_relu6, pointwise_conv, relu6_products
 from model.stacked_norm import Pixels, StackedBatchNorm
 from model.supernet import UnifiedSupernet
 from tests.conftest import rng

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.depthwise import DepthwiseConv, depthwise_conv, gradient_by_products, gradient_by_windows
+from model.layers.depthwise import (
+    DepthwiseConv,
+    depthwise_conv,
+    gradient_by_products,
+    gradient_by_windows,
+)
 from tests.conftest import rng
 
 

@@ -17,7 +17,7 @@ from torch import nn
 import train_cifar
 from model.cell_space import CellSpace
 from model.elastic_space import ElasticSpace
-from model.folding import folded, plain
+from model.layers.bn_folding import folded, plain
 from model.mobilenetv3 import MobileNetV3
 from model.nasbench201 import CellNetwork
 from model.space import LayerSpec, UnifiedSpace

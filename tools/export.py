@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.folding import folded, plain
+from model.layers.bn_folding import folded, plain
 from model.trained import Trained, add_network_options, check_network_options, open_trained
 from tools.formats import onnx_file, program_file, timm_module
 from tools.formats.same_logits import Compared, Runner, compare, latencies

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from model.blocks import InvertedBottleneck
+from model.layers.blocks import InvertedBottleneck
 from model.mobilenetv3 import MobileNetV3
 from model.subnet import SubNet
 from utils.errors import UserError

@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from model.blocks import MixedDepthwise
+from model.layers.blocks import MixedDepthwise
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from model.cpu import PointwiseConv
-from model.depthwise import DepthwiseConv
+from model.layers.depthwise import DepthwiseConv
+from model.layers.pointwise import PointwiseConv
 from utils.errors import UserError
 
 ACTIVATIONS = {"relu6": nn.ReLU6, "hswish": nn.Hardswish}

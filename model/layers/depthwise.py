@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model.cpu import plain_cpu
+from model.layers.pointwise import plain_cpu
 
 # The widest kernel of which oneDNN computes the weight gradient fast.
 FAST_WIDTH = 3
