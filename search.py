@@ -20,6 +20,7 @@ from model.build import (
 )
 from model.cell_space import CellSpace
 from model.cell_table import CellTable
+from model.costs.lookup_table import CostTable
 from model.elastic import ElasticSupernet
 from model.forecast import forecast, forecast_elastic
 from model.generation import (
@@ -32,7 +33,6 @@ from model.generation import (
 )
 from model.generator import PriorPool
 from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
-from model.lookup_table import CostTable
 from model.nasbench201 import CellSupernet
 from model.supernet import UnifiedSupernet
 from model.warm_up import PathValidation, WarmUp, supernet_payload, top1_of_all, validation_of

@@ -13,6 +13,7 @@ from torch import nn
 
 from model.build import load_supernet
 from model.cell_space import CellSpace
+from model.costs.lookup_table import LookUpTable
 from model.elastic import ElasticSupernet
 from model.elastic_space import ARCHITECTURE_FORMAT as ELASTIC_FORMAT
 from model.elastic_space import (
@@ -21,7 +22,6 @@ from model.elastic_space import (
     load_elastic_architecture,
     save_elastic_architecture,
 )
-from model.lookup_table import LookUpTable
 from model.mobilenetv3 import MobileNetV3
 from model.nasbench201 import CellNetwork, CellSupernet
 from model.space import (

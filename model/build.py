@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import nn
 
 from model.cell_space import CellSpace
+from model.costs.latency import Latencies, UnifiedLatency
+from model.costs.lookup_table import CostTable, HardwareLoss, LookUpTable
 from model.elastic import ElasticSupernet
 from model.elastic import from_published as once_for_all
 from model.elastic_space import ElasticSpace
 from model.generator import PriorPool
-from model.latency import Latencies, UnifiedLatency
-from model.lookup_table import CostTable, HardwareLoss, LookUpTable
 from model.nasbench201 import CellSupernet
 from model.space import LayerSpec, UnifiedSpace
 from model.supernet import UnifiedSupernet, from_published

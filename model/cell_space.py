@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from model.lookup_table import CostTerms, cost_terms
+from model.costs.lookup_table import CostTerms, cost_terms
 from model.space import SPACES, Architecture, Paths, one_hot, shuffles
 from utils.errors import UserError
 

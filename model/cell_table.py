@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.cell_space import EDGES, CellSpace, from_string
-from model.lookup_table import LookUpTable
+from model.costs.lookup_table import LookUpTable
 from utils.errors import UserError
 
 COLUMNS = ("architecture", "cifar10_test_accuracy")

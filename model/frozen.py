@@ -14,10 +14,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from model.costs.lookup_table import NEGLIGIBLE
 from model.layers.blocks import ConvBN, InvertedBottleneck, squeezed_channels
 from model.layers.depthwise import gradient_of_input
 from model.layers.pointwise import relu6_products
-from model.lookup_table import NEGLIGIBLE
 from model.stacked_norm import Pixels
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from model.build import build_cost_table, build_space
 from model.cell_space import CellSpace
+from model.costs.lookup_table import CostTable, LookUpTable
 from model.generator import ArchitectureGenerator, PriorPool
-from model.lookup_table import CostTable, LookUpTable
 from model.repair import Demand, repair
 from model.space import Architecture, UnifiedSpace, load_architecture
 from utils import checkpoint

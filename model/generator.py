@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.lookup_table import CostTable
+from model.costs.lookup_table import CostTable
 from model.space import SearchSpace
 from utils.checkpoint import write_text
 from utils.errors import UserError

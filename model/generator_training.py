@@ -12,9 +12,9 @@ from scipy.stats import kendalltau
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.costs.lookup_table import CostTable, HardwareLoss
 from model.generation import Generated, ReadyGenerator
 from model.generator import ArchitectureGenerator, PriorPool
-from model.lookup_table import CostTable, HardwareLoss
 from model.nasbench201 import FrozenCells
 from model.supernet import FrozenSupernet
 from utils import distributed

@@ -14,9 +14,9 @@ from torch import nn
 from model.blueprint import Blueprint, CellBlueprint, ElasticBlueprint, UnifiedBlueprint
 from model.build import build_supernet, load_published_elastic, load_supernet
 from model.cell_space import EDGES, OPERATIONS, from_string, to_string
+from model.costs.lookup_table import LookUpTable
 from model.elastic import ElasticSupernet
 from model.elastic_space import ElasticSpace, Genes
-from model.lookup_table import LookUpTable
 from model.nasbench201 import CellSupernet
 from model.space import Architecture
 from model.supernet import UnifiedSupernet

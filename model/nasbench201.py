@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.cell_space import CONV_1X1, CONV_3X3, EDGES, NODES, OPERATIONS, CellSpace
+from model.costs.lookup_table import NEGLIGIBLE
 from model.layers.blocks import conv, initialise, new_classifier
-from model.lookup_table import NEGLIGIBLE
 from model.space import Architecture
 
 CONVOLUTIONS = {CONV_1X1: 1, CONV_3X3: 3}

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from model.build import Supernet, build_recipe, search_loader
 from model.candidates import NORMS_IMAGES, CandidateEvaluation, CandidateImages
+from model.costs.lookup_table import LookUpTable
 from model.elastic import ElasticSupernet
 from model.elastic_space import Genes
-from model.lookup_table import LookUpTable
 from model.nasbench201 import CellSupernet
 from model.supernet import UnifiedSupernet
 from utils.config import Config

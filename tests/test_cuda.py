@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 import search
+from model.costs.lookup_table import LookUpTable
 from model.generator import ArchitectureGenerator
-from model.lookup_table import LookUpTable
 from model.supernet import UnifiedSupernet
 from model.warm_up import path_logits
 from tests.conftest import mixed_space, rng

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from model.costs.lookup_table import LookUpTable
 from model.generation import ReadyGenerator, load_generator
 from model.generator import ArchitectureGenerator, PriorPool, tolerance
-from model.lookup_table import LookUpTable
 from model.space import Architecture
 from tests.conftest import golden, released, rng
 from utils.errors import UserError

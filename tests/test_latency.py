@@ -15,9 +15,9 @@ import msunas
 import search
 import train_cifar
 from model.build import build_space
+from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
+from model.costs.latency_parts import ends, fixed_parts, layer_key, mixed_key, parts_of
 from model.elastic_space import ElasticSpace
-from model.latency import ElasticLatency, Latencies, UnifiedLatency
-from model.latency_parts import ends, fixed_parts, layer_key, mixed_key, parts_of
 from model.mobilenetv3 import MobileNetV3
 from model.space import Architecture, LayerSpec, UnifiedSpace
 from model.subnet import SubNet

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.build import build_space
-from model.lookup_table import LookUpTable
+from model.costs.lookup_table import LookUpTable
 from model.space import Architecture, LayerSpec, UnifiedSpace
 from model.subnet import SubNet, count_macs, count_parameters
 from tests.conftest import GOLDEN, golden, mixed_space, rng

@@ -13,11 +13,11 @@ import post_search
 from model.blueprint import load_blueprint
 from model.build import build_supernet
 from model.candidates import CandidateEvaluation
+from model.costs.latency import ElasticLatency, Latencies
 from model.elastic import ElasticSupernet
 from model.elastic_space import ElasticSpace
 from model.evolution import SELECTIONS, Objective, Record, Search
 from model.genome import ElasticGenome, UnifiedGenome, features
-from model.latency import ElasticLatency, Latencies
 from model.space import LayerSpec, UnifiedSpace
 from model.supernet import UnifiedSupernet
 from tests.conftest import TINY_CONFIG, rng

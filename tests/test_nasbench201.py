@@ -24,9 +24,9 @@ from benchmarks.nasbench201 import Ranking, best_within, expected_best, taus, wo
 from model.blueprint import CellBlueprint, described
 from model.cell_space import EDGES, OPERATIONS, CellSpace, from_string, to_string
 from model.cell_table import CellTable
+from model.costs.lookup_table import LookUpTable
 from model.generator import ArchitectureGenerator, PriorPool
 from model.genome import CellGenome
-from model.lookup_table import LookUpTable
 from model.nasbench201 import CellNetwork, CellSupernet
 from model.repair import Demand, repair
 from model.space import Architecture, SearchSpace, load_architecture, save_architecture

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from model.lookup_table import LookUpTable
+from model.costs.lookup_table import LookUpTable
 from model.repair import Demand, repair
 from model.space import Architecture, LayerSpec, UnifiedSpace
 from tests.conftest import rng

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.costs.lookup_table import HardwareLoss
 from model.generator_training import expected, straight_through, training_targets
-from model.lookup_table import HardwareLoss
 from model.scratch_training import mixup
 from model.supernet import UnifiedSupernet
 from model.warm_up import path_logits

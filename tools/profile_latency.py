@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.build import build_elastic_space, build_unified_space
+from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
+from model.costs.latency_parts import Part, parts_of
 from model.elastic_space import ElasticSpace
 from model.generation import read_generated
-from model.latency import ElasticLatency, Latencies, UnifiedLatency
-from model.latency_parts import Part, parts_of
 from model.layers.bn_folding import folded
 from model.mobilenetv3 import MobileNetV3
 from model.space import UnifiedSpace

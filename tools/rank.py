@@ -30,8 +30,8 @@ from tqdm import tqdm
 from model.blueprint import blueprint_of
 from model.build import build_cost_table, build_space, build_supernet, load_supernet
 from model.cell_space import from_string
+from model.costs.lookup_table import CostTable
 from model.generation import find_generator, run_config, supernet_of
-from model.lookup_table import CostTable
 from model.scratch_training import build_network, train_from_scratch
 from model.search_folder import last_archive
 from model.space import Architecture

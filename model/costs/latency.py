@@ -15,9 +15,9 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model.costs.latency_parts import ends, fixed_parts, layer_key, mixed_key, size_before
+from model.costs.lookup_table import LookUpTable
 from model.elastic_space import ElasticSpace, Genes
-from model.latency_parts import ends, fixed_parts, layer_key, mixed_key, size_before
-from model.lookup_table import LookUpTable
 from model.space import UnifiedSpace
 from utils.errors import UserError
 
