@@ -33,7 +33,7 @@ def nsganetv2(architecture=None, checkpoint=None, **options):
 
 
 def _load(kinds, architecture, checkpoint, options):
-    """The network, which must be one of `kinds` (`model.blueprint.KINDS`)."""
+    """The network, which must be one of `kinds` (`model.spaces.network_spec.KINDS`)."""
     _check_names()
     from model.trained import load_network
 

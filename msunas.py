@@ -22,8 +22,8 @@ import numpy as np
 from model.candidates import CandidateEvaluation, CandidateImages, FineTuning
 from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.evolution import SELECTIONS, Objective, Record, Search
-from model.genome import ElasticGenome, Genome, UnifiedGenome, open_genome
 from model.search_folder import SearchFolder
+from model.spaces.genome import ElasticGenome, Genome, UnifiedGenome, open_genome
 from utils import checkpoint
 from utils.command import (
     Parser,

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from model.evolution import Record
-from model.genome import ElasticGenome, Genome, open_genome
 from model.search_folder import archive_of, read_archive
+from model.spaces.genome import ElasticGenome, Genome, open_genome
 from utils import checkpoint
 from utils.command import Parser, add_supernet_options, command, positive
 from utils.config import load_config

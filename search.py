@@ -8,20 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from model.build import (
-    Supernet,
-    build_cost_table,
-    build_hardware_loss,
-    build_space,
-    build_supernet,
-    load_supernet,
-    prior_pool,
-    search_loader,
-)
-from model.cell_space import CellSpace
-from model.cell_table import CellTable
 from model.costs.lookup_table import CostTable
-from model.elastic import ElasticSupernet
 from model.forecast import forecast, forecast_elastic
 from model.generation import (
     GENERATOR_FILE,
@@ -33,8 +20,21 @@ from model.generation import (
 )
 from model.generator import PriorPool
 from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
-from model.nasbench201 import CellSupernet
-from model.supernet import UnifiedSupernet
+from model.spaces.elastic.supernet import ElasticSupernet
+from model.spaces.nasbench201.benchmark_table import CellTable
+from model.spaces.nasbench201.space import CellSpace
+from model.spaces.nasbench201.supernet import CellSupernet
+from model.spaces.registry import (
+    Supernet,
+    build_cost_table,
+    build_hardware_loss,
+    build_space,
+    build_supernet,
+    load_supernet,
+    prior_pool,
+    search_loader,
+)
+from model.spaces.unified.supernet import UnifiedSupernet
 from model.warm_up import PathValidation, WarmUp, supernet_payload, top1_of_all, validation_of
 from utils import distributed
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, command

@@ -14,18 +14,18 @@ import argparse
 import time
 from pathlib import Path
 
-from model.blueprint import (
+from model.generation import choose, choose_from_file, newest_config
+from model.scratch_training import build_network, check_compiler, read_size, train_from_scratch
+from model.spaces.elastic.space import ElasticArchitecture
+from model.spaces.network_spec import (
     Blueprint,
     ElasticBlueprint,
     PlainBlueprint,
     blueprint_of,
     load_blueprint,
 )
-from model.build import build_space
-from model.elastic_space import ElasticArchitecture
-from model.generation import choose, choose_from_file, newest_config
-from model.scratch_training import build_network, check_compiler, read_size, train_from_scratch
-from model.space import Architecture
+from model.spaces.registry import build_space
+from model.spaces.unified.space import Architecture
 from utils.command import (
     Parser,
     add_checkpoint_minutes,

@@ -24,11 +24,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from model.blueprint import Blueprint, PlainBlueprint, blueprint_of, costs_of, load_blueprint
-from model.build import build_space
 from model.generation import choose
 from model.imagenet_training import MEAN, STD, build_training, loaders
 from model.scratch_training import ScratchTraining
+from model.spaces.network_spec import (
+    Blueprint,
+    PlainBlueprint,
+    blueprint_of,
+    costs_of,
+    load_blueprint,
+)
+from model.spaces.registry import build_space
 from utils import checkpoint, distributed
 from utils.command import Parser, command
 from utils.config import load_config

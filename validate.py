@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.blueprint import costs_of
+from model.spaces.network_spec import costs_of
 from model.trained import Trained, add_network_options, check_network_options, open_trained
 from utils.command import Parser, boolean, command, not_negative, positive
 from utils.engine import Placement, evaluate, reset_norms

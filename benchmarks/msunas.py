@@ -24,8 +24,8 @@ from scipy.stats import mannwhitneyu
 from tqdm import tqdm
 
 from benchmarks.oracles import ModuleOracle, Oracle, SupernetOracle
-from model.elastic_space import Genes
 from model.evolution import SELECTIONS, GeneProblem, Record, Search, nsga2
+from model.spaces.elastic.space import Genes
 from utils.command import Parser, command, positive
 from utils.errors import UserError
 from utils.pareto import hypervolume

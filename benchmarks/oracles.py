@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msunas
-from model.elastic_space import ElasticSpace, Genes
 from model.evolution import NADIR, Objective
-from model.genome import ElasticGenome, Genome, open_genome
+from model.spaces.elastic.space import ElasticSpace, Genes
+from model.spaces.genome import ElasticGenome, Genome, open_genome
 from utils import checkpoint
 from utils.config import load_config
 from utils.engine import Placement

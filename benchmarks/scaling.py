@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
-from model.build import build_supernet
+from model.spaces.registry import build_supernet
 from model.warm_up import path_logits
 from utils import distributed
 from utils.command import Parser, command, positive

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from model.build import build_hardware_loss, build_space, search_loader
 from model.costs.lookup_table import LookUpTable
 from model.generation import ReadyGenerator
 from model.generator import ArchitectureGenerator, PriorPool
-from model.space import UnifiedSpace
-from model.supernet import UnifiedSupernet, from_published
+from model.spaces.registry import build_hardware_loss, build_space, search_loader
+from model.spaces.unified.space import UnifiedSpace
+from model.spaces.unified.supernet import UnifiedSupernet, from_published
 from model.warm_up import path_logits
 from tests.reference import ReferenceSupernet
 from utils.command import Parser, command, positive

@@ -20,8 +20,8 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from model.elastic_space import Genes
-from model.genome import Genome, features
+from model.spaces.elastic.space import Genes
+from model.spaces.genome import Genome, features
 from utils.pareto import hypervolume, most_expected, non_dominated, spread_subset
 from utils.surrogate import Quality, Surrogate, make_surrogate, quality
 

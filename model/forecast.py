@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.elastic import ElasticSupernet
+from model.spaces.elastic.supernet import ElasticSupernet
 from model.warm_up import PathSupernet, path_logits, sandwich_logits
 from utils.engine import Placement
 from utils.runtime import synchronise

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.build import build_cost_table, build_space
-from model.cell_space import CellSpace
 from model.costs.lookup_table import CostTable, LookUpTable
 from model.generator import ArchitectureGenerator, PriorPool
 from model.repair import Demand, repair
-from model.space import Architecture, UnifiedSpace, load_architecture
+from model.spaces.nasbench201.space import CellSpace
+from model.spaces.registry import build_cost_table, build_space
+from model.spaces.unified.space import Architecture, UnifiedSpace, load_architecture
 from utils import checkpoint
 from utils.config import Config, load_config
 from utils.errors import UserError

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.costs.lookup_table import CostTable
-from model.space import SearchSpace
+from model.spaces.unified.space import SearchSpace
 from utils.checkpoint import write_text
 from utils.errors import UserError
 

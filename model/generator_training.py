@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from model.costs.lookup_table import CostTable, HardwareLoss
 from model.generation import Generated, ReadyGenerator
 from model.generator import ArchitectureGenerator, PriorPool
-from model.nasbench201 import FrozenCells
-from model.supernet import FrozenSupernet
+from model.spaces.nasbench201.supernet import FrozenCells
+from model.spaces.unified.supernet import FrozenSupernet
 from utils import distributed
 from utils.config import Config
 from utils.engine import Placement, Tally, check_finite, check_weights

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from model.blueprint import Blueprint, PlainBlueprint, load_blueprint
-from model.cell_space import CellSpace, from_string, to_string
-from model.elastic_space import ElasticArchitecture
 from model.generation import read_generated
 from model.search_folder import read_archive
-from model.space import Architecture, Choices
+from model.spaces.elastic.space import ElasticArchitecture
+from model.spaces.nasbench201.space import CellSpace, from_string, to_string
+from model.spaces.network_spec import Blueprint, PlainBlueprint, load_blueprint
+from model.spaces.unified.space import Architecture, Choices
 from utils.errors import UserError
 
 MACS, LATENCY = "multiply-adds, M", "latency, ms"

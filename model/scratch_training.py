@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from model.blueprint import Blueprint, costs_of
-from model.build import build_recipe
+from model.spaces.network_spec import Blueprint, costs_of
+from model.spaces.registry import build_recipe
 from utils.config import Config
 from utils.data import Dataset
 from utils.engine import (

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from model.evolution import Record, Search
-from model.genome import Genome
+from model.spaces.genome import Genome
 from utils import distributed
 from utils.checkpoint import write_text
 from utils.errors import UserError

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.build import load_published_elastic
-from model.space import UnifiedSpace, space_from_dict
-from model.supernet import UnifiedSupernet
+from model.spaces.registry import load_published_elastic
+from model.spaces.unified.space import UnifiedSpace, space_from_dict
+from model.spaces.unified.supernet import UnifiedSupernet
 from utils import checkpoint
 from utils.errors import UserError
 

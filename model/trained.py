@@ -16,10 +16,10 @@ from typing import TypeVar
 
 from torch import nn
 
-from model import blueprint as blueprints
-from model.blueprint import Blueprint
-from model.build import build_space
 from model.generation import choose
+from model.spaces import network_spec as blueprints
+from model.spaces.network_spec import Blueprint
+from model.spaces.registry import build_space
 from utils import checkpoint
 from utils.command import Parser, boolean, positive, positive_number
 from utils.config import load_config

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.build import Supernet, build_recipe, search_loader
 from model.candidates import NORMS_IMAGES, CandidateEvaluation, CandidateImages
 from model.costs.lookup_table import LookUpTable
-from model.elastic import ElasticSupernet
-from model.elastic_space import Genes
-from model.nasbench201 import CellSupernet
-from model.supernet import UnifiedSupernet
+from model.spaces.elastic.space import Genes
+from model.spaces.elastic.supernet import ElasticSupernet
+from model.spaces.nasbench201.supernet import CellSupernet
+from model.spaces.registry import Supernet, build_recipe, search_loader
+from model.spaces.unified.supernet import UnifiedSupernet
 from utils.config import Config
 from utils.data import SearchImages
 from utils.distributed import divided, results

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import search
-from model.build import build_space
-from model.space import LayerSpec, UnifiedSpace
+from model.spaces.registry import build_space
+from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from tests.fill_weights import filled
 from utils.config import load_config
 

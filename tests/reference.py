@@ -7,7 +7,7 @@ Key names are those of the published release, so its state dict is also a publis
 import torch
 from torch import nn
 
-from model.space import UnifiedSpace
+from model.spaces.unified.space import UnifiedSpace
 
 
 class ConvBN(nn.Module):

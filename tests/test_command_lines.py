@@ -16,8 +16,8 @@ import post_search
 import search
 import train_cifar
 import validate
-from model.blueprint import PlainBlueprint
-from model.elastic import ElasticSupernet
+from model.spaces.elastic.supernet import ElasticSupernet
+from model.spaces.network_spec import PlainBlueprint
 from tests.conftest import rng
 from tests.test_image_sets import any_checksum, write_cifar10  # noqa: F401, a fixture that acts by itself
 from tests.test_msunas import SPACE

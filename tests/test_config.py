@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from model.build import build_space, build_supernet
+from model.spaces.registry import build_space, build_supernet
 from tests.conftest import GOLDEN
 from utils.config import Config, OptimState, load_config
 from utils.errors import UserError

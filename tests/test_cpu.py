@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from model.layers.pointwise import PointwiseConv, norm_relu6, pointwise_conv, relu6_products
-from model.stacked_norm import Pixels, StackedBatchNorm
-from model.supernet import UnifiedSupernet
+from model.spaces.unified.supernet import UnifiedSupernet
+from model.spaces.unified.switchable_norm import Pixels, StackedBatchNorm
 from tests.conftest import rng
 
 

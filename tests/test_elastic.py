@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.elastic import ElasticSupernet, from_published
-from model.elastic_space import ElasticArchitecture, ElasticSpace
-from model.mobilenetv3 import MobileNetV3
+from model.spaces.elastic.network import MobileNetV3
+from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace
+from model.spaces.elastic.supernet import ElasticSupernet, from_published
 from tests.conftest import rng
 from utils.engine import Placement, reset_norms
 from utils.errors import UserError

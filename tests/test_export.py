@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 import train_cifar
-from model.cell_space import CellSpace
-from model.elastic_space import ElasticSpace
 from model.layers.bn_folding import folded, plain
-from model.mobilenetv3 import MobileNetV3
-from model.nasbench201 import CellNetwork
-from model.space import LayerSpec, UnifiedSpace
-from model.subnet import SubNet
+from model.spaces.elastic.network import MobileNetV3
+from model.spaces.elastic.space import ElasticSpace
+from model.spaces.nasbench201.space import CellSpace
+from model.spaces.nasbench201.supernet import CellNetwork
+from model.spaces.unified.network import SubNet
+from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from tests.conftest import SMALL_SPACES, mixed_space, rng
 from tests.test_stages import refused
 from tools import export

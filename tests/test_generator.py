@@ -8,7 +8,7 @@ import torch
 from model.costs.lookup_table import LookUpTable
 from model.generation import ReadyGenerator, load_generator
 from model.generator import ArchitectureGenerator, PriorPool, tolerance
-from model.space import Architecture
+from model.spaces.unified.space import Architecture
 from tests.conftest import golden, released, rng
 from utils.errors import UserError
 

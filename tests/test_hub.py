@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.blueprint import CellBlueprint, ElasticBlueprint, PlainBlueprint, UnifiedBlueprint
-from model.cell_space import CellSpace
-from model.space import Architecture
+from model.spaces.nasbench201.space import CellSpace
+from model.spaces.network_spec import (
+    CellBlueprint,
+    ElasticBlueprint,
+    PlainBlueprint,
+    UnifiedBlueprint,
+)
+from model.spaces.unified.space import Architecture
 from tests.conftest import mixed_space, rng
 from tests.test_elastic import SMALL
 from utils.errors import UserError

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 import train_imagenet
 import validate
 from model import imagenet_training
-from model.build import build_space
-from model.elastic import ElasticSupernet
-from model.elastic_space import ElasticSpace
-from model.mobilenetv3 import MobileNetV3
-from model.space import Architecture, save_architecture
-from model.supernet import UnifiedSupernet
+from model.spaces.elastic.network import MobileNetV3
+from model.spaces.elastic.space import ElasticSpace
+from model.spaces.elastic.supernet import ElasticSupernet
+from model.spaces.registry import build_space
+from model.spaces.unified.space import Architecture, save_architecture
+from model.spaces.unified.supernet import UnifiedSupernet
 from model.teacher import DistillationLoss, load_teacher
 from model.warm_up import supernet_payload
 from tests.conftest import TESTS, TINY_CONFIG, rng

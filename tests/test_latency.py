@@ -14,13 +14,13 @@ import yaml
 import msunas
 import search
 import train_cifar
-from model.build import build_space
 from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.costs.latency_parts import ends, fixed_parts, layer_key, mixed_key, parts_of
-from model.elastic_space import ElasticSpace
-from model.mobilenetv3 import MobileNetV3
-from model.space import Architecture, LayerSpec, UnifiedSpace
-from model.subnet import SubNet
+from model.spaces.elastic.network import MobileNetV3
+from model.spaces.elastic.space import ElasticSpace
+from model.spaces.registry import build_space
+from model.spaces.unified.network import SubNet
+from model.spaces.unified.space import Architecture, LayerSpec, UnifiedSpace
 from tests.conftest import TINY_CONFIG, mixed_space, rng
 from tests.test_msunas import SPACE
 from tests.test_stages import refused

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from model.build import build_space
 from model.costs.lookup_table import LookUpTable
-from model.space import Architecture, LayerSpec, UnifiedSpace
-from model.subnet import SubNet, count_macs, count_parameters
+from model.spaces.registry import build_space
+from model.spaces.unified.network import SubNet, count_macs, count_parameters
+from model.spaces.unified.space import Architecture, LayerSpec, UnifiedSpace
 from tests.conftest import GOLDEN, golden, mixed_space, rng
 from utils.config import load_config
 

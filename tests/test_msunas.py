@@ -10,16 +10,16 @@ import torch
 
 import msunas
 import post_search
-from model.blueprint import load_blueprint
-from model.build import build_supernet
 from model.candidates import CandidateEvaluation
 from model.costs.latency import ElasticLatency, Latencies
-from model.elastic import ElasticSupernet
-from model.elastic_space import ElasticSpace
 from model.evolution import SELECTIONS, Objective, Record, Search
-from model.genome import ElasticGenome, UnifiedGenome, features
-from model.space import LayerSpec, UnifiedSpace
-from model.supernet import UnifiedSupernet
+from model.spaces.elastic.space import ElasticSpace
+from model.spaces.elastic.supernet import ElasticSupernet
+from model.spaces.genome import ElasticGenome, UnifiedGenome, features
+from model.spaces.network_spec import load_blueprint
+from model.spaces.registry import build_supernet
+from model.spaces.unified.space import LayerSpec, UnifiedSpace
+from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import TINY_CONFIG, rng
 from tools import profile_latency
 from utils import checkpoint

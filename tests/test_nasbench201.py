@@ -21,16 +21,21 @@ import train_cifar
 import validate
 from benchmarks import nasbench201 as benchmark
 from benchmarks.nasbench201 import Ranking, best_within, expected_best, taus, worth
-from model.blueprint import CellBlueprint, described
-from model.cell_space import EDGES, OPERATIONS, CellSpace, from_string, to_string
-from model.cell_table import CellTable
 from model.costs.lookup_table import LookUpTable
 from model.generator import ArchitectureGenerator, PriorPool
-from model.genome import CellGenome
-from model.nasbench201 import CellNetwork, CellSupernet
 from model.repair import Demand, repair
-from model.space import Architecture, SearchSpace, load_architecture, save_architecture
-from model.subnet import count_macs, count_parameters
+from model.spaces.genome import CellGenome
+from model.spaces.nasbench201.benchmark_table import CellTable
+from model.spaces.nasbench201.space import EDGES, OPERATIONS, CellSpace, from_string, to_string
+from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet
+from model.spaces.network_spec import CellBlueprint, described
+from model.spaces.unified.network import count_macs, count_parameters
+from model.spaces.unified.space import (
+    Architecture,
+    SearchSpace,
+    load_architecture,
+    save_architecture,
+)
 from model.warm_up import path_logits, supernet_payload
 from tests.conftest import rng
 from tests.test_stages import refused

@@ -9,8 +9,8 @@ import torch
 
 import msunas
 import train_cifar
-from model.build import build_cost_table, build_space
-from model.space import Architecture
+from model.spaces.registry import build_cost_table, build_space
+from model.spaces.unified.space import Architecture
 from tools import rank
 from utils.config import load_config
 

@@ -10,10 +10,10 @@ import torch
 
 import train_cifar
 import validate
-from model.blueprint import load_blueprint
-from model.build import build_supernet, load_supernet
-from model.elastic_space import ElasticArchitecture, ElasticSpace, save_elastic_architecture
 from model.generation import find_generator, run_config, supernet_of
+from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, save_elastic_architecture
+from model.spaces.network_spec import load_blueprint
+from model.spaces.registry import build_supernet, load_supernet
 from model.trained import open_own
 from tests.test_stages import refused
 from tools import draw, release, report

@@ -7,7 +7,7 @@ import torch
 
 from model.costs.lookup_table import LookUpTable
 from model.repair import Demand, repair
-from model.space import Architecture, LayerSpec, UnifiedSpace
+from model.spaces.unified.space import Architecture, LayerSpec, UnifiedSpace
 from tests.conftest import rng
 
 

@@ -12,9 +12,9 @@ import pytest
 
 import msunas
 import train_cifar
-from model.elastic_space import ElasticArchitecture
 from model.results import Design, read_run
-from model.space import Architecture
+from model.spaces.elastic.space import ElasticArchitecture
+from model.spaces.unified.space import Architecture
 from tools import pictures, report
 from utils import figures
 from utils.figures import COLOURS, INK

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import msunas as benchmark
 from benchmarks import nsga_oracle, rugged_oracle
 from benchmarks.oracles import ModuleOracle
-from model.elastic import ElasticSupernet
+from model.spaces.elastic.supernet import ElasticSupernet
 from tests.conftest import golden, rng
 from tests.test_msunas import CONFIG, SPACE
 from utils import checkpoint

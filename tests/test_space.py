@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.space import (
+from model.spaces.unified.space import (
     Architecture,
     LayerSpec,
     SearchSpace,

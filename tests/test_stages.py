@@ -14,13 +14,13 @@ import search
 import train_cifar
 import validate
 from model import forecast, scratch_training
-from model.blueprint import UnifiedBlueprint
-from model.build import build_space, load_supernet
-from model.elastic import ElasticSupernet
-from model.elastic_space import ElasticSpace
-from model.space import Architecture
-from model.subnet import SubNet
-from model.supernet import UnifiedSupernet
+from model.spaces.elastic.space import ElasticSpace
+from model.spaces.elastic.supernet import ElasticSupernet
+from model.spaces.network_spec import UnifiedBlueprint
+from model.spaces.registry import build_space, load_supernet
+from model.spaces.unified.network import SubNet
+from model.spaces.unified.space import Architecture
+from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import GOLDEN, golden, released
 from tests.reference import ReferenceSupernet
 from tools import generate, summary
@@ -161,7 +161,7 @@ def test_published_paths_get_their_copies(tiny_config, tmp_path):
 
 
 def test_warm_up_is_skipped_with_a_published_supernet(tiny_config, tmp_path):
-    from model.build import build_space
+    from model.spaces.registry import build_space
     from utils.config import load_config
 
     space = build_space(load_config(tiny_config))

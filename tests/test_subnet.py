@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.space import Architecture
-from model.subnet import SubNet, count_macs, count_parameters
+from model.spaces.unified.network import SubNet, count_macs, count_parameters
+from model.spaces.unified.space import Architecture
 from tests.conftest import filled_weights, golden
 from tests.fill_weights import image
 from utils.errors import UserError

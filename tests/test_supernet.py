@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.space import Architecture
-from model.supernet import UnifiedSupernet, from_published
+from model.spaces.unified.space import Architecture
+from model.spaces.unified.supernet import UnifiedSupernet, from_published
 from tests.conftest import filled_weights, golden, mixed_space, rng
 from tests.fill_weights import image
 from tests.reference import ReferenceSupernet

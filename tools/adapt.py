@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.blueprint import Blueprint
 from model.candidates import NORMS_IMAGES
 from model.forecast import saved_bytes, seconds
 from model.scratch_training import check_compiler, network_options, train_from_scratch
+from model.spaces.network_spec import Blueprint
 from model.trained import Trained, open_own
 from utils import checkpoint
 from utils.command import (

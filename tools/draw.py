@@ -9,8 +9,8 @@ expansion ratio.
 
 from pathlib import Path
 
-from model.blueprint import load_blueprint
 from model.results import Design
+from model.spaces.network_spec import load_blueprint
 from tools.pictures import picture_of, spoken
 from utils import figures
 from utils.checkpoint import write_text

@@ -33,15 +33,15 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.build import build_elastic_space, build_unified_space
 from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.costs.latency_parts import Part, parts_of
-from model.elastic_space import ElasticSpace
 from model.generation import read_generated
 from model.layers.bn_folding import folded
-from model.mobilenetv3 import MobileNetV3
-from model.space import UnifiedSpace
-from model.subnet import SubNet
+from model.spaces.elastic.network import MobileNetV3
+from model.spaces.elastic.space import ElasticSpace
+from model.spaces.registry import build_elastic_space, build_unified_space
+from model.spaces.unified.network import SubNet
+from model.spaces.unified.space import UnifiedSpace
 from tools.formats import onnx_file
 from utils.checkpoint import write_text
 from utils.command import (

@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from model.blueprint import blueprint_of
-from model.build import build_cost_table, build_space, build_supernet, load_supernet
-from model.cell_space import from_string
 from model.costs.lookup_table import CostTable
 from model.generation import find_generator, run_config, supernet_of
 from model.scratch_training import build_network, train_from_scratch
 from model.search_folder import last_archive
-from model.space import Architecture
+from model.spaces.nasbench201.space import from_string
+from model.spaces.network_spec import blueprint_of
+from model.spaces.registry import build_cost_table, build_space, build_supernet, load_supernet
+from model.spaces.unified.space import Architecture
 from model.warm_up import PathValidation, top1_of_all
 from tools.generate import parse_targets
 from utils import checkpoint, distributed

@@ -7,10 +7,10 @@ python3 -m tools.summary --architectures FILE.json --cfg CFG --result RUN/result
 import json
 from pathlib import Path
 
-from model.blueprint import blueprint_of
-from model.build import build_space
 from model.generation import read_generated
-from model.subnet import count_macs, count_parameters
+from model.spaces.network_spec import blueprint_of
+from model.spaces.registry import build_space
+from model.spaces.unified.network import count_macs, count_parameters
 from utils.command import Parser, command
 from utils.config import load_config
 from utils.errors import UserError

@@ -3,7 +3,7 @@ names it.
 
 The published YAMLs load unchanged. A `Config` is read by the stage scripts and their trainings
 (`model/warm_up.py`, `model/generator_training.py`, `model/scratch_training.py`), by the run folder,
-and where files become objects (`model/build.py`, `model/generation.py`); what lies below takes
+and where files become objects (`model/spaces/registry.py`, `model/generation.py`); what lies below takes
 named values.
 """
 
@@ -53,7 +53,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class ElasticKeys:
-    """The key `elastic`: a once-for-all space, see `model.elastic_space.ElasticSpace`; a list entry
+    """The key `elastic`: a once-for-all space, see `model.spaces.elastic.space.ElasticSpace`; a list entry
     for each stage.
     """
 

@@ -1,7 +1,7 @@
 """Latency from a table of measured layers: a network's is the sum over its layers.
 
 The published format: a YAML file of `key: {mean: milliseconds, ...}`; `tools/profile_latency.py`
-writes it. Axes: N architectures; of paths see `model/space.py`.
+writes it. Axes: N architectures; of paths see `model/spaces/unified/space.py`.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from model.costs.latency_parts import ends, fixed_parts, layer_key, mixed_key, size_before
 from model.costs.lookup_table import LookUpTable
-from model.elastic_space import ElasticSpace, Genes
-from model.space import UnifiedSpace
+from model.spaces.elastic.space import ElasticSpace, Genes
+from model.spaces.unified.space import UnifiedSpace
 from utils.errors import UserError
 
 

@@ -11,10 +11,10 @@ from itertools import combinations_with_replacement
 
 from torch import Tensor, nn
 
-from model.elastic_space import ElasticSpace, Layer
 from model.layers.blocks import ConvBN, InvertedBottleneck, conv, head_stage
-from model.mobilenetv3 import Block, ConvNorm
-from model.space import LayerSpec, SearchSpace, UnifiedSpace
+from model.spaces.elastic.network import Block, ConvNorm
+from model.spaces.elastic.space import ElasticSpace, Layer
+from model.spaces.unified.space import LayerSpec, SearchSpace, UnifiedSpace
 
 
 @dataclass(frozen=True)

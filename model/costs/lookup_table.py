@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.layers.blocks import squeezed_channels
-from model.space import SearchSpace, UnifiedSpace
+from model.spaces.unified.space import SearchSpace, UnifiedSpace
 
 # Choices of a smaller probability are not computed by the soft unified supernet, and so cost
 # nothing (published).

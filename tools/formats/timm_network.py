@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from model.layers.blocks import InvertedBottleneck
-from model.mobilenetv3 import MobileNetV3
-from model.subnet import SubNet
+from model.spaces.elastic.network import MobileNetV3
+from model.spaces.unified.network import SubNet
 from utils.errors import UserError
 
 # Beyond this product of strides timm's networks dilate instead, unless an EfficientNet is told

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from model.elastic_space import ElasticArchitecture, ElasticSpace, Layer, make_divisible
 from model.layers.blocks import conv, initialise, new_classifier
 from model.layers.depthwise import DepthwiseConv
+from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, Layer, make_divisible
 from utils.errors import UserError
 
 ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "h_swish": nn.Hardswish, None: nn.Identity}

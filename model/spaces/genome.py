@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from model.blueprint import Blueprint, CellBlueprint, ElasticBlueprint, UnifiedBlueprint
-from model.build import build_supernet, load_published_elastic, load_supernet
-from model.cell_space import EDGES, OPERATIONS, from_string, to_string
 from model.costs.lookup_table import LookUpTable
-from model.elastic import ElasticSupernet
-from model.elastic_space import ElasticSpace, Genes
-from model.nasbench201 import CellSupernet
-from model.space import Architecture
-from model.supernet import UnifiedSupernet
+from model.spaces.elastic.space import ElasticSpace, Genes
+from model.spaces.elastic.supernet import ElasticSupernet
+from model.spaces.nasbench201.space import EDGES, OPERATIONS, from_string, to_string
+from model.spaces.nasbench201.supernet import CellSupernet
+from model.spaces.network_spec import Blueprint, CellBlueprint, ElasticBlueprint, UnifiedBlueprint
+from model.spaces.registry import build_supernet, load_published_elastic, load_supernet
+from model.spaces.unified.space import Architecture
+from model.spaces.unified.supernet import UnifiedSupernet
 from utils.config import Config
 from utils.errors import UserError
 
@@ -107,7 +107,7 @@ def open_genome(
 
 
 class ElasticGenome:
-    """The genes of `model/elastic_space.py`, with a supernet to inherit from where networks are
+    """The genes of `model/spaces/elastic/space.py`, with a supernet to inherit from where networks are
     asked for.
     """
 

@@ -1,6 +1,6 @@
 """What is searched: the layers, the choices in each, and how an architecture is written down.
 
-The layout of a path, here and in `model/cell_space.py`. Its axes, everywhere in the project:
+The layout of a path, here and in `model/spaces/nasbench201/space.py`. Its axes, everywhere in the project:
 
     N paths, L searchable layers, E sub-blocks of a layer, K choices of a sub-block
     (kernel sizes in ascending order, then skip, which is always the last).

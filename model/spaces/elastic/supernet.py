@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.elastic_space import ElasticArchitecture, ElasticSpace, Layer
 from model.layers.blocks import conv, initialise
 from model.layers.depthwise import DepthwiseConv, depthwise_conv
-from model.mobilenetv3 import (
+from model.spaces.elastic.network import (
     ACTIVATIONS,
     Block,
     ConvNorm,
@@ -27,6 +26,7 @@ from model.mobilenetv3 import (
     squeeze_excite,
     squeeze_excite_width,
 )
+from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, Layer
 
 
 class ElasticKernel(nn.Module):

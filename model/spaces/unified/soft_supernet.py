@@ -18,10 +18,10 @@ from model.costs.lookup_table import NEGLIGIBLE
 from model.layers.blocks import ConvBN, InvertedBottleneck, squeezed_channels
 from model.layers.depthwise import gradient_of_input
 from model.layers.pointwise import relu6_products
-from model.stacked_norm import Pixels
+from model.spaces.unified.switchable_norm import Pixels
 
 if TYPE_CHECKING:
-    from model.supernet import UnifiedBlock, UnifiedSupernet
+    from model.spaces.unified.supernet import UnifiedBlock, UnifiedSupernet
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from thop.vision.basic_hooks import count_convNd
 from torch import Tensor, nn
 
 from model.layers.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, new_classifier
-from model.space import Architecture, UnifiedSpace
+from model.spaces.unified.space import Architecture, UnifiedSpace
 
 
 class SubNet(nn.Module):

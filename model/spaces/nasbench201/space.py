@@ -1,7 +1,7 @@
 """The cell space of NAS-Bench-201: what is on each edge of a cell that is repeated through the
 network.
 
-A path has the axes of `model/space.py`: L = 6 edges, E = 1, K = 5 operations, of which `none`, the
+A path has the axes of `model/spaces/unified/space.py`: L = 6 edges, E = 1, K = 5 operations, of which `none`, the
 last, plays the part of skip. Costs are those of the network that the benchmark trained, whatever
 the supernet looks like. Source: Dong and Yang, "NAS-Bench-201: Extending the Scope of Reproducible
 Neural Architecture Search", ICLR 2020.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.costs.lookup_table import CostTerms, cost_terms
-from model.space import SPACES, Architecture, Paths, one_hot, shuffles
+from model.spaces.unified.space import SPACES, Architecture, Paths, one_hot, shuffles
 from utils.errors import UserError
 
 CONV_1X1, CONV_3X3 = "nor_conv_1x1", "nor_conv_3x3"

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from torch import nn
 
-from model.cell_space import CellSpace
 from model.costs.latency import Latencies, UnifiedLatency
 from model.costs.lookup_table import CostTable, HardwareLoss, LookUpTable
-from model.elastic import ElasticSupernet
-from model.elastic import from_published as once_for_all
-from model.elastic_space import ElasticSpace
 from model.generator import PriorPool
-from model.nasbench201 import CellSupernet
-from model.space import LayerSpec, UnifiedSpace
-from model.supernet import UnifiedSupernet, from_published
+from model.spaces.elastic.space import ElasticSpace
+from model.spaces.elastic.supernet import ElasticSupernet
+from model.spaces.elastic.supernet import from_published as once_for_all
+from model.spaces.nasbench201.space import CellSpace
+from model.spaces.nasbench201.supernet import CellSupernet
+from model.spaces.unified.space import LayerSpec, UnifiedSpace
+from model.spaces.unified.supernet import UnifiedSupernet, from_published
 from utils import checkpoint
 from utils.config import Config
 from utils.engine import Placement, Recipe

@@ -11,28 +11,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.build import load_supernet
-from model.cell_space import CellSpace
 from model.costs.lookup_table import LookUpTable
-from model.elastic import ElasticSupernet
-from model.elastic_space import ARCHITECTURE_FORMAT as ELASTIC_FORMAT
-from model.elastic_space import (
+from model.spaces.elastic.network import MobileNetV3
+from model.spaces.elastic.space import ARCHITECTURE_FORMAT as ELASTIC_FORMAT
+from model.spaces.elastic.space import (
     ElasticArchitecture,
     ElasticSpace,
     load_elastic_architecture,
     save_elastic_architecture,
 )
-from model.mobilenetv3 import MobileNetV3
-from model.nasbench201 import CellNetwork, CellSupernet
-from model.space import (
+from model.spaces.elastic.supernet import ElasticSupernet
+from model.spaces.nasbench201.space import CellSpace
+from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet
+from model.spaces.registry import load_supernet
+from model.spaces.unified.network import SubNet, count_macs, count_parameters
+from model.spaces.unified.space import (
     Architecture,
     UnifiedSpace,
     load_architecture,
     save_architecture,
     space_from_dict,
 )
-from model.subnet import SubNet, count_macs, count_parameters
-from model.supernet import UnifiedSupernet
+from model.spaces.unified.supernet import UnifiedSupernet
 from utils import checkpoint
 from utils.errors import UserError
 from utils.image_sets import USUAL_SIZE

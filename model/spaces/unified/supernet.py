@@ -1,7 +1,7 @@
 """The unified supernet: every sub-network of the space in one set of weights.
 
 `UnifiedSupernet` computes one hard path, on the active slices of its stacked weights only, and can
-be trained. For soft paths see `model/frozen.py`; both give the same logits for the same one-hot
+be trained. For soft paths see `model/spaces/unified/soft_supernet.py`; both give the same logits for the same one-hot
 path in evaluation mode.
 
 Axes: B batch, L layers, E sub-blocks, K choices, C channels of a sub-block. Source: SGNAS, section
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.frozen import FrozenSupernet
 from model.layers.blocks import (
     ConvBN,
     InvertedBottleneck,
@@ -22,9 +21,10 @@ from model.layers.blocks import (
 )
 from model.layers.depthwise import depthwise_conv
 from model.layers.pointwise import pointwise_conv, relu6_products
-from model.space import LayerSpec, UnifiedSpace
-from model.stacked_norm import Pixels, StackedBatchNorm
-from model.subnet import SubNet
+from model.spaces.unified.network import SubNet
+from model.spaces.unified.soft_supernet import FrozenSupernet
+from model.spaces.unified.space import LayerSpec, UnifiedSpace
+from model.spaces.unified.switchable_norm import Pixels, StackedBatchNorm
 from utils.errors import UserError
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.cell_space import EDGES, CellSpace, from_string
 from model.costs.lookup_table import LookUpTable
+from model.spaces.nasbench201.space import EDGES, CellSpace, from_string
 from utils.errors import UserError
 
 COLUMNS = ("architecture", "cifar10_test_accuracy")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.cell_space import CONV_1X1, CONV_3X3, EDGES, NODES, OPERATIONS, CellSpace
 from model.costs.lookup_table import NEGLIGIBLE
 from model.layers.blocks import conv, initialise, new_classifier
-from model.space import Architecture
+from model.spaces.nasbench201.space import CONV_1X1, CONV_3X3, EDGES, NODES, OPERATIONS, CellSpace
+from model.spaces.unified.space import Architecture
 
 CONVOLUTIONS = {CONV_1X1: 1, CONV_3X3: 3}
 
