@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model.costs.lookup_table import CostTable
 from model.forecast import forecast, forecast_elastic
-from model.generation import (
+from model.sgnas.answers import (
     GENERATOR_FILE,
     LATENCY_FILE,
     Generated,
@@ -18,8 +18,9 @@ from model.generation import (
     find_generator,
     miss_table,
 )
-from model.generator import PriorPool
-from model.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
+from model.sgnas.generator import PriorPool
+from model.sgnas.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
+from model.sgnas.warm_up import PathValidation, WarmUp, supernet_payload, top1_of_all, validation_of
 from model.spaces.elastic.supernet import ElasticSupernet
 from model.spaces.nasbench201.benchmark_table import CellTable
 from model.spaces.nasbench201.space import CellSpace
@@ -35,7 +36,6 @@ from model.spaces.registry import (
     search_loader,
 )
 from model.spaces.unified.supernet import UnifiedSupernet
-from model.warm_up import PathValidation, WarmUp, supernet_payload, top1_of_all, validation_of
 from utils import distributed
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, command
 from utils.config import Config, load_config

@@ -14,8 +14,8 @@ import argparse
 import time
 from pathlib import Path
 
-from model.generation import choose, choose_from_file, newest_config
 from model.scratch_training import build_network, check_compiler, read_size, train_from_scratch
+from model.sgnas.answers import choose, choose_from_file, newest_config
 from model.spaces.elastic.space import ElasticArchitecture
 from model.spaces.network_spec import (
     Blueprint,

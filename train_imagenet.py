@@ -24,9 +24,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from model.generation import choose
 from model.imagenet_training import MEAN, STD, build_training, loaders
 from model.scratch_training import ScratchTraining
+from model.sgnas.answers import choose
 from model.spaces.network_spec import (
     Blueprint,
     PlainBlueprint,
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class Flags:
-    """What a run was begun with, as far as its results depend on it."""
+    """What a run was begun with, as its results depend on it."""
 
     values: dict
     log_dir: str = ""

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from model.generation import GENERATOR_FILE, find_generator, run_config, supernet_of
-from model.generator_training import evaluated_targets
 from model.search_folder import last_archive
+from model.sgnas.answers import GENERATOR_FILE, find_generator, run_config, supernet_of
+from model.sgnas.generator_training import evaluated_targets
+from model.sgnas.warm_up import PathValidation, top1_of_all
 from model.spaces.nasbench201.benchmark_table import CellTable
 from model.spaces.nasbench201.space import CellSpace, from_string, to_string
 from model.spaces.registry import build_space, build_supernet, load_supernet
-from model.warm_up import PathValidation, top1_of_all
 from utils import checkpoint, distributed
 from utils.command import Parser, command, positive
 from utils.config import Config

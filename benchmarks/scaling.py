@@ -16,8 +16,8 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
+from model.sgnas.warm_up import path_logits
 from model.spaces.registry import build_supernet
-from model.warm_up import path_logits
 from utils import distributed
 from utils.command import Parser, command, positive
 from utils.config import load_config

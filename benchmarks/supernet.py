@@ -32,12 +32,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from model.costs.lookup_table import LookUpTable
-from model.generation import ReadyGenerator
-from model.generator import ArchitectureGenerator, PriorPool
+from model.sgnas.answers import ReadyGenerator
+from model.sgnas.generator import ArchitectureGenerator, PriorPool
+from model.sgnas.warm_up import path_logits
 from model.spaces.registry import build_hardware_loss, build_space, search_loader
 from model.spaces.unified.space import UnifiedSpace
 from model.spaces.unified.supernet import UnifiedSupernet, from_published
-from model.warm_up import path_logits
 from tests.reference import ReferenceSupernet
 from utils.command import Parser, command, positive
 from utils.config import Config, OptimState, load_config

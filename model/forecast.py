@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.sgnas.warm_up import PathSupernet, path_logits, sandwich_logits
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.warm_up import PathSupernet, path_logits, sandwich_logits
 from utils.engine import Placement
 from utils.runtime import synchronise
 

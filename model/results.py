@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from model.generation import read_generated
 from model.search_folder import read_archive
+from model.sgnas.answers import read_generated
 from model.spaces.elastic.space import ElasticArchitecture
 from model.spaces.nasbench201.space import CellSpace, from_string, to_string
 from model.spaces.network_spec import Blueprint, PlainBlueprint, load_blueprint
@@ -129,7 +129,7 @@ class RunResults:
     name: str
     stage: str = ""
     settings: dict[str, str] = field(default_factory=dict)  # file name -> text
-    # of config.yml or search.json, as far as it can be read
+    # of config.yml or search.json, as it can be read
     config: dict = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     found: list[Found] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Learning from a teacher as well as from labels (NSGANetV2, section 3.3; Hinton et al., 2015)."""
+"""Learning from a teacher as from labels (NSGANetV2, section 3.3; Hinton et al., 2015)."""
 
 from pathlib import Path
 

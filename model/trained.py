@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from model.generation import choose
+from model.sgnas.answers import choose
 from model.spaces import network_spec as blueprints
 from model.spaces.network_spec import Blueprint
 from model.spaces.registry import build_space

@@ -1,4 +1,4 @@
-"""The unified supernet written as plainly as can be: a module per sub-block and kernel, skips
+"""The unified supernet written as can be: a module per sub-block and kernel, skips
 multiplied by zero.
 
 Key names are those of the published release, so its state dict is also a published checkpoint.

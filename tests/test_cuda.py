@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 import search
 from model.costs.lookup_table import LookUpTable
-from model.generator import ArchitectureGenerator
+from model.sgnas.generator import ArchitectureGenerator
+from model.sgnas.warm_up import path_logits
 from model.spaces.unified.supernet import UnifiedSupernet
-from model.warm_up import path_logits
 from tests.conftest import mixed_space, rng
 from tests.test_imagenet import image_folder, train  # noqa: F401 - a fixture
 from tests.worlds import in_world

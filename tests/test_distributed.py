@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import search
+from model.sgnas.warm_up import path_logits, supernet_payload
 from model.spaces.registry import build_space
 from model.spaces.unified.supernet import UnifiedSupernet
-from model.warm_up import path_logits, supernet_payload
 from tests.conftest import TESTS, TINY_CONFIG, mixed_space, rng
 from tests.test_training import CPU, Batches, recipe_of
 from tests.worlds import in_world

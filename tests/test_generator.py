@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from model.costs.lookup_table import LookUpTable
-from model.generation import ReadyGenerator, load_generator
-from model.generator import ArchitectureGenerator, PriorPool, tolerance
+from model.sgnas.answers import ReadyGenerator, load_generator
+from model.sgnas.generator import ArchitectureGenerator, PriorPool, tolerance
 from model.spaces.unified.space import Architecture
 from tests.conftest import golden, released, rng
 from utils.errors import UserError

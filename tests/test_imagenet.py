@@ -20,6 +20,7 @@ from torch.nn import functional as F
 import train_imagenet
 import validate
 from model import imagenet_training
+from model.sgnas.warm_up import supernet_payload
 from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
@@ -27,7 +28,6 @@ from model.spaces.registry import build_space
 from model.spaces.unified.space import Architecture, save_architecture
 from model.spaces.unified.supernet import UnifiedSupernet
 from model.teacher import DistillationLoss, load_teacher
-from model.warm_up import supernet_payload
 from tests.conftest import TESTS, TINY_CONFIG, rng
 from tests.test_distributed import torchrun, wait_for
 from tests.test_elastic import SMALL

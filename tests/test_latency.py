@@ -437,7 +437,7 @@ def test_without_onnxruntime_one_line_says_how_to_get_it(timed, monkeypatch, cap
 
 
 def test_a_table_is_scaled_by_whole_networks(timed, tmp_path, monkeypatch):
-    """Invented times: a part takes a millisecond, and a network twice as long as its parts."""
+    """Invented times: a part takes a millisecond, and a network twice as its parts."""
     space = build_space(load_config("tiny.yml"))
 
     def networks(measure, parts):

@@ -22,8 +22,9 @@ import validate
 from benchmarks import nasbench201 as benchmark
 from benchmarks.nasbench201 import Ranking, best_within, expected_best, taus, worth
 from model.costs.lookup_table import LookUpTable
-from model.generator import ArchitectureGenerator, PriorPool
-from model.repair import Demand, repair
+from model.sgnas.generator import ArchitectureGenerator, PriorPool
+from model.sgnas.repair import Demand, repair
+from model.sgnas.warm_up import path_logits, supernet_payload
 from model.spaces.genome import CellGenome
 from model.spaces.nasbench201.benchmark_table import CellTable
 from model.spaces.nasbench201.space import EDGES, OPERATIONS, CellSpace, from_string, to_string
@@ -36,7 +37,6 @@ from model.spaces.unified.space import (
     load_architecture,
     save_architecture,
 )
-from model.warm_up import path_logits, supernet_payload
 from tests.conftest import rng
 from tests.test_stages import refused
 from utils import checkpoint

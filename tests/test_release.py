@@ -1,4 +1,4 @@
-"""What is given away: small, complete, and as accurate as it says."""
+"""What is given away: small, complete, and as it says."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import torch
 
 import train_cifar
 import validate
-from model.generation import find_generator, run_config, supernet_of
+from model.sgnas.answers import find_generator, run_config, supernet_of
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, save_elastic_architecture
 from model.spaces.network_spec import load_blueprint
 from model.spaces.registry import build_supernet, load_supernet

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.costs.lookup_table import LookUpTable
-from model.repair import Demand, repair
+from model.sgnas.repair import Demand, repair
 from model.spaces.unified.space import Architecture, LayerSpec, UnifiedSpace
 from tests.conftest import rng
 

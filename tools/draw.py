@@ -3,7 +3,7 @@
 python3 -m tools.draw logs/NET/architecture.json --out net.svg
 
 A column for each layer, a bar for each sub-block, wider and of another colour for larger kernels;
-sub-blocks that are skipped are empty. Of elastic networks a column is a block, as high as its
+sub-blocks that are skipped are empty. Of elastic networks a column is a block, as its
 expansion ratio.
 """
 

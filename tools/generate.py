@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.generation import ReadyGenerator, find_generator, miss_table, run_config
+from model.sgnas.answers import ReadyGenerator, find_generator, miss_table, run_config
 from utils.checkpoint import write_text
 from utils.command import Parser, add_config_options, command
 from utils.config import load_config

@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.costs.latency_parts import Part, parts_of
-from model.generation import read_generated
 from model.layers.bn_folding import folded
+from model.sgnas.answers import read_generated
 from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.registry import build_elastic_space, build_unified_space

@@ -28,14 +28,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.costs.lookup_table import CostTable
-from model.generation import find_generator, run_config, supernet_of
 from model.scratch_training import build_network, train_from_scratch
 from model.search_folder import last_archive
+from model.sgnas.answers import find_generator, run_config, supernet_of
+from model.sgnas.warm_up import PathValidation, top1_of_all
 from model.spaces.nasbench201.space import from_string
 from model.spaces.network_spec import blueprint_of
 from model.spaces.registry import build_cost_table, build_space, build_supernet, load_supernet
 from model.spaces.unified.space import Architecture
-from model.warm_up import PathValidation, top1_of_all
 from tools.generate import parse_targets
 from utils import checkpoint, distributed
 from utils.command import Parser, add_config_options, command, not_negative, positive
@@ -199,7 +199,7 @@ def answers_for(
 
 
 def evolved(target: float, table: CostTable, args: argparse.Namespace) -> Tensor:
-    """Of a search's archive, the path of the best validation accuracy that costs as much as the
+    """Of a search's archive, the path of the best validation accuracy that costs as the
     target, or less.
 
     UserError when the search was on another supernet, or knew test images.

@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from model.generation import GENERATOR_FILE, LATENCY_FILE, run_config, supernet_of
+from model.sgnas.answers import GENERATOR_FILE, LATENCY_FILE, run_config, supernet_of
 from model.spaces.network_spec import KINDS, costs_of
 from model.trained import open_own
 from utils import checkpoint

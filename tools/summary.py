@@ -7,7 +7,7 @@ python3 -m tools.summary --architectures FILE.json --cfg CFG --result RUN/result
 import json
 from pathlib import Path
 
-from model.generation import read_generated
+from model.sgnas.answers import read_generated
 from model.spaces.network_spec import blueprint_of
 from model.spaces.registry import build_space
 from model.spaces.unified.network import count_macs, count_parameters

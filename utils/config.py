@@ -2,8 +2,8 @@
 names it.
 
 The published YAMLs load unchanged. A `Config` is read by the stage scripts and their trainings
-(`model/warm_up.py`, `model/generator_training.py`, `model/scratch_training.py`), by the run folder,
-and where files become objects (`model/spaces/registry.py`, `model/generation.py`); what lies below takes
+(`model/sgnas/warm_up.py`, `model/sgnas/generator_training.py`, `model/scratch_training.py`), by the run folder,
+and where files become objects (`model/spaces/registry.py`, `model/sgnas/answers.py`); what lies below takes
 named values.
 """
 

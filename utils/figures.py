@@ -240,7 +240,7 @@ def sub_blocks(choices: Sequence[Sequence[int | None]], alone: bool = False) -> 
 
 @_drawn
 def blocks(stages: Sequence[Sequence[tuple[int, int]]], alone: bool = False) -> Figure:
-    """A column for each block, as high as its expansion ratio; pairs are (kernel, expansion),
+    """A column for each block, as its expansion ratio; pairs are (kernel, expansion),
     stages lie apart.
     """
     bars, left = [], 0.0

@@ -109,7 +109,7 @@ class RelevanceGaussianProcess:
     def _prior(self) -> tuple[Array, Array]:
         """Mean and deviation `[3 + d]` of the logarithms of all hyperparameters.
 
-        Before anything is learned, the trend explains as much as the bumps, the noise 1 % of that,
+        Before anything is learned, the trend explains as the bumps, the noise 1 % of that,
         and the bumps of two rows that are as far from each other as rows are on average correlate
         by exp(-2).
         """

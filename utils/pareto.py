@@ -110,7 +110,7 @@ def expected_gains(
 
     A candidate's error is normal, with mean `errors [c]` and standard deviation `deviations [c]`;
     its cost `costs [c]` is known. So the expectation is closed: between neighbours of the front the
-    error to beat is the same, and each such interval adds its width, as far as the candidate is
+    error to beat is the same, and each such interval adds its width, as the candidate is
     cheaper, times the expected improvement on that error (Jones, Schonlau and Welch, "Efficient
     Global Optimization", 1998, equation 15).
     """

@@ -8,7 +8,7 @@ from torch import nn
 
 from model.costs.latency import Latencies, UnifiedLatency
 from model.costs.lookup_table import CostTable, HardwareLoss, LookUpTable
-from model.generator import PriorPool
+from model.sgnas.generator import PriorPool
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
 from model.spaces.elastic.supernet import from_published as once_for_all

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.costs.lookup_table import CostTable, HardwareLoss
-from model.generation import Generated, ReadyGenerator
-from model.generator import ArchitectureGenerator, PriorPool
+from model.sgnas.answers import Generated, ReadyGenerator
+from model.sgnas.generator import ArchitectureGenerator, PriorPool
 from model.spaces.nasbench201.supernet import FrozenCells
 from model.spaces.unified.supernet import FrozenSupernet
 from utils import distributed

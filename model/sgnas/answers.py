@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from model.costs.lookup_table import CostTable, LookUpTable
-from model.generator import ArchitectureGenerator, PriorPool
-from model.repair import Demand, repair
+from model.sgnas.generator import ArchitectureGenerator, PriorPool
+from model.sgnas.repair import Demand, repair
 from model.spaces.nasbench201.space import CellSpace
 from model.spaces.registry import build_cost_table, build_space
 from model.spaces.unified.space import Architecture, UnifiedSpace, load_architecture
