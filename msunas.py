@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model.candidates import CandidateEvaluation, CandidateImages, FineTuning
 from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
 from model.evolution import SELECTIONS, Objective, Record, Search
+from model.ranking.supernet_accuracy import CandidateEvaluation, CandidateImages, FineTuning
 from model.search_folder import SearchFolder
 from model.spaces.genome import ElasticGenome, Genome, UnifiedGenome, open_genome
 from utils import checkpoint

@@ -10,9 +10,9 @@ import torch
 
 import msunas
 import post_search
-from model.candidates import CandidateEvaluation
 from model.costs.latency import ElasticLatency, Latencies
 from model.evolution import SELECTIONS, Objective, Record, Search
+from model.ranking.supernet_accuracy import CandidateEvaluation
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
 from model.spaces.genome import ElasticGenome, UnifiedGenome, features

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.candidates import NORMS_IMAGES
 from model.forecast import saved_bytes, seconds
+from model.ranking.supernet_accuracy import NORMS_IMAGES
 from model.scratch_training import check_compiler, network_options, train_from_scratch
 from model.spaces.network_spec import Blueprint
 from model.trained import Trained, open_own

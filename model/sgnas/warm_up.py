@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.candidates import NORMS_IMAGES, CandidateEvaluation, CandidateImages
 from model.costs.lookup_table import LookUpTable
+from model.ranking.supernet_accuracy import NORMS_IMAGES, CandidateEvaluation, CandidateImages
 from model.spaces.elastic.space import Genes
 from model.spaces.elastic.supernet import ElasticSupernet
 from model.spaces.nasbench201.supernet import CellSupernet
