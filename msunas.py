@@ -8,7 +8,7 @@ Writes into DIR for each iteration the architectures (iter_k/net_i.subnet) and w
 (iter_k/net_i.stats), the archive so far (iter_k.stats) and a picture of the front (iter_k.png).
 Architectures that cannot be evaluated go to failed/. The same command goes on where it stopped;
 under torchrun the processes share the candidates. Source: Lu et al., "NSGANetV2", ECCV 2020; its
-way to choose candidates is `--selection published`, ours is in `model/evolution.py`.
+way to choose candidates is `--selection published`, ours is in `model/nsganetv2/nsga2_search.py`.
 """
 
 import argparse
@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
-from model.evolution import SELECTIONS, Objective, Record, Search
+from model.nsganetv2.archive import SearchFolder
+from model.nsganetv2.front_picture import save_front
+from model.nsganetv2.nsga2_search import SELECTIONS, Objective, Record, Search
+from model.nsganetv2.pareto import non_dominated
+from model.nsganetv2.surrogate import SURROGATES
 from model.ranking.supernet_accuracy import CandidateEvaluation, CandidateImages, FineTuning
-from model.search_folder import SearchFolder
 from model.spaces.genome import ElasticGenome, Genome, UnifiedGenome, open_genome
 from utils import checkpoint
 from utils.command import (
@@ -41,11 +44,8 @@ from utils.errors import UserError
 from utils.image_sets import known_set
 from utils.images import decoded
 from utils.loader import Augmentation, Normalisation
-from utils.pareto import non_dominated
-from utils.plot import save_front
 from utils.runtime import pick_device, stream
 from utils.stopping import check_stop, check_stop_together, saved_when_stopped
-from utils.surrogate import SURROGATES
 from utils.table import format_table
 
 IMAGENET_HELD_OUT = 10_000

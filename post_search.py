@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from model.evolution import Record
-from model.search_folder import archive_of, read_archive
+from model.nsganetv2.archive import archive_of, read_archive
+from model.nsganetv2.nsga2_search import Record
+from model.nsganetv2.pareto import Preference, choose
 from model.spaces.genome import ElasticGenome, Genome, open_genome
 from utils import checkpoint
 from utils.command import Parser, add_supernet_options, command, positive
 from utils.config import load_config
 from utils.errors import UserError
-from utils.pareto import Preference, choose
 from utils.table import format_table
 
 

@@ -24,12 +24,12 @@ from scipy.stats import mannwhitneyu
 from tqdm import tqdm
 
 from benchmarks.oracles import ModuleOracle, Oracle, SupernetOracle
-from model.evolution import SELECTIONS, GeneProblem, Record, Search, nsga2
+from model.nsganetv2.nsga2_search import SELECTIONS, GeneProblem, Record, Search, nsga2
+from model.nsganetv2.pareto import hypervolume
+from model.nsganetv2.surrogate import SURROGATES
 from model.spaces.elastic.space import Genes
 from utils.command import Parser, command, positive
 from utils.errors import UserError
-from utils.pareto import hypervolume
-from utils.surrogate import SURROGATES
 from utils.table import format_table
 
 HERE = Path(__file__).parent

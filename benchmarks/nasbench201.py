@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from model.search_folder import last_archive
+from model.nsganetv2.archive import last_archive
 from model.sgnas.answers import GENERATOR_FILE, find_generator, run_config, supernet_of
 from model.sgnas.generator_training import evaluated_targets
 from model.sgnas.warm_up import PathValidation, top1_of_all

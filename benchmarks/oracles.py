@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import msunas
-from model.evolution import NADIR, Objective
+from model.nsganetv2.nsga2_search import NADIR, Objective
 from model.spaces.elastic.space import ElasticSpace, Genes
 from model.spaces.genome import ElasticGenome, Genome, open_genome
 from utils import checkpoint

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from model.search_folder import read_archive
+from model.nsganetv2.archive import read_archive
 from model.sgnas.answers import read_generated
 from model.spaces.elastic.space import ElasticArchitecture
 from model.spaces.nasbench201.space import CellSpace, from_string, to_string

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import approx_fprime
 from scipy.stats import multivariate_normal
 
-from utils.gaussian_process import (
+from model.nsganetv2.gaussian_process import (
     NOISE_FLOOR,
     Hyperparameters,
     RelevanceGaussianProcess,

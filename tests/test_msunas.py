@@ -11,7 +11,8 @@ import torch
 import msunas
 import post_search
 from model.costs.latency import ElasticLatency, Latencies
-from model.evolution import SELECTIONS, Objective, Record, Search
+from model.nsganetv2.nsga2_search import SELECTIONS, Objective, Record, Search
+from model.nsganetv2.pareto import non_dominated
 from model.ranking.supernet_accuracy import CandidateEvaluation
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
@@ -24,7 +25,6 @@ from tests.conftest import TINY_CONFIG, rng
 from tools import profile_latency
 from utils import checkpoint
 from utils.config import load_config
-from utils.pareto import non_dominated
 
 SPACE = ElasticSpace(
     stages=(8, 16), strides=(2, 2), activations=("relu", "h_swish"), se=(False, True), head=(16, 24), stem_channels=8,

@@ -8,9 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tests.conftest import golden
-from utils.errors import UserError
-from utils.pareto import (
+from model.nsganetv2.pareto import (
     Preference,
     choose,
     expected_gains,
@@ -21,6 +19,8 @@ from utils.pareto import (
     preferred,
     spread_subset,
 )
+from tests.conftest import golden
+from utils.errors import UserError
 
 PUBLISHED = golden("post_search.json")
 ERRORS, COSTS = np.array(PUBLISHED["archive"]).T

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import golden
-from utils.errors import UserError
-from utils.surrogate import (
+from model.nsganetv2.surrogate import (
     SURROGATES,
     AdaptiveSwitching,
     Quality,
@@ -19,6 +17,8 @@ from utils.surrogate import (
     make_surrogate,
     quality,
 )
+from tests.conftest import golden
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

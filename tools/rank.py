@@ -28,8 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.costs.lookup_table import CostTable
+from model.nsganetv2.archive import last_archive
 from model.scratch_training import build_network, train_from_scratch
-from model.search_folder import last_archive
 from model.sgnas.answers import find_generator, run_config, supernet_of
 from model.sgnas.warm_up import PathValidation, top1_of_all
 from model.spaces.nasbench201.space import from_string

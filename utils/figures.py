@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from utils.pareto import non_dominated
+from model.nsganetv2.pareto import non_dominated
 
 COLOURS = ("#2f7fd6", "#d0661a", "#259a63", "#b45cd6", "#d2486f", "#a07c18", "#1794a8", "#7f858e")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

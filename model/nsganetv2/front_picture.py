@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model.nsganetv2.pareto import non_dominated
 from utils.checkpoint import write_atomically
-from utils.pareto import non_dominated
 
 
 def save_front(path: Path, errors: NDArray, costs: NDArray, new: int, cost_name: str) -> None:

@@ -4,7 +4,7 @@ are.
 Source: Lu et al., "NSGANetV2: Evolutionary Multi-Objective Surrogate-Assisted Neural Architecture
 Search", ECCV 2020, section 3.3: radial basis functions, a Gaussian process, trees, a perceptron,
 and adaptive switching between them. The default of the search, `ard`, is not the paper's
-(`utils/gaussian_process.py`).
+(`model/nsganetv2/gaussian_process.py`).
 
 Axes: n rows (architectures) to fit, m to predict, d columns (genes). Arrays are float64; integers
 do as well.
@@ -31,8 +31,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.nsganetv2.gaussian_process import RelevanceGaussianProcess
 from utils.errors import UserError
-from utils.gaussian_process import RelevanceGaussianProcess
 
 Array = NDArray[np.float64]
 

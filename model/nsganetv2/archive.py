@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.evolution import Record, Search
+from model.nsganetv2.nsga2_search import Record, Search
 from model.spaces.genome import Genome
 from utils import distributed
 from utils.checkpoint import write_text

@@ -20,10 +20,10 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.optimize import minimize
 from threadpoolctl import threadpool_limits
 
+from model.nsganetv2.pareto import hypervolume, most_expected, non_dominated, spread_subset
+from model.nsganetv2.surrogate import Quality, Surrogate, make_surrogate, quality
 from model.spaces.elastic.space import Genes
 from model.spaces.genome import Genome, features
-from utils.pareto import hypervolume, most_expected, non_dominated, spread_subset
-from utils.surrogate import Quality, Surrogate, make_surrogate, quality
 
 Draw = Callable[[int, np.random.Generator], Genes]  # so many random genes, not yet canonical
 # the reference point of a hypervolume, in units of the worst error and cost (published)
