@@ -14,7 +14,6 @@ import argparse
 import time
 from pathlib import Path
 
-from model.scratch_training import build_network, check_compiler, read_size, train_from_scratch
 from model.sgnas.answers import choose, choose_from_file, newest_config
 from model.spaces.elastic.space import ElasticArchitecture
 from model.spaces.network_spec import (
@@ -26,6 +25,7 @@ from model.spaces.network_spec import (
 )
 from model.spaces.registry import build_space
 from model.spaces.unified.space import Architecture
+from model.training.from_scratch import build_network, check_compiler, read_size, train_from_scratch
 from utils.command import (
     Parser,
     add_checkpoint_minutes,

@@ -24,8 +24,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from model.imagenet_training import MEAN, STD, build_training, loaders
-from model.scratch_training import ScratchTraining
 from model.sgnas.answers import choose
 from model.spaces.network_spec import (
     Blueprint,
@@ -35,13 +33,15 @@ from model.spaces.network_spec import (
     load_blueprint,
 )
 from model.spaces.registry import build_space
+from model.training.from_scratch import ScratchTraining
+from model.training.imagenet import MEAN, STD, build_training, loaders
+from model.training.imagenet_flags import add_imagenet_flags, flags_that_matter
 from utils import checkpoint, distributed
 from utils.command import Parser, command
 from utils.config import load_config
 from utils.data import load_dataset
 from utils.engine import Placement, Score, Tally
 from utils.errors import UserError
-from utils.imagenet_flags import add_imagenet_flags, flags_that_matter
 from utils.loader import FileLoader
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 import train_imagenet
 import validate
-from model import imagenet_training
 from model.sgnas.warm_up import supernet_payload
 from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticSpace
@@ -27,7 +26,9 @@ from model.spaces.elastic.supernet import ElasticSupernet
 from model.spaces.registry import build_space
 from model.spaces.unified.space import Architecture, save_architecture
 from model.spaces.unified.supernet import UnifiedSupernet
-from model.teacher import DistillationLoss, load_teacher
+from model.training import imagenet as imagenet_training
+from model.training.distillation import DistillationLoss, load_teacher
+from model.training.imagenet_flags import add_imagenet_flags
 from tests.conftest import TESTS, TINY_CONFIG, rng
 from tests.test_distributed import torchrun, wait_for
 from tests.test_elastic import SMALL
@@ -37,7 +38,6 @@ from utils.command import Parser
 from utils.config import load_config
 from utils.engine import Recipe, Tally, train_epoch
 from utils.errors import UserError
-from utils.imagenet_flags import add_imagenet_flags
 from utils.optim import TimmSchedule
 from utils.runtime import Progress
 

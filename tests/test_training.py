@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.costs.lookup_table import HardwareLoss
-from model.scratch_training import mixup
 from model.sgnas.generator_training import expected, straight_through, training_targets
 from model.sgnas.warm_up import path_logits
 from model.spaces.unified.supernet import UnifiedSupernet
+from model.training.from_scratch import mixup
 from tests.conftest import mixed_space, rng
 from utils.config import OptimState, load_config
 from utils.engine import Placement, Recipe, Tally, check_finite, evaluate, recalibrated, train_epoch

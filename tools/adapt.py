@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from model.forecast import saved_bytes, seconds
 from model.ranking.supernet_accuracy import NORMS_IMAGES
-from model.scratch_training import check_compiler, network_options, train_from_scratch
 from model.spaces.network_spec import Blueprint
 from model.trained import Trained, open_own
+from model.training.from_scratch import check_compiler, network_options, train_from_scratch
 from utils import checkpoint
 from utils.command import (
     Parser,

@@ -29,13 +29,13 @@ from tqdm import tqdm
 
 from model.costs.lookup_table import CostTable
 from model.nsganetv2.archive import last_archive
-from model.scratch_training import build_network, train_from_scratch
 from model.sgnas.answers import find_generator, run_config, supernet_of
 from model.sgnas.warm_up import PathValidation, top1_of_all
 from model.spaces.nasbench201.space import from_string
 from model.spaces.network_spec import blueprint_of
 from model.spaces.registry import build_cost_table, build_space, build_supernet, load_supernet
 from model.spaces.unified.space import Architecture
+from model.training.from_scratch import build_network, train_from_scratch
 from tools.generate import parse_targets
 from utils import checkpoint, distributed
 from utils.command import Parser, add_config_options, command, not_negative, positive

@@ -2,7 +2,7 @@
 names it.
 
 The published YAMLs load unchanged. A `Config` is read by the stage scripts and their trainings
-(`model/sgnas/warm_up.py`, `model/sgnas/generator_training.py`, `model/scratch_training.py`), by the run folder,
+(`model/sgnas/warm_up.py`, `model/sgnas/generator_training.py`, `model/training/from_scratch.py`), by the run folder,
 and where files become objects (`model/spaces/registry.py`, `model/sgnas/answers.py`); what lies below takes
 named values.
 """

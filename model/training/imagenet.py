@@ -1,7 +1,7 @@
 """The published ImageNet recipes: batches, optimiser, schedule, averaged weights and teacher, by
 timm.
 
-SGNAS, section 4.1; NSGANetV2, section 4. The flags are those of `utils/imagenet_flags.py`.
+SGNAS, section 4.1; NSGANetV2, section 4. The flags are those of `model/training/imagenet_flags.py`.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from model.scratch_training import ScratchTraining
-from model.teacher import DistillationLoss, Teacher, load_teacher
+from model.training.distillation import DistillationLoss, Teacher, load_teacher
+from model.training.from_scratch import ScratchTraining
 from utils import distributed
 from utils.data import Dataset
 from utils.engine import Placement, Recipe
