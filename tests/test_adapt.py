@@ -12,10 +12,10 @@ from PIL import Image
 
 import train_cifar
 import validate
-from model.results import read_run
 from model.trained import open_own
 from tests.test_stages import refused
 from tools import adapt
+from tools.reporting.run_results import read_run
 from utils.data import class_names, load_dataset, load_test_images
 from utils.errors import UserError
 

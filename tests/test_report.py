@@ -12,12 +12,12 @@ import pytest
 
 import msunas
 import train_cifar
-from model.results import Design, read_run
 from model.spaces.elastic.space import ElasticArchitecture
 from model.spaces.unified.space import Architecture
 from tools import pictures, report
-from utils import figures
-from utils.figures import COLOURS, INK
+from tools.reporting import figures
+from tools.reporting.figures import COLOURS, INK
+from tools.reporting.run_results import Design, read_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 VOID = {"meta", "link", "br", "input"}

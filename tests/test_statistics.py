@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from utils.statistics import FEW, kendall, kendall_difference, spread, tau_b
+from tools.reporting.statistics import FEW, kendall, kendall_difference, spread, tau_b
 
 
 def test_tau_b_is_scipys():

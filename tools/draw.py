@@ -9,10 +9,10 @@ expansion ratio.
 
 from pathlib import Path
 
-from model.results import Design
 from model.spaces.network_spec import load_blueprint
-from tools.pictures import picture_of, spoken
-from utils import figures
+from tools.reporting import figures
+from tools.reporting.pictures import picture_of, spoken
+from tools.reporting.run_results import Design
 from utils.checkpoint import write_text
 from utils.command import Parser, command
 from utils.errors import UserError

@@ -37,6 +37,7 @@ from model.spaces.registry import build_cost_table, build_space, build_supernet,
 from model.spaces.unified.space import Architecture
 from model.training.from_scratch import build_network, train_from_scratch
 from tools.generate import parse_targets
+from tools.reporting.statistics import CONFIDENCE, kendall, kendall_difference, spread, tau_b
 from utils import checkpoint, distributed
 from utils.command import Parser, add_config_options, command, not_negative, positive
 from utils.config import Config
@@ -45,7 +46,6 @@ from utils.engine import Placement
 from utils.errors import UserError
 from utils.run_folder import RunFolder
 from utils.runtime import pick_device, stream
-from utils.statistics import CONFIDENCE, kendall, kendall_difference, spread, tau_b
 from utils.stopping import check_stop
 from utils.table import format_table
 

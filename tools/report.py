@@ -16,10 +16,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from model.results import Found, RunResults, read_run
-from tools import pictures
-from tools.pictures import Drawing, Picture
-from utils import figures
+from tools.reporting import figures, pictures
+from tools.reporting.pictures import Drawing, Picture
+from tools.reporting.run_results import Found, RunResults, read_run
 from utils.checkpoint import write_text
 from utils.command import Parser, command
 from utils.errors import UserError
@@ -60,7 +59,7 @@ def names(folders: list[Path]) -> list[str]:
 
 def page(runs: list[RunResults]) -> str:
     """The page, as HTML."""
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader(Path(__file__).parent / "reporting")
     environment = Environment(
         loader=loader,
         autoescape=True,

@@ -7,9 +7,9 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from model.results import Design, Found, RunResults
-from utils import figures
-from utils.statistics import CONFIDENCE, kendall
+from tools.reporting import figures
+from tools.reporting.run_results import Design, Found, RunResults
+from tools.reporting.statistics import CONFIDENCE, kendall
 
 MOST_DRAWN = 24
 # how methods are called whose networks were trained on their own
