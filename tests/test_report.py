@@ -14,8 +14,8 @@ import msunas
 import train_cifar
 from model.spaces.elastic.space import ElasticArchitecture
 from model.spaces.unified.space import Architecture
-from tools import pictures, report
-from tools.reporting import figures
+from tools import report
+from tools.reporting import figures, pictures
 from tools.reporting.figures import COLOURS, INK
 from tools.reporting.run_results import Design, read_run
 

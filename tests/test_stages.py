@@ -13,7 +13,7 @@ import torch
 import search
 import train_cifar
 import validate
-from model import forecast, scratch_training
+from model import forecast
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
 from model.spaces.network_spec import UnifiedBlueprint
@@ -21,6 +21,7 @@ from model.spaces.registry import build_space, load_supernet
 from model.spaces.unified.network import SubNet
 from model.spaces.unified.space import Architecture
 from model.spaces.unified.supernet import UnifiedSupernet
+from model.training import from_scratch as scratch_training
 from tests.conftest import GOLDEN, golden, released
 from tests.reference import ReferenceSupernet
 from tools import generate, summary
