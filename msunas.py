@@ -39,7 +39,7 @@ from utils.command import (
 from utils.config import Config, load_config
 from utils.data import PACKED, load_dataset, split_for_search
 from utils.distributed import divided, of_first, rank
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.image_sets import known_set
 from utils.images import decoded
@@ -60,13 +60,13 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(args.cfg, args.set) if args.cfg else None
     fine_tuned = args.n_epochs > 0
     genome = open_genome(config, args.space, args.supernet_path, args.n_classes, fine_tuned)
-    place = (
-        Placement(pick_device(config.cuda), config.channels_last, config.amp)
+    context = (
+        DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
         if config
-        else Placement(pick_device())
+        else DeviceContext(pick_device())
     )
     objective = open_objective(args, genome, config)
-    evaluation = open_evaluation(args, config, genome, place)
+    evaluation = open_evaluation(args, config, genome, context)
     folder = SearchFolder.open(Path(args.save), settings(args), args.resume)
     folder.validation = evaluation.images.validated
     search = Search(genome, objective, args.predictor, SELECTIONS[args.selection])
@@ -207,7 +207,7 @@ def open_objective(args: argparse.Namespace, genome: Genome, config: Config | No
 
 
 def open_evaluation(
-    args: argparse.Namespace, config: Config | None, genome: Genome, place: Placement
+    args: argparse.Namespace, config: Config | None, genome: Genome, context: DeviceContext
 ) -> CandidateEvaluation:
     """Images decoded once, at the greatest resolution where they are large."""
     name = args.dataset or (config.dataset if config else "imagenet")
@@ -248,7 +248,7 @@ def open_evaluation(
         normalise = Normalisation(config.mean, config.std)
     lr = args.lr or (known.lr if known else 0.01)
     tuning = FineTuning(args.n_epochs, lr, args.trn_batch_size, classes, augment, args.n_workers)
-    return CandidateEvaluation(images, normalise, place, args.vld_batch_size, tuning, args.seed)
+    return CandidateEvaluation(images, normalise, context, args.vld_batch_size, tuning, args.seed)
 
 
 def split_file(supernet: str) -> Path | None:
@@ -280,8 +280,8 @@ def run(
             print("the space has no architecture left that was not evaluated")
             break
         records = evaluated(proposal.genes, iteration, search, evaluation, folder)
-        foretold = dict(zip(map(tuple, proposal.genes.tolist()), proposal.predicted, strict=True))
-        search.add(records, [foretold[record.genes] for record in records])
+        predicted = dict(zip(map(tuple, proposal.genes.tolist()), proposal.predicted, strict=True))
+        search.add(records, [predicted[record.genes] for record in records])
         finish(iteration, search, records, folder, proposal.winner)
 
 
@@ -362,14 +362,14 @@ def finish(
         save_front(
             folder.path / f"iter_{iteration}.png", errors, costs, len(new), search.objective.name
         )
-    foretold = (
+    predicted = (
         ""
         if winner is None
         else f"  {winner}: tau {quality.tau:.3f}, RMSE {quality.rmse:.2f} out of sample"
     )
     best = 100 - errors.min()
     summary = f"Iter {iteration}: hv = {volume:.4f}  best top-1 {best:.2f} %  archive {len(errors)}"
-    print(summary + foretold, flush=True)
+    print(summary + predicted, flush=True)
 
 
 def report(search: Search, folder: SearchFolder) -> None:

@@ -76,7 +76,7 @@ def write(record: Record, genome: Genome, cost_name: str, folder: Path, supernet
         checkpoint.write_text(path / "net.config", json.dumps(network.config(), indent=4) + "\n")
     provenance = {"how": "post_search", "top1": 100 - record.error, "sec_obj": cost_name}
     provenance |= {"resolution": resolution, "supernet": supernet, "subnet": subnet}
-    genome.blueprint(row).save(path / "architecture.json", costs, provenance)
+    genome.spec(row).save(path / "architecture.json", costs, provenance)
     checkpoint.save(path / "net.inherited", {"state_dict": network.state_dict()})
     checkpoint.write_text(path / "net.subnet", json.dumps(subnet) + "\n")
     return [

@@ -40,7 +40,7 @@ from utils import distributed
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, command
 from utils.config import Config, load_config
 from utils.data import HELD_OUT_BY_DEFAULT, SearchImages, load_dataset, split_for_search
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
@@ -52,10 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = load_config(args.cfg, args.set + ["strict_data=true"] * args.strict_data)
     truth = open_table(args.table, config)
-    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
-    supernet = build_supernet(config).to(place.device)
+    context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
+    supernet = build_supernet(config).to(context.device)
     if args.dry_run:
-        return dry_run(config, supernet, place)
+        return dry_run(config, supernet, context)
 
     load_pretrained(supernet, config, args.cfg)
     dataset = load_dataset(
@@ -73,15 +73,15 @@ def main(argv: list[str] | None = None) -> None:
     table = build_cost_table(config, supernet.space) if generates else None
     pool = open_prior_pool(config, table, run) if generates else None
     check_latencies(config, run)
-    run.begin(config, place.device)
+    run.begin(config, context.device)
     if generates:
         keep_latencies(config, run)
         save_prior_pool(pool, config, run)
     images = split_for_search(dataset, config.train_portion, config.seed, run.file("split.json"))
     if config.warmup_epochs:
-        warm_up(supernet, images, config, run, place)
+        warm_up(supernet, images, config, run, context)
     if generates and config.search_epochs:
-        train_generator(supernet, pool, table, images, config, run, place)
+        train_generator(supernet, pool, table, images, config, run, context)
         ready = find_generator(config, run.path)
         report(ready, config, run)
         if truth is not None:
@@ -170,7 +170,7 @@ def save_prior_pool(pool: PriorPool, config: Config, run: RunFolder) -> None:
 
 
 def warm_up(
-    supernet: Supernet, images: SearchImages, config: Config, run: RunFolder, place: Placement
+    supernet: Supernet, images: SearchImages, config: Config, run: RunFolder, context: DeviceContext
 ) -> None:
     """Train all sub-networks by fairly sampled single paths (SGNAS, section 3.2); the best supernet
     stays loaded.
@@ -178,13 +178,13 @@ def warm_up(
     Those of an elastic supernet by the sandwich rule.
     """
     batches = search_loader(images.train, config, "warm-up", training=True)
-    validation = validation_of(supernet, images, config, place)
+    validation = validation_of(supernet, images, config, context)
     validated = validation.sample(config.validation_paths, stream(config.seed, "validation paths"))
-    training = WarmUp(supernet, len(batches), config, place, run.checkpoint("supernet_last"))
+    training = WarmUp(supernet, len(batches), config, context, run.checkpoint("supernet_last"))
 
     def one_epoch(epoch: int) -> None:
         title = f"warm-up {epoch + 1}/{config.warmup_epochs}"
-        with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
+        with Progress(title, len(batches), config.print_freq, training.meter.steps) as progress:
             means = training.epoch(batches, epoch, progress)
         top1 = top1_of_all(validation, validated)
         mean = sum(top1) / len(top1)
@@ -216,20 +216,20 @@ def train_generator(
     images: SearchImages,
     config: Config,
     run: RunFolder,
-    place: Placement,
+    context: DeviceContext,
 ) -> None:
     """Train the architecture generator against the frozen supernet (SGNAS, section 3.4)."""
     hardware_loss = build_hardware_loss(config)
     batches = search_loader(images.feed, config, "generator", training=True)
-    validation = PathValidation(supernet, images, config, place)
+    validation = PathValidation(supernet, images, config, context)
     frozen, last = supernet.eval().frozen(), run.checkpoint("generator_last")
     training = GeneratorTraining(
-        frozen, pool, table, hardware_loss, len(batches), config, place, last
+        frozen, pool, table, hardware_loss, len(batches), config, context, last
     )
 
     def one_epoch(epoch: int) -> None:
         title = f"generator {epoch + 1}/{config.search_epochs}"
-        with Progress(title, len(batches), config.print_freq, training.tally.steps) as progress:
+        with Progress(title, len(batches), config.print_freq, training.meter.steps) as progress:
             training.epoch(batches, epoch, progress)
         ready = ReadyGenerator(
             training.average.module.eval(), pool, table, title, config.priors_per_target
@@ -356,15 +356,15 @@ def look_up(truth: CellTable, ready: ReadyGenerator, config: Config, run: RunFol
     )
 
 
-def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
+def dry_run(config: Config, supernet: Supernet, context: DeviceContext) -> None:
     """Print the reachable costs, the parameters, and the memory and time that the run would take."""
     rng, space = stream(config.seed, "dry run"), supernet.space
     if elastic := isinstance(supernet, ElasticSupernet):
-        needs = forecast_elastic(supernet, config.batch_size, config.paths_per_step, place, rng)
+        needs = forecast_elastic(supernet, config.batch_size, config.paths_per_step, context, rng)
         unit, (least, most) = "M", space.costs(space.extremes())[0] / 1e6
     else:
         needs = forecast(
-            supernet, config.batch_size, config.paths_per_step, config.sampled_paths, place, rng
+            supernet, config.batch_size, config.paths_per_step, config.sampled_paths, context, rng
         )
         table = build_cost_table(config, space)
         unit, (least, most) = table.unit, table.reach()
@@ -378,7 +378,7 @@ def dry_run(config: Config, supernet: Supernet, place: Placement) -> None:
     steps = f"warm-up {needs.warmup_seconds:.2f} s"
     steps += "" if elastic else f", generator {needs.generator_seconds:.2f} s"
     print(
-        f"time of a step    {steps} on {place.device}, scaled from a batch of {min(config.batch_size, 16)}"
+        f"time of a step    {steps} on {context.device}, scaled from a batch of {min(config.batch_size, 16)}"
     )
     try:
         dataset = load_dataset(

@@ -17,11 +17,11 @@ from pathlib import Path
 from model.sgnas.answers import choose, choose_from_file, newest_config
 from model.spaces.elastic.space import ElasticArchitecture
 from model.spaces.network_spec import (
-    Blueprint,
-    ElasticBlueprint,
-    PlainBlueprint,
-    blueprint_of,
-    load_blueprint,
+    ElasticSpec,
+    NetConfigSpec,
+    NetworkSpec,
+    load_spec,
+    spec_of,
 )
 from model.spaces.registry import build_space
 from model.spaces.unified.space import Architecture
@@ -38,7 +38,7 @@ from utils.command import (
 )
 from utils.config import Config, as_overrides, load_config
 from utils.data import load_dataset
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.image_sets import USUAL_SIZE, known_set
 from utils.run_folder import RunFolder
@@ -69,24 +69,24 @@ NSGANETV2 = Path(__file__).parent / "config_file" / "nsganetv2_config.yml"
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = open_config(args)
-    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
+    context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
     run = RunFolder.open(
         "train_cifar", config, args.title or default_title(args, config.unit), args.resume
     )
     run.minutes = args.checkpoint_minutes
-    blueprint, target, source = stored_choice(run, args, config) or new_choice(config, args)
+    spec, target, source = stored_choice(run, args, config) or new_choice(config, args)
     print(f"architecture from {source}")
-    check_compiler(config, place)
+    check_compiler(config, context)
     # then what it inherited is in its own weights
     continued = run.continues and run.checkpoint("last").exists()
-    network = build_network(blueprint, config, inherit=not continued)
-    size = read_size(blueprint, config)
+    network = build_network(spec, config, inherit=not continued)
+    size = read_size(spec, config)
     dataset = load_dataset(
         config.dataset, config.dataset_dir, size, config.classes, strict=config.strict_data
     )
     began = time.monotonic()
     provenance = {"source": source, "target": target, "unit": config.unit}
-    result = train_from_scratch(blueprint, network, dataset, config, run, place, provenance)
+    result = train_from_scratch(spec, network, dataset, config, run, context, provenance)
     report(result, config.unit, time.monotonic() - began, run)
 
 
@@ -265,7 +265,7 @@ def default_title(args: argparse.Namespace, unit: str) -> str:
 
 
 # What is trained, the target it answers when there is one, and where it comes from.
-Choice = tuple[Blueprint, float | None, str]
+Choice = tuple[NetworkSpec, float | None, str]
 
 
 def new_choice(config: Config, args: argparse.Namespace) -> Choice:
@@ -278,26 +278,26 @@ def new_choice(config: Config, args: argparse.Namespace) -> Choice:
             raise UserError(
                 "--architecture: an elastic space has no generator; it must name an architecture.json"
             )
-        blueprint, record = load_blueprint(file)
-        if not isinstance(blueprint, ElasticBlueprint):
+        spec, record = load_spec(file)
+        if not isinstance(spec, ElasticSpec):
             raise UserError(f"{file}: its space is not that of the config")
-        if blueprint.classes != config.classes:
+        if spec.classes != config.classes:
             raise UserError(
-                f"{file}: it is for {blueprint.classes} classes, the config for {config.classes}"
+                f"{file}: it is for {spec.classes} classes, the config for {config.classes}"
             )
         if args.se is not None or args.activation is not None:
             raise UserError(
                 "--se, --activation: elastic networks have them as their architecture says"
             )
-        return blueprint, record.get("provenance", {}).get("target"), str(file)
+        return spec, record.get("provenance", {}).get("target"), str(file)
     space = build_space(config)
     chosen = choose(config, space, args.flops, args.architecture)
-    return blueprint_of(space, chosen.architecture), chosen.target, chosen.source
+    return spec_of(space, chosen.architecture), chosen.target, chosen.source
 
 
-def described_network(config: Config) -> PlainBlueprint:
+def described_network(config: Config) -> NetConfigSpec:
     """That of the config's `network_config`, for its classes."""
-    network = PlainBlueprint.load(config.network_config, config.network_size or config.input_size)
+    network = NetConfigSpec.load(config.network_config, config.network_size or config.input_size)
     return network.with_classes(config.classes)
 
 
@@ -308,15 +308,15 @@ def stored_choice(run: RunFolder, args: argparse.Namespace, config: Config) -> C
     file = run.file("architecture.json")
     if not (run.continues and file.exists()):
         return None
-    blueprint, record = load_blueprint(file)
+    spec, record = load_spec(file)
     target = record.get("provenance", {}).get("target")
     if config.supernet == "none":
-        if described_network(config) != blueprint:
+        if described_network(config) != spec:
             raise UserError(
                 f"--title {run.path.name}: {config.network_config} was another network when this run began"
             )
     elif args.architecture is not None:
-        if named_architecture(blueprint, args, config.unit) != blueprint.architecture:
+        if named_architecture(spec, args, config.unit) != spec.architecture:
             raise UserError(
                 f"--title {run.path.name}: this run trains another architecture; choose another title"
             )
@@ -325,16 +325,16 @@ def stored_choice(run: RunFolder, args: argparse.Namespace, config: Config) -> C
         raise UserError(
             f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g} {config.unit}"
         )
-    return blueprint, target, f"{file}, as this run was begun"
+    return spec, target, f"{file}, as this run was begun"
 
 
 def named_architecture(
-    blueprint: Blueprint, args: argparse.Namespace, unit: str
+    spec: NetworkSpec, args: argparse.Namespace, unit: str
 ) -> Architecture | ElasticArchitecture:
-    """What --architecture names, in the space of the blueprint."""
-    if isinstance(blueprint, ElasticBlueprint):
-        return load_blueprint(args.architecture)[0].architecture
-    return choose_from_file(blueprint.space, args.flops, args.architecture, unit).architecture
+    """What --architecture names, in the space of the spec."""
+    if isinstance(spec, ElasticSpec):
+        return load_spec(args.architecture)[0].architecture
+    return choose_from_file(spec.space, args.flops, args.architecture, unit).architecture
 
 
 def report(result: dict, unit: str, seconds: float, run: RunFolder) -> None:

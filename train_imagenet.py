@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from model.sgnas.answers import choose
 from model.spaces.network_spec import (
-    Blueprint,
-    PlainBlueprint,
-    blueprint_of,
+    NetConfigSpec,
+    NetworkSpec,
     costs_of,
-    load_blueprint,
+    load_spec,
+    spec_of,
 )
 from model.spaces.registry import build_space
 from model.training.from_scratch import ScratchTraining
@@ -40,7 +40,7 @@ from utils import checkpoint, distributed
 from utils.command import Parser, command
 from utils.config import load_config
 from utils.data import load_dataset
-from utils.engine import Placement, Score, Tally
+from utils.engine import DeviceContext, EpochMeter, Score
 from utils.errors import UserError
 from utils.loader import FileLoader
 from utils.run_folder import RunFolder
@@ -55,38 +55,36 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add_imagenet_flags(parser)
     args = parser.parse_args(argv)
-    place = Placement(
+    context = DeviceContext(
         pick_device(args.cuda), args.channels_last, args.amp, getattr(torch, args.amp_dtype)
     )
     run = RunFolder.open(
         "train_imagenet", Flags.of(args), args.experiment or default_name(args), args.resume
     )
     run.minutes = args.checkpoint_minutes
-    blueprint, source = stored(run) or chosen(args)
-    size = args.img_size or blueprint.image_size
+    spec, source = stored(run) or chosen(args)
+    size = args.img_size or spec.image_size
     network = build_network(
-        blueprint, args, place, from_checkpoint=not run.checkpoint("last").exists()
+        spec, args, context, from_checkpoint=not run.checkpoint("last").exists()
     )
     dataset = load_dataset(
         kind_of(args), args.data, size, None, strict=args.strict_data, in_memory=0
     )
     classes = int(dataset.train.labels.max()) + 1
-    if classes > blueprint.classes or (classes < blueprint.classes and args.num_classes is None):
+    if classes > spec.classes or (classes < spec.classes and args.num_classes is None):
         raise UserError(
-            f"{args.data}: it has {classes} classes, the network {blueprint.classes}; see --num-classes"
+            f"{args.data}: it has {classes} classes, the network {spec.classes}; see --num-classes"
         )
     batches, test = loaders(dataset, size, args)
-    costs = costs_of(blueprint, network, size)
-    described = describe(blueprint, args, size, classes)
-    training, epochs = build_training(
-        network, blueprint.classes, batches, described, args, place, run
-    )
+    costs = costs_of(spec, network, size)
+    described = describe(spec, args, size, classes)
+    training, epochs = build_training(network, spec.classes, batches, described, args, context, run)
     if args.dry_run:
         return dry_run(training, batches, epochs, costs, args)
-    run.begin(Flags.of(args), place.device)
+    run.begin(Flags.of(args), context.device)
     print(f"architecture from {source}")
     provenance = {"source": source, "target": args.target_flops}
-    run.write_once("architecture.json", lambda file: blueprint.save(file, costs, provenance))
+    run.write_once("architecture.json", lambda file: spec.save(file, costs, provenance))
     scores = train(training, batches, test, epochs, args, run)
     report(scores, costs, epochs, run)
 
@@ -118,7 +116,7 @@ def kind_of(args: argparse.Namespace) -> str:
     return "imagenet_lmdb" if args.lmdb else "imagenet"
 
 
-def describe(blueprint: Blueprint, args: argparse.Namespace, size: int, classes: int) -> dict:
+def describe(spec: NetworkSpec, args: argparse.Namespace, size: int, classes: int) -> dict:
     """What a checkpoint says of its network and of its data, so that `validate.py` needs nothing
     else.
     """
@@ -129,7 +127,7 @@ def describe(blueprint: Blueprint, args: argparse.Namespace, size: int, classes:
         "std": list(STD),
     }
     data |= {"image_size": size, "classes": classes, "in_memory": 0}
-    return {**blueprint.describe(), "options": options_of(blueprint, args), "data": data}
+    return {**spec.describe(), "options": options_of(spec, args), "data": data}
 
 
 def default_name(args: argparse.Namespace) -> str:
@@ -144,22 +142,22 @@ def default_name(args: argparse.Namespace) -> str:
 # -- what is trained -------------------------------------------------------------------------------
 
 
-def stored(run: RunFolder) -> tuple[Blueprint, str] | None:
+def stored(run: RunFolder) -> tuple[NetworkSpec, str] | None:
     """The architecture that a run was begun with that is continued, or whose state a new one begins
     with.
     """
     folder = run.path if run.continues else run.origin
     if folder is None or not (folder / "architecture.json").exists():
         return None
-    return load_blueprint(folder / "architecture.json")[0], f"{folder}, as it was begun"
+    return load_spec(folder / "architecture.json")[0], f"{folder}, as it was begun"
 
 
-def chosen(args: argparse.Namespace) -> tuple[Blueprint, str]:
+def chosen(args: argparse.Namespace) -> tuple[NetworkSpec, str]:
     """The architecture of a file, of a `net.config`, or that a generator gives for a target."""
     if args.model_config:
-        blueprint = PlainBlueprint.load(args.model_config, args.img_size)
+        spec = NetConfigSpec.load(args.model_config, args.img_size)
         return (
-            blueprint.with_classes(args.num_classes) if args.reset_classifier else blueprint
+            spec.with_classes(args.num_classes) if args.reset_classifier else spec
         ), args.model_config
     if args.model != "get_model":
         raise UserError(
@@ -170,7 +168,7 @@ def chosen(args: argparse.Namespace) -> tuple[Blueprint, str]:
             raise UserError(
                 "--architecture, or --config_path with --target_flops, must say what to train"
             )
-        return load_blueprint(args.architecture)[0], str(args.architecture)
+        return load_spec(args.architecture)[0], str(args.architecture)
     if args.target_flops is None and not args.architecture:
         raise UserError("--target_flops or --architecture must say what to train")
     config = load_config(
@@ -180,29 +178,29 @@ def chosen(args: argparse.Namespace) -> tuple[Blueprint, str]:
     found = choose(
         config, space, args.target_flops, Path(args.architecture) if args.architecture else None
     )
-    return blueprint_of(space, found.architecture), found.source
+    return spec_of(space, found.architecture), found.source
 
 
-def options_of(blueprint: Blueprint, args: argparse.Namespace) -> dict:
+def options_of(spec: NetworkSpec, args: argparse.Namespace) -> dict:
     """What makes the network of an architecture, beside the architecture."""
     for name in ("se", "activation"):
-        if getattr(args, name) is not None and name not in blueprint.names:
+        if getattr(args, name) is not None and name not in spec.names:
             raise UserError(f"--{name}: networks of this kind have it as their architecture says")
     flags = {"se": bool(args.se), "activation": args.activation or "relu6"}
     flags |= {"dropout": args.drop, "drop_path": args.drop_path}
-    return {name: flags[name] for name in blueprint.names}
+    return {name: flags[name] for name in spec.names}
 
 
 def build_network(
-    blueprint: Blueprint, args: argparse.Namespace, place: Placement, from_checkpoint: bool
+    spec: NetworkSpec, args: argparse.Namespace, context: DeviceContext, from_checkpoint: bool
 ) -> nn.Module:
     """With the weights of --initial-checkpoint, unless those of a continued run will replace them."""
-    rng, options = stream(args.seed, "imagenet"), options_of(blueprint, args)
-    classes = blueprint.classes
+    rng, options = stream(args.seed, "imagenet"), options_of(spec, args)
+    classes = spec.classes
     if args.num_classes not in (None, classes):
         change = "; --reset-classifier changes that" if args.model_config else ""
         raise UserError(f"--num-classes {args.num_classes}: the network has {classes}{change}")
-    network = blueprint.network(options, rng)
+    network = spec.network(options, rng)
     if args.initial_checkpoint and from_checkpoint:
         weights = checkpoint.weights(
             checkpoint.load(args.initial_checkpoint), args.initial_checkpoint
@@ -215,11 +213,11 @@ def build_network(
         for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.momentum = args.bn_momentum
     if args.sync_bn:
-        if place.device.type != "cuda":
+        if context.device.type != "cuda":
             raise UserError("--sync-bn: it needs GPUs")
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    layout = torch.channels_last if place.channels_last else torch.contiguous_format
-    return network.to(place.device, memory_format=layout)
+    layout = torch.channels_last if context.channels_last else torch.contiguous_format
+    return network.to(context.device, memory_format=layout)
 
 
 # -- training, and what came of it -----------------------------------------------------------------
@@ -235,7 +233,7 @@ def train(
 ) -> dict[str, Score]:
     """All epochs; returns the test scores of the final weights, "last" and maybe "ema"."""
 
-    def log(epoch: int, means: Tally, scores: dict[str, Score]) -> None:
+    def log(epoch: int, means: EpochMeter, scores: dict[str, Score]) -> None:
         [lr, *_] = (group["lr"] for group in training.recipe.optimizer.param_groups)
         numbers = {"train_loss": means.loss, "train_top1": means.top1, "lr": lr}
         for name, score in scores.items():
@@ -307,7 +305,7 @@ def dry_run(
     with Progress("dry run", len(few)) as progress:
         training.epoch(few, 0, progress)
     seconds = (time.monotonic() - began) / len(few)
-    device = training.recipe.place.device
+    device = training.recipe.context.device
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 2**30
     else:

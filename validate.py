@@ -20,7 +20,7 @@ from torch import Tensor
 from model.spaces.network_spec import costs_of
 from model.trained import Trained, add_network_options, check_network_options, open_trained
 from utils.command import Parser, boolean, command, not_negative, positive
-from utils.engine import Placement, evaluate, reset_norms
+from utils.engine import DeviceContext, evaluate, reset_norms
 from utils.runtime import pick_device, stream
 from utils.table import format_table
 
@@ -31,14 +31,14 @@ def main(argv: list[str] | None = None) -> None:
     trained = open_trained(args)
     network = trained.network
     batches = trained.batches(trained.test_images(args.strict_data), args.batch_size, args.workers)
-    place = Placement(pick_device(args.cuda))
-    network = network.to(place.device)
+    context = DeviceContext(pick_device(args.cuda))
+    network = network.to(context.device)
     if args.norms:
-        reset_norms(network, norm_batches(trained, args), place)
-    score = evaluate(network, batches, place, together=True)
+        reset_norms(network, norm_batches(trained, args), context)
+    score = evaluate(network, batches, context, together=True)
     result = {
         **score.to_dict(),
-        **costs_of(trained.blueprint, network, trained.image_size),
+        **costs_of(trained.spec, network, trained.image_size),
         "checkpoint": str(args.checkpoint),
         "chosen_by": trained.chosen_by,
         "norms": args.norms,

@@ -31,7 +31,7 @@ from utils import checkpoint, distributed
 from utils.command import Parser, command, positive
 from utils.config import Config
 from utils.data import load_dataset, split_for_search
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table
@@ -143,10 +143,10 @@ def rank(run: Path, config: Config, count: int, name: str) -> None:
     if distributed.rank() == 0:  # without a line that a kill cut off
         checkpoint.write_text(file, "".join(json.dumps(record) + "\n" for record in records))
     known = {record["cell"] for record in records}
-    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
-    supernet = build_supernet(config).to(place.device)
+    context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
+    supernet = build_supernet(config).to(context.device)
     load_supernet(supernet, weights)
-    validation = PathValidation(supernet.eval(), images, config, place)
+    validation = PathValidation(supernet.eval(), images, config, context)
     left = [(cell, path) for cell, path in list(cells.items())[:count] if cell not in known]
     with Progress(f"{run.name}: cells", len(left)) as progress, file.open("a") as out:
         for start in range(0, len(left), TOGETHER):

@@ -22,7 +22,7 @@ from model.spaces.elastic.space import ElasticSpace, Genes
 from model.spaces.genome import ElasticGenome, Genome, open_genome
 from utils import checkpoint
 from utils.config import load_config
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.runtime import pick_device
 
@@ -99,9 +99,9 @@ class SupernetOracle:
             Path(cfg).stem,
             open_genome(config, None, supernet_path, fine_tuned=False),
         )
-        place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
+        context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
         self.objective = Objective("flops", self.genome)
-        self.evaluation = msunas.open_evaluation(args, config, self.genome, place)
+        self.evaluation = msunas.open_evaluation(args, config, self.genome, context)
         of_images = hashlib.sha256(
             repr((self.evaluation.images.validated, data)).encode()
         ).hexdigest()

@@ -21,7 +21,7 @@ from model.spaces.registry import build_supernet
 from utils import distributed
 from utils.command import Parser, command, positive
 from utils.config import load_config
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.runtime import pick_device, stream
 from utils.table import format_table
 
@@ -40,13 +40,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     config = load_config(args.cfg)
-    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
-    supernet = build_supernet(config).to(place.device).train()
+    context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
+    supernet = build_supernet(config).to(context.device).train()
     part, size = config.batch_size // distributed.size(), config.input_size
-    images, labels = place.batch(
+    images, labels = context.batch(
         torch.randn(part, 3, size, size), torch.zeros(part, dtype=torch.long)
     )
-    passes = partial(path_logits, supernet, config.paths_per_step, place, images, labels)
+    passes = partial(path_logits, supernet, config.paths_per_step, context, images, labels)
     parameters = list(supernet.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

@@ -41,14 +41,14 @@ from model.spaces.unified.supernet import UnifiedSupernet, from_published
 from tests.reference import ReferenceSupernet
 from utils.command import Parser, command, positive
 from utils.config import Config, OptimState, load_config
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.images import ImageData
 from utils.optim import make_optimizer
 from utils.runtime import keep_freed_memory
 from utils.table import format_table
 
 CONFIG = Path(__file__).parent.parent / "config_file" / "cifar_config.yml"
-CPU = Placement(torch.device("cpu"))
+CPU = DeviceContext(torch.device("cpu"))
 PATHS = 4  # single-path passes of a warm-up step
 TARGETS = 1000
 BY_DEFAULT = ("hard path, reference", "generator, reference")  # run without what the stages set up

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from model.sgnas.warm_up import PathSupernet, path_logits, sandwich_logits
 from model.spaces.elastic.supernet import ElasticSupernet
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.runtime import synchronise
 
 RESOLUTIONS = 4  # of an elastic space that are timed
@@ -32,7 +32,7 @@ def forecast(
     batch_size: int,
     paths: int,
     sampled: int,
-    place: Placement,
+    context: DeviceContext,
     rng: torch.Generator,
     measured: int = 16,
 ) -> Forecast:
@@ -45,31 +45,31 @@ def forecast(
     count = min(batch_size, measured)
     size = getattr(supernet, "image_size", space.image_size)
     images = torch.randn(count, 3, size, size, generator=rng)
-    images, labels = place.batch(images, torch.zeros(count, dtype=torch.long))
+    images, labels = context.batch(images, torch.zeros(count, dtype=torch.long))
     _, largest = space.extremes()
-    soft = space.relax(torch.zeros(space.shape), 1.0).to(place.device).requires_grad_()
+    soft = space.relax(torch.zeros(space.shape), 1.0).to(context.device).requires_grad_()
 
     def loss(network, path: Tensor) -> Tensor:
-        with place.autocast():
+        with context.autocast():
             return F.cross_entropy(network(images, path), labels)
 
     def warmup_step():
-        for logits, targets in path_logits(supernet, paths, place, images, labels, rng):
+        for logits, targets in path_logits(supernet, paths, context, images, labels, rng):
             F.cross_entropy(logits, targets).backward()
 
     def generator_step():
         if not sampled:
             return loss(frozen, soft).backward()
         with torch.no_grad():
-            for path in space.sample(sampled, rng).to(place.device):
+            for path in space.sample(sampled, rng).to(context.device):
                 loss(frozen, path)
 
     supernet.train()
     activations = saved_bytes(lambda: loss(supernet, largest), supernet)
-    warmup = seconds(warmup_step, place)
+    warmup = seconds(warmup_step, context)
     frozen = supernet.eval().frozen()
     activations = max(activations, saved_bytes(lambda: loss(frozen, soft), frozen))
-    generator = seconds(generator_step, place)
+    generator = seconds(generator_step, context)
     scale = batch_size / count
     return Forecast(
         trained_bytes(supernet) + activations * scale, warmup * scale, generator * scale
@@ -80,7 +80,7 @@ def forecast_elastic(
     supernet: ElasticSupernet,
     batch_size: int,
     networks: int,
-    place: Placement,
+    context: DeviceContext,
     rng: torch.Generator,
     measured: int = 16,
 ) -> Forecast:
@@ -90,19 +90,19 @@ def forecast_elastic(
     """
     space, count = supernet.space, min(batch_size, measured)
     size = max(space.resolutions)
-    images, labels = place.batch(
+    images, labels = context.batch(
         torch.randn(count, 3, size, size, generator=rng), torch.zeros(count, dtype=torch.long)
     )
     _, largest = space.extremes()
 
     def step(resolution: int) -> None:
         for logits, targets in sandwich_logits(
-            supernet, networks, place, images, labels, rng, (resolution,)
+            supernet, networks, context, images, labels, rng, (resolution,)
         ):
             F.cross_entropy(logits, targets).backward()
 
     def forward() -> None:
-        with place.autocast():
+        with context.autocast():
             supernet(images, space.decode(largest))
 
     supernet.train()
@@ -113,7 +113,7 @@ def forecast_elastic(
         .astype(int)
     )
     mean = float(
-        np.mean([seconds(partial(step, space.resolutions[index]), place) for index in evenly])
+        np.mean([seconds(partial(step, space.resolutions[index]), context) for index in evenly])
     )
     scale = batch_size / count
     return Forecast(trained_bytes(supernet) + activations * scale, mean * scale, 0.0)
@@ -142,12 +142,12 @@ def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:
     return sum(kept.values())
 
 
-def seconds(step: Callable[[], None], place: Placement, times: int = 3) -> float:
+def seconds(step: Callable[[], None], context: DeviceContext, times: int = 3) -> float:
     """The shortest of a few runs: a noisy machine only ever adds time."""
     measured = []
     for _ in range(times):
         began = time.perf_counter()
         step()
-        synchronise(place.device)
+        synchronise(context.device)
         measured.append(time.perf_counter() - began)
     return min(measured)

@@ -17,8 +17,8 @@ from typing import TypeVar
 from torch import nn
 
 from model.sgnas.answers import choose
-from model.spaces import network_spec as blueprints
-from model.spaces.network_spec import Blueprint
+from model.spaces import network_spec as network_specs
+from model.spaces.network_spec import NetworkSpec
 from model.spaces.registry import build_space
 from utils import checkpoint
 from utils.command import Parser, boolean, positive, positive_number
@@ -40,7 +40,7 @@ class Trained:
 
     file: Path
     payload: dict
-    blueprint: Blueprint
+    spec: NetworkSpec
     options: dict
     data: dict
 
@@ -49,14 +49,14 @@ class Trained:
         """With its weights, in evaluation mode; UserError when they are not those of the
         architecture.
         """
-        network = self.blueprint.network(self.options)
+        network = self.spec.network(self.options)
         checkpoint.load_into(network, checkpoint.weights(self.payload, self.file), self.file)
         return network.eval()
 
     @property
     def read_size(self) -> int:
         """The side in pixels at which images are read."""
-        return self.data.get("image_size", self.blueprint.image_size)
+        return self.data.get("image_size", self.spec.image_size)
 
     @property
     def image_size(self) -> int:
@@ -65,7 +65,7 @@ class Trained:
 
     @property
     def classes(self) -> int:
-        return self.data.get("classes", self.blueprint.classes)
+        return self.data.get("classes", self.spec.classes)
 
     @property
     def chosen_by(self) -> str | None:
@@ -187,15 +187,15 @@ def open_trained(args: argparse.Namespace) -> Trained:
     """
     payload = checkpoint.load(args.checkpoint)
     if args.model:
-        blueprint, options, data = _published(args, payload)
-    elif payload.get("kind") in blueprints.KINDS:
+        spec, options, data = _published(args, payload)
+    elif payload.get("kind") in network_specs.KINDS:
         own = _own(args.checkpoint, payload)
-        blueprint, options, data = own.blueprint, own.options, own.data
+        spec, options, data = own.spec, own.options, own.data
     else:
-        blueprint, options, data = _by_config(args)
+        spec, options, data = _by_config(args)
     for name in ("se", "activation"):
         if getattr(args, name) is not None:
-            if name not in blueprint.names:
+            if name not in spec.names:
                 raise UserError(
                     f"--{name}: networks of this kind have it as their architecture says"
                 )
@@ -209,7 +209,7 @@ def open_trained(args: argparse.Namespace) -> Trained:
     # the published line, on any config
     elif args.data and args.config_path and (Path(args.data) / "val").is_dir():
         data |= {"dataset": "imagefolder", "part": "val"}
-    return Trained(args.checkpoint, payload, blueprint, options, data)
+    return Trained(args.checkpoint, payload, spec, options, data)
 
 
 def open_own(file: Path) -> Trained:
@@ -218,8 +218,8 @@ def open_own(file: Path) -> Trained:
 
 
 def _own(file: Path, payload: dict) -> Trained:
-    blueprint, options = own_network(file, payload)
-    return Trained(file, payload, blueprint, options, _own_data(file, payload, blueprint))
+    spec, options = own_network(file, payload)
+    return Trained(file, payload, spec, options, _own_data(file, payload, spec))
 
 
 # -- without data ----------------------------------------------------------------------------------
@@ -239,33 +239,31 @@ def load_network(
         raise UserError("architecture or checkpoint must be given")
     payload = checkpoint.load(file) if file is not None else {}
     described, own = None, {}
-    if payload.get("kind") in blueprints.KINDS:
+    if payload.get("kind") in network_specs.KINDS:
         described, own = own_network(Path(file), payload)
     elif architecture is None:
         raise UserError(f"{file}: it does not say its architecture; give one, too")
-    blueprint = _read_blueprint(Path(architecture)) if architecture is not None else described
-    if blueprint.kind not in kinds:
+    spec = _read_spec(Path(architecture)) if architecture is not None else described
+    if spec.kind not in kinds:
         raise UserError(
-            f"{architecture or file}: a network of kind {blueprint.kind}; here it must be {' or '.join(kinds)}"
+            f"{architecture or file}: a network of kind {spec.kind}; here it must be {' or '.join(kinds)}"
         )
-    unknown = sorted(options.keys() - set(blueprint.names))
+    unknown = sorted(options.keys() - set(spec.names))
     if unknown:
-        allowed = ", ".join(blueprint.names) or "none"
-        raise UserError(f"option {unknown[0]}: networks of kind {blueprint.kind} have {allowed}")
+        allowed = ", ".join(spec.names) or "none"
+        raise UserError(f"option {unknown[0]}: networks of kind {spec.kind} have {allowed}")
     if file is None:
-        return blueprint.network(options).eval()
+        return spec.network(options).eval()
     weights = checkpoint.weights(payload, file)
-    classifier = weights.get(blueprints.CLASSIFIER[0])
-    if isinstance(blueprint, blueprints.PlainBlueprint) and classifier is not None:
-        blueprint = blueprint.with_classes(len(classifier))
-    network = blueprint.network(
-        {**{name: own[name] for name in own if name in blueprint.names}, **options}
-    )
+    classifier = weights.get(network_specs.CLASSIFIER[0])
+    if isinstance(spec, network_specs.NetConfigSpec) and classifier is not None:
+        spec = spec.with_classes(len(classifier))
+    network = spec.network({**{name: own[name] for name in own if name in spec.names}, **options})
     checkpoint.load_into(network, weights, file)
     return network.eval()
 
 
-def _read_blueprint(file: Path) -> Blueprint:
+def _read_spec(file: Path) -> NetworkSpec:
     """That of an architecture.json, or of a `net.config`, which says no format."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -276,35 +274,33 @@ def _read_blueprint(file: Path) -> Blueprint:
             f"{file}: a list of architectures does not say their space; give an architecture.json"
         )
     if isinstance(record, dict) and "format" not in record:
-        return blueprints.PlainBlueprint.load(file)
-    return blueprints.load_blueprint(file)[0]
+        return network_specs.NetConfigSpec.load(file)
+    return network_specs.load_spec(file)[0]
 
 
 # -- what describes a network ----------------------------------------------------------------------
 
 
-def own_network(file: Path, payload: dict) -> tuple[Blueprint, dict]:
+def own_network(file: Path, payload: dict) -> tuple[NetworkSpec, dict]:
     """The network that a checkpoint of ours describes, and its options; UserError where something
     is missing.
     """
 
-    def read() -> tuple[Blueprint, dict]:
-        blueprint = blueprints.described(payload)
-        return blueprint, {
-            name: payload["options"][name] for name in blueprint.names if name != "drop_path"
-        }
+    def read() -> tuple[NetworkSpec, dict]:
+        spec = network_specs.described(payload)
+        return spec, {name: payload["options"][name] for name in spec.names if name != "drop_path"}
 
     return _of_checkpoint(file, read)
 
 
-def _own_data(file: Path, payload: dict, blueprint: Blueprint) -> dict:
+def _own_data(file: Path, payload: dict, spec: NetworkSpec) -> dict:
     def read() -> dict:
         data = payload["data"]
         return {
             **{name: str(data[name]) for name in ("dataset", "dataset_dir")},
             **{name: tuple(map(float, data[name])) for name in ("mean", "std")},
-            "image_size": int(data.get("image_size", blueprint.image_size)),
-            "classes": int(data.get("classes", blueprint.classes)),
+            "image_size": int(data.get("image_size", spec.image_size)),
+            "classes": int(data.get("classes", spec.classes)),
             "in_memory": int(data.get("in_memory", SMALL)),
             "network_size": int(data.get("network_size") or 0),
         }
@@ -323,23 +319,23 @@ def _of_checkpoint(file: Path, read: Callable[[], T]) -> T:
         ) from None
 
 
-def _published(args: argparse.Namespace, payload: dict) -> tuple[Blueprint, dict, dict]:
+def _published(args: argparse.Namespace, payload: dict) -> tuple[NetworkSpec, dict, dict]:
     """A `net.config` with weights of its own, on a data set by name, as NSGANetV2's command line
     says it.
     """
     if args.dataset is None or args.data is None:
         raise UserError("--model: --dataset and --data must say what its network is validated on")
     known, weights = known_set(args.dataset), checkpoint.weights(payload, args.checkpoint)
-    blueprint = blueprints.PlainBlueprint.load(args.model, args.img_size)
-    size, network_size = known.sizes(blueprint.image_size)
-    classifier = weights.get(blueprints.CLASSIFIER[0])
-    blueprint = blueprint.with_classes(len(classifier)) if classifier is not None else blueprint
+    spec = network_specs.NetConfigSpec.load(args.model, args.img_size)
+    size, network_size = known.sizes(spec.image_size)
+    classifier = weights.get(network_specs.CLASSIFIER[0])
+    spec = spec.with_classes(len(classifier)) if classifier is not None else spec
     data = {"dataset": args.dataset, "dataset_dir": args.data, "mean": known.mean, "std": known.std}
     data |= {"image_size": size, "network_size": network_size, "in_memory": 0, "view": known.view}
-    return blueprint, {}, data
+    return spec, {}, data
 
 
-def _by_config(args: argparse.Namespace) -> tuple[Blueprint, dict, dict]:
+def _by_config(args: argparse.Namespace) -> tuple[NetworkSpec, dict, dict]:
     if not args.config_path:
         raise UserError(
             f"{args.checkpoint}: it does not say its architecture; give --config_path with --target_flops "
@@ -359,4 +355,4 @@ def _by_config(args: argparse.Namespace) -> tuple[Blueprint, dict, dict]:
         "std": config.std,
     }
     options = {"se": config.se, "activation": config.activation, "dropout": config.dropout}
-    return blueprints.blueprint_of(space, architecture), options, data
+    return network_specs.spec_of(space, architecture), options, data

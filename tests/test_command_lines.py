@@ -17,11 +17,11 @@ import search
 import train_cifar
 import validate
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.network_spec import PlainBlueprint
+from model.spaces.network_spec import NetConfigSpec
 from tests.conftest import rng
-from tests.test_image_sets import any_checksum, write_cifar10  # noqa: F401, a fixture that acts by itself
-from tests.test_msunas import SPACE
+from tests.model.nsganetv2.test_msunas import SPACE
 from tests.test_stages import refused
+from tests.utils.test_image_sets import any_checksum, write_cifar10  # noqa: F401
 from utils import checkpoint
 from utils.config import load_config
 
@@ -226,7 +226,7 @@ def test_inherited_weights_are_those_of_the_supernet(found):
     supernet = ElasticSupernet(SPACE, rng()).eval()
     expected = supernet.extract(SPACE.architecture(architecture)).eval()
     network = (
-        PlainBlueprint.load(found / "net.config").inherited(f"{found}/net.inherited", {}).eval()
+        NetConfigSpec.load(found / "net.config").inherited(f"{found}/net.inherited", {}).eval()
     )
     images = torch.randn(2, 3, architecture["r"], architecture["r"], generator=rng())
     torch.testing.assert_close(network(images), expected(images))

@@ -13,11 +13,11 @@ from model.sgnas.generator import ArchitectureGenerator
 from model.sgnas.warm_up import path_logits
 from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import mixed_space, rng
-from tests.test_imagenet import image_folder, train  # noqa: F401 - a fixture
+from tests.model.training.test_imagenet import image_folder, train  # noqa: F401
 from tests.worlds import in_world
 from utils import distributed
 from utils.checkpoint import load
-from utils.engine import Placement
+from utils.engine import DeviceContext
 
 pytestmark = [
     pytest.mark.cuda,
@@ -89,9 +89,9 @@ def test_a_training_step_on_cuda_equals_the_cpu():
     supernets[1].to("cuda")
     images, labels = torch.randn(8, 3, 12, 12, generator=rng()), torch.arange(8) % 7
     for supernet, device in zip(supernets, ("cpu", "cuda"), strict=True):
-        place = Placement(torch.device(device))
+        context = DeviceContext(torch.device(device))
         for logits, targets in path_logits(
-            supernet, 4, place, *place.batch(images, labels), rng(1)
+            supernet, 4, context, *context.batch(images, labels), rng(1)
         ):
             F.cross_entropy(logits, targets).backward()
     for one, other in zip(supernets[1].parameters(), supernets[0].parameters(), strict=True):

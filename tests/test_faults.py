@@ -281,7 +281,7 @@ BROKEN = {
         "KeyError: 'optimizer'",
     ),
     "supernet with a broken tally": (
-        payload_with(LAST, tally={"x": 1}),
+        payload_with(LAST, meter={"x": 1}),
         AGAIN,
         "this run cannot go on from it",
     ),
@@ -471,10 +471,10 @@ def test_a_loss_that_is_no_number_names_step_and_checkpoint(valid, tmp_path, mon
     epoch, good = search.WarmUp.epoch, "logs/later/checkpoints/supernet_last.pth"
 
     def broken_in_the_second(training, *rest):
-        tally = epoch(training, *rest)
+        meter = epoch(training, *rest)
         if training.epochs == 1:
             training.supernet.classifier.weight.data.fill_(float("inf"))
-        return tally
+        return meter
 
     monkeypatch.setattr(search.WarmUp, "epoch", broken_in_the_second)
     with pytest.raises(SystemExit):

@@ -12,28 +12,28 @@ import torch
 
 from model.spaces.nasbench201.space import CellSpace
 from model.spaces.network_spec import (
-    CellBlueprint,
-    ElasticBlueprint,
-    PlainBlueprint,
-    UnifiedBlueprint,
+    CellSpec,
+    ElasticSpec,
+    NetConfigSpec,
+    UnifiedSpec,
 )
 from model.spaces.unified.space import Architecture
 from tests.conftest import mixed_space, rng
-from tests.test_elastic import SMALL
+from tests.model.spaces.elastic.test_elastic import SMALL
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
 load = partial(torch.hub.load, str(REPOSITORY), source="local")
 
 
-def blueprints() -> dict:
+def network_specs() -> dict:
     space, cells = mixed_space(), CellSpace(channels=4, cells=1, image_size=8, classes=5)
-    elastic = ElasticBlueprint(SMALL, SMALL.decode(SMALL.sample(1, np.random.default_rng(0))[0]))
+    elastic = ElasticSpec(SMALL, SMALL.decode(SMALL.sample(1, np.random.default_rng(0))[0]))
     return {
-        "subnet": ("sgnas", UnifiedBlueprint(space, space.decode(space.sample(1, rng())[0]))),
-        "cell": ("sgnas", CellBlueprint(cells, cells.decode(cells.sample(1, rng())[0]))),
+        "subnet": ("sgnas", UnifiedSpec(space, space.decode(space.sample(1, rng())[0]))),
+        "cell": ("sgnas", CellSpec(cells, cells.decode(cells.sample(1, rng())[0]))),
         "elastic": ("nsganetv2", elastic),
-        "plain": ("nsganetv2", PlainBlueprint(elastic.network({}).config(), 16)),
+        "plain": ("nsganetv2", NetConfigSpec(elastic.network({}).config(), 16)),
     }
 
 
@@ -42,21 +42,21 @@ def stored(request, tmp_path):
     """An entry, its blueprint, a network of it; and in tmp_path architecture.json, ours.pth, and
     plain weights.pth.
     """
-    entry, blueprint = blueprints()[request.param]
+    entry, spec = network_specs()[request.param]
     options = {
         name: value
         for name, value in {"se": True, "activation": "hswish"}.items()
-        if name in blueprint.names
+        if name in spec.names
     }
-    network = blueprint.network(options, rng(7)).eval()
-    blueprint.save(tmp_path / "architecture.json", {}, {})
+    network = spec.network(options, rng(7)).eval()
+    spec.save(tmp_path / "architecture.json", {}, {})
     described = {
-        **blueprint.describe(),
+        **spec.describe(),
         "options": {"dropout": 0.1, "se": False, "activation": "relu6", **options},
     }
     torch.save({**described, "model": network.state_dict()}, tmp_path / "ours.pth")
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    return entry, blueprint, network, options
+    return entry, spec, network, options
 
 
 @torch.inference_mode()
@@ -67,19 +67,19 @@ def assert_same(one, other, size: int) -> None:
 
 
 def test_a_checkpoint_describes_its_network(stored, tmp_path):
-    entry, blueprint, network, _ = stored
-    assert_same(load(entry, checkpoint=tmp_path / "ours.pth"), network, blueprint.image_size)
+    entry, spec, network, _ = stored
+    assert_same(load(entry, checkpoint=tmp_path / "ours.pth"), network, spec.image_size)
     both = {
         "checkpoint": str(tmp_path / "ours.pth"),
         "architecture": str(tmp_path / "architecture.json"),
     }
-    assert_same(load(entry, **both), network, blueprint.image_size)
+    assert_same(load(entry, **both), network, spec.image_size)
 
 
 def test_plain_weights_need_an_architecture_and_its_options(stored, tmp_path):
-    entry, blueprint, network, options = stored
+    entry, spec, network, options = stored
     files = {"architecture": tmp_path / "architecture.json", "checkpoint": tmp_path / "weights.pth"}
-    assert_same(load(entry, **files, **options), network, blueprint.image_size)
+    assert_same(load(entry, **files, **options), network, spec.image_size)
     with pytest.raises(
         UserError, match=r"weights.pth: it does not say its architecture; give one, too"
     ):
@@ -90,33 +90,33 @@ def test_plain_weights_need_an_architecture_and_its_options(stored, tmp_path):
 
 
 def test_an_architecture_alone_has_random_weights(stored, tmp_path):
-    entry, blueprint, network, options = stored
+    entry, spec, network, options = stored
     random = load(entry, architecture=tmp_path / "architecture.json", **options)
     assert random.state_dict().keys() == network.state_dict().keys()
     assert not random.training
-    assert random(torch.zeros(1, 3, blueprint.image_size, blueprint.image_size)).shape == (
+    assert random(torch.zeros(1, 3, spec.image_size, spec.image_size)).shape == (
         1,
-        blueprint.classes,
+        spec.classes,
     )
 
 
 def test_the_other_entry_says_what_it_takes(stored, tmp_path):
-    entry, blueprint, *_ = stored
+    entry, spec, *_ = stored
     other = {"sgnas": "nsganetv2", "nsganetv2": "sgnas"}[entry]
-    with pytest.raises(UserError, match=rf"a network of kind {blueprint.kind}; here it must be"):
+    with pytest.raises(UserError, match=rf"a network of kind {spec.kind}; here it must be"):
         load(other, checkpoint=tmp_path / "ours.pth")
 
 
 def test_unknown_options_are_named(stored, tmp_path):
-    entry, blueprint, *_ = stored
-    with pytest.raises(UserError, match=rf"option wings: networks of kind {blueprint.kind} have"):
+    entry, spec, *_ = stored
+    with pytest.raises(UserError, match=rf"option wings: networks of kind {spec.kind} have"):
         load(entry, architecture=tmp_path / "architecture.json", wings=2)
 
 
 def test_a_net_config_and_weights_of_other_classes(tmp_path):
-    blueprint = blueprints()["plain"][1]
-    (tmp_path / "net.config").write_text(json.dumps(blueprint.config))
-    network = blueprint.with_classes(3).network({}, rng(2)).eval()
+    spec = network_specs()["plain"][1]
+    (tmp_path / "net.config").write_text(json.dumps(spec.config))
+    network = spec.with_classes(3).network({}, rng(2)).eval()
     torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
     found = load(
         "nsganetv2",
@@ -156,9 +156,7 @@ def test_other_files_are_refused_in_one_line(tmp_path, monkeypatch, files, words
 def test_torch_hub_alone_finds_entries_and_dependencies(tmp_path):
     space = mixed_space()
     rows = space.decode(space.sample(1, rng())[0])
-    UnifiedBlueprint(space, Architecture.of(rows.choices)).save(
-        tmp_path / "architecture.json", {}, {}
-    )
+    UnifiedSpec(space, Architecture.of(rows.choices)).save(tmp_path / "architecture.json", {}, {})
     code = f"""
 import sys, torch
 found = torch.hub.load({str(REPOSITORY)!r}, "sgnas", source="local", architecture="architecture.json", se=True)

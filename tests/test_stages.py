@@ -16,7 +16,7 @@ import validate
 from model import forecast
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.network_spec import UnifiedBlueprint
+from model.spaces.network_spec import UnifiedSpec
 from model.spaces.registry import build_space, load_supernet
 from model.spaces.unified.network import SubNet
 from model.spaces.unified.space import Architecture
@@ -28,7 +28,7 @@ from tools import generate, summary
 from utils import checkpoint
 from utils.command import boolean
 from utils.config import load_config
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.run_folder import RunFolder
 
 
@@ -284,7 +284,7 @@ def test_a_dry_run_says_what_the_run_needs_and_writes_nothing(tiny_config, capsy
 
 def test_a_dry_run_of_an_elastic_space_says_its_memory_and_time(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(forecast, "seconds", lambda step, place: step() or 0.5)
+    monkeypatch.setattr(forecast, "seconds", lambda step, context: step() or 0.5)
     config = Path(search.__file__).parent / "config_file" / "digits_elastic_config.yml"
     search.main(["--cfg", str(config), "--dry-run", "--set", "warmup_epochs=3"])
     out = capsys.readouterr().out
@@ -298,7 +298,7 @@ def test_a_dry_run_of_an_elastic_space_says_its_memory_and_time(capsys, tmp_path
 
 def test_memory_grows_with_the_batch_and_time_is_a_mean_over_resolutions(monkeypatch):
     seen, count = [], itertools.count(1)
-    monkeypatch.setattr(forecast, "seconds", lambda step, place: step() or float(next(count)))
+    monkeypatch.setattr(forecast, "seconds", lambda step, context: step() or float(next(count)))
     monkeypatch.setattr(
         forecast, "sandwich_logits", lambda *given: seen.append(given[1:2] + given[-1:]) or []
     )
@@ -307,9 +307,9 @@ def test_memory_grows_with_the_batch_and_time_is_a_mean_over_resolutions(monkeyp
         resolutions=(16, 24, 32), depths=(1, 2), classes=3,
     )  # fmt: skip
     supernet = ElasticSupernet(space)
-    place = Placement(torch.device("cpu"), False, False)
+    context = DeviceContext(torch.device("cpu"), False, False)
     few, many = (
-        forecast.forecast_elastic(supernet, n, 5, place, torch.Generator()) for n in (16, 64)
+        forecast.forecast_elastic(supernet, n, 5, context, torch.Generator()) for n in (16, 64)
     )
     assert seen == [(5, (16,)), (5, (24,)), (5, (32,))] * 2
     # of 1, 2, 3 and of 4, 5, 6 for 16 images
@@ -594,7 +594,7 @@ def test_training_begins_with_the_weights_of_the_supernet(searched):
     config = load_config(searched / "tiny.yml", [f"inherit={supernet}"])
     space = build_space(config)
     path = space.sample(1, torch.Generator().manual_seed(0))[0]
-    network = train_cifar.build_network(UnifiedBlueprint(space, space.decode(path)), config).eval()
+    network = train_cifar.build_network(UnifiedSpec(space, space.decode(path)), config).eval()
     whole = UnifiedSupernet(space)
     load_supernet(whole, str(supernet))
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from model.forecast import saved_bytes, seconds
 from model.ranking.supernet_accuracy import NORMS_IMAGES
-from model.spaces.network_spec import Blueprint
+from model.spaces.network_spec import NetworkSpec
 from model.trained import Trained, open_own
 from model.training.from_scratch import check_compiler, network_options, train_from_scratch
 from utils import checkpoint
@@ -36,7 +36,7 @@ from utils.command import (
 )
 from utils.config import Config, as_overrides, load_config
 from utils.data import Dataset, class_names, load_dataset
-from utils.engine import Placement, reset_norms
+from utils.engine import DeviceContext, reset_norms
 from utils.errors import UserError
 from utils.loader import Normalisation, loader
 from utils.run_folder import RunFolder
@@ -55,22 +55,22 @@ def main(argv: list[str] | None = None) -> None:
         "imagefolder", args.data, args.img_size or trained.image_size, None, strict=args.strict_data
     )
     config = recipe(args, trained, dataset)
-    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
-    check_compiler(config, place)
+    context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
+    check_compiler(config, context)
     run = RunFolder.open(
         "tools.adapt", config, args.title or Path(args.data).resolve().name, args.resume
     )
     run.minutes = args.checkpoint_minutes
-    blueprint = trained.blueprint.with_classes(config.classes)
-    network = with_new_classifier(blueprint, trained, config).to(place.device)
-    print(forecast(network, dataset, config, place), flush=True)
+    spec = trained.spec.with_classes(config.classes)
+    network = with_new_classifier(spec, trained, config).to(context.device)
+    print(forecast(network, dataset, config, context), flush=True)
     if args.dry_run:
         return
     if not (run.continues and run.checkpoint("last").exists()):
-        reset_norms(network, norm_batches(dataset, config), place)
+        reset_norms(network, norm_batches(dataset, config), context)
     provenance = {"source": f"tools.adapt {args.checkpoint}", "target": None, "unit": config.unit}
     provenance["classes"] = class_names(args.data)
-    result = train_from_scratch(blueprint, network, dataset, config, run, place, provenance)
+    result = train_from_scratch(spec, network, dataset, config, run, context, provenance)
     report(result, dataset, run)
 
 
@@ -133,9 +133,9 @@ def recipe(args: argparse.Namespace, trained: Trained, dataset: Dataset) -> Conf
     return load_config(RECIPE, [*as_overrides(values), *args.set])
 
 
-def with_new_classifier(blueprint: Blueprint, trained: Trained, config: Config) -> nn.Module:
+def with_new_classifier(spec: NetworkSpec, trained: Trained, config: Config) -> nn.Module:
     """The network with the weights of a checkpoint, but for its classifier."""
-    network = blueprint.network(network_options(blueprint, config), stream(config.seed, "scratch"))
+    network = spec.network(network_options(spec, config), stream(config.seed, "scratch"))
     own = network.state_dict()
     fresh = {key: own[key] for key in own if key.startswith("classifier.")}
     checkpoint.load_into(
@@ -157,7 +157,7 @@ def norm_batches(dataset: Dataset, config: Config) -> Iterator[tuple[Tensor, Ten
 # -- before and after ------------------------------------------------------------------------------
 
 
-def forecast(network: nn.Module, dataset: Dataset, config: Config, place: Placement) -> str:
+def forecast(network: nn.Module, dataset: Dataset, config: Config, context: DeviceContext) -> str:
     """Time and memory of the whole training, by steps on random images; reading of large images
     comes on top.
     """
@@ -165,16 +165,16 @@ def forecast(network: nn.Module, dataset: Dataset, config: Config, place: Placem
     images = torch.randn(
         count, 3, config.network_size, config.network_size, generator=stream(0, "forecast")
     )
-    images, labels = place.batch(images, torch.zeros(count, dtype=torch.long))
+    images, labels = context.batch(images, torch.zeros(count, dtype=torch.long))
 
     def loss() -> Tensor:
-        with place.autocast():
+        with context.autocast():
             return F.cross_entropy(copied(images), labels)
 
-    activations, step = saved_bytes(loss, copied), seconds(lambda: loss().backward(), place)
+    activations, step = saved_bytes(loss, copied), seconds(lambda: loss().backward(), context)
     copied.eval()
     with torch.no_grad():
-        scoring = seconds(partial(copied, images), place)
+        scoring = seconds(partial(copied, images), context)
     # and gradients, and momentum
     weights = 3 * sum(p.numel() * p.element_size() for p in copied.parameters())
     trained, tested = (len(part.labels) for part in (dataset.train, dataset.test))

@@ -9,7 +9,7 @@ expansion ratio.
 
 from pathlib import Path
 
-from model.spaces.network_spec import load_blueprint
+from model.spaces.network_spec import load_spec
 from tools.reporting import figures
 from tools.reporting.pictures import picture_of, spoken
 from tools.reporting.run_results import Design
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("architecture", type=Path, metavar="FILE", help="architecture.json")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.svg")
     args = parser.parse_args(argv)
-    design = Design.of_blueprint(load_blueprint(args.architecture)[0])
+    design = Design.of_spec(load_spec(args.architecture)[0])
     if not design.has_blocks:
         raise UserError(
             f"{args.architecture}: a cell of NAS-Bench-201 is a string, not blocks of kernels"

@@ -159,7 +159,7 @@ def by_pytorch(network: nn.Module) -> Runner:
 def about(trained: Trained) -> dict:
     """What a file says of its network; no path of this machine is in it."""
     return {
-        "architecture": {**trained.blueprint.describe(), "options": trained.options},
+        "architecture": {**trained.spec.describe(), "options": trained.options},
         **{name: list(map(float, trained.data[name])) for name in ("mean", "std")},
         **{
             "image_size": trained.image_size,

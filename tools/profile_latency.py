@@ -224,7 +224,7 @@ def by_torch(network: nn.Module, images: Tensor) -> Callable[[], object]:
 def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
     """Of the network with folded batch norms; UserError without onnx, onnxruntime or the device."""
     try:
-        import onnx  # noqa: F401, for torch's exporter
+        import onnx  # noqa: F401
         import onnxruntime
     except ImportError as error:
         raise UserError(
@@ -245,13 +245,15 @@ def by_onnxruntime(network: nn.Module, images: Tensor) -> Callable[[], object]:
     )
     if session.get_providers()[0] != provider:
         raise UserError(f"--device {images.device}: onnxruntime cannot use {provider} here")
-    place = (images.device.type, images.device.index or 0)
+    provider_device = (images.device.type, images.device.index or 0)
     bound = session.io_binding()  # else each run would copy to the device and back
     bound.bind_ortvalue_input(
         "images",
-        onnxruntime.OrtValue.ortvalue_from_numpy(images.cpu().contiguous().numpy(), *place),
+        onnxruntime.OrtValue.ortvalue_from_numpy(
+            images.cpu().contiguous().numpy(), *provider_device
+        ),
     )
-    bound.bind_output(session.get_outputs()[0].name, *place)
+    bound.bind_output(session.get_outputs()[0].name, *provider_device)
     return lambda: session.run_with_iobinding(bound)
 
 
@@ -273,10 +275,10 @@ def profile(
         unscaled = Latencies(
             {key: mean for key, (mean, _) in entries.items()}, "the table that was measured"
         )
-        networks, foretold = random_networks(
+        networks, predicted = random_networks(
             unscaled, space, args.calibration, args.seed + 1, **options
         )
-        about["scale"] = scale = round(float(np.median(measure.networks(networks) / foretold)), 4)
+        about["scale"] = scale = round(float(np.median(measure.networks(networks) / predicted)), 4)
     write_table(
         args.out,
         {key: (mean * scale, var * scale**2) for key, (mean, var) in entries.items()},
@@ -336,23 +338,24 @@ def unified_networks(
 
 
 def report(
-    file: Path, about: dict, networks: list[Part], foretold: NDArray, measure: Measure
+    file: Path, about: dict, networks: list[Part], predicted: NDArray, measure: Measure
 ) -> None:
     """Foretold against measured: printed as a table, and written to `file` as JSON."""
     times = measure.networks(networks)
-    misses = 100 * (foretold / times - 1)
+    misses = 100 * (predicted / times - 1)
     error = float(np.abs(misses).mean())
-    tau = float(kendalltau(foretold, times).statistic) if len(times) > 1 else None
+    tau = float(kendalltau(predicted, times).statistic) if len(times) > 1 else None
     record = {
         **about,
         "networks": len(times),
         "mean absolute percentage error": round(error, 2),
         "kendall tau": tau,
     }
-    record |= {"table_ms": foretold.tolist(), "measured_ms": times.tolist()}
+    record |= {"table_ms": predicted.tolist(), "measured_ms": times.tolist()}
     write_text(file, json.dumps(record, indent=1) + "\n")
     rows = [
-        [f"{foretold[i]:.3f}", f"{times[i]:.3f}", f"{misses[i]:+.1f}"] for i in np.argsort(foretold)
+        [f"{predicted[i]:.3f}", f"{times[i]:.3f}", f"{misses[i]:+.1f}"]
+        for i in np.argsort(predicted)
     ]
     print(format_table(["by table ms", "measured ms", "error %"], rows))
     agreement = f", Kendall tau {tau:.3f}" if tau is not None else ""

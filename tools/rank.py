@@ -32,7 +32,7 @@ from model.nsganetv2.archive import last_archive
 from model.sgnas.answers import find_generator, run_config, supernet_of
 from model.sgnas.warm_up import PathValidation, top1_of_all
 from model.spaces.nasbench201.space import from_string
-from model.spaces.network_spec import blueprint_of
+from model.spaces.network_spec import spec_of
 from model.spaces.registry import build_cost_table, build_space, build_supernet, load_supernet
 from model.spaces.unified.space import Architecture
 from model.training.from_scratch import build_network, train_from_scratch
@@ -42,7 +42,7 @@ from utils import checkpoint, distributed
 from utils.command import Parser, add_config_options, command, not_negative, positive
 from utils.config import Config
 from utils.data import Dataset, load_dataset, split_for_search
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.run_folder import RunFolder
 from utils.runtime import pick_device, stream
@@ -254,12 +254,12 @@ def supernet_scores(
     known = read_scores(kept, by)
     paths = {a.name: table.space.encode(a.architecture) for a in answers if a.name not in known}
     if paths:
-        place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
-        supernet = build_supernet(config).to(place.device).eval()
+        context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
+        supernet = build_supernet(config).to(context.device).eval()
         load_supernet(supernet, str(weights))
         print(f"the supernet of {args.run} scores {len(paths)} architectures", flush=True)
         scores = top1_of_all(
-            PathValidation(supernet, images, config, place), torch.stack(list(paths.values()))
+            PathValidation(supernet, images, config, context), torch.stack(list(paths.values()))
         )
         known |= dict(zip(paths, scores, strict=True))
         if distributed.rank() == 0:
@@ -339,14 +339,14 @@ def train_one(
     already.
     """
     config = replace(config, seed=seed)
-    place = Placement(pick_device(config.cuda), config.channels_last, config.amp)
+    context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
     run = RunFolder.open("train_cifar", config, title(name, seed))
     if run.continues and run.file("result.json").exists():
         return json.loads(run.file("result.json").read_text())["top1"]
-    blueprint = blueprint_of(table.space, architecture)
+    spec = spec_of(table.space, architecture)
     provenance = {"source": "tools.rank", "target": None, "unit": config.unit}
-    network = build_network(blueprint, config)
-    return train_from_scratch(blueprint, network, dataset, config, run, place, provenance)["top1"]
+    network = build_network(spec, config)
+    return train_from_scratch(spec, network, dataset, config, run, context, provenance)["top1"]
 
 
 # -- what it comes to ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from model.spaces.network_spec import KINDS, costs_of
 from model.trained import open_own
 from utils import checkpoint
 from utils.command import Parser, command
-from utils.engine import Placement, evaluate
+from utils.engine import DeviceContext, evaluate
 from utils.errors import UserError
 from utils.table import format_table
 
@@ -116,11 +116,11 @@ def release_network(run: Path, folder: Path) -> float:
     if (average := run / "checkpoints" / "ema.pth").exists():
         checkpoint.save(folder / "ema.pth", small(checkpoint.load(average)))
     trained = open_own(file)
-    network, place = trained.network, Placement(torch.device("cpu"))
-    score = evaluate(network, trained.batches(trained.test_images(), 256), place)
+    network, context = trained.network, DeviceContext(torch.device("cpu"))
+    score = evaluate(network, trained.batches(trained.test_images(), 256), context)
     result = {
         **score.to_dict(),
-        **costs_of(trained.blueprint, network, trained.image_size),
+        **costs_of(trained.spec, network, trained.image_size),
         "checkpoint": file.name,
     }
     checkpoint.write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from model.sgnas.answers import read_generated
-from model.spaces.network_spec import blueprint_of
+from model.spaces.network_spec import spec_of
 from model.spaces.registry import build_space
 from model.spaces.unified.network import count_macs, count_parameters
 from utils.command import Parser, command
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--result {args.result}: cannot be read ({error})") from None
     rows = []
     for found in read_generated(args.architectures):
-        blueprint = blueprint_of(space, found.architecture)
-        network = blueprint.network({key: getattr(config, key) for key in blueprint.names})
+        spec = spec_of(space, found.architecture)
+        network = spec.network({key: getattr(config, key) for key in spec.names})
         counted = count_macs(network, space.image_size)
         reached = f"{top1:.2f}" if found.target == target else None
         parameters = f"{count_parameters(network):.3f}"

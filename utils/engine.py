@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.loader import Loader
 from utils.optim import Schedule, TimmSchedule
 from utils.runtime import Progress, seed_global, stream
-from utils.stopping import check_stop, check_stop_together, obey, wishes
+from utils.stopping import check_stop, check_stop_together, handle_requests, pending_requests
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Placement:
+class DeviceContext:
     """Where and in which form numbers live: device, channels-last or not, mixed precision or not,
     and which.
     """
@@ -53,7 +53,10 @@ class Placement:
 
 @torch.no_grad()
 def evaluate(
-    forward: Callable[[Tensor], Tensor], batches: Loader, place: Placement, together: bool = False
+    forward: Callable[[Tensor], Tensor],
+    batches: Loader,
+    context: DeviceContext,
+    together: bool = False,
 ) -> Score:
     """Score `forward(images [B, 3, H, W]) -> logits [B, classes]` over `batches`.
 
@@ -64,8 +67,8 @@ def evaluate(
     first, every = (distributed.rank(), distributed.size()) if together else (0, 1)
     for images, labels in batches.epoch(0, first, every):
         check_stop()
-        images, labels = place.batch(images, labels)
-        with place.autocast():
+        images, labels = context.batch(images, labels)
+        with context.autocast():
             logits = forward(images).float()
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         top1 = top1 + ranked[:, 0].sum().cpu()
@@ -85,7 +88,7 @@ def recalibrated(
     network: nn.Module,
     forward: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
-    place: Placement,
+    context: DeviceContext,
 ) -> Iterator[None]:
     """Within, the batch norms that `forward` uses hold the mean statistics of `batches`;
     afterwards, the old ones.
@@ -105,8 +108,8 @@ def recalibrated(
             for count, (images, labels) in enumerate(batches, start=1):
                 for norm in norms:
                     norm.momentum = 1 / count  # the running mean of all batches so far
-                with place.autocast():
-                    forward(place.batch(images, labels)[0])
+                with context.autocast():
+                    forward(context.batch(images, labels)[0])
         network.eval()
         yield
     finally:
@@ -118,7 +121,7 @@ def recalibrated(
 
 @torch.no_grad()
 def reset_norms(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], place: Placement
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], context: DeviceContext
 ) -> None:
     """Give the batch norms of `network` the mean statistics of `batches`; it is left in evaluation
     mode.
@@ -148,8 +151,8 @@ def reset_norms(
             check_stop()
             if len(images) == 1 and seen:  # one image has no variance where maps have one pixel
                 continue
-            with place.autocast():
-                network(place.batch(images, labels)[0])
+            with context.autocast():
+                network(context.batch(images, labels)[0])
             seen += len(images)
             for norm, mean, variance, count in zip(norms, means, variances, values, strict=True):
                 mean += len(images) * norm.running_mean
@@ -211,7 +214,7 @@ def last_good(checkpoint: Path | None) -> str:
 
 
 @dataclass
-class Tally:
+class EpochMeter:
     """What an epoch has added up so far, in all processes.
 
     In a checkpoint, it lets a stopped epoch go on in its middle.
@@ -256,7 +259,7 @@ class Recipe:
     criterion: Callable[[Tensor, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     schedule: Schedule | TimmSchedule
-    place: Placement
+    context: DeviceContext
     seed: tuple[int, str]
     checkpoint: Path | None
     clip_grad: float = 0.0
@@ -278,10 +281,10 @@ def train_epoch(
     recipe: Recipe,
     batches: Loader,
     epoch: int,
-    tally: Tally,
+    meter: EpochMeter,
     progress: Progress,
 ) -> None:
-    """Train for what is left of an epoch after `tally.steps` steps, and add it to `tally`.
+    """Train for what is left of an epoch after `meter.steps` steps, and add it to `meter`.
 
     `forwards` yields one pass after another, under autocast where it is wanted: one for an ordinary
     network, one for each path of a supernet. Each is differentiated before the next is asked for,
@@ -292,24 +295,24 @@ def train_epoch(
     Of several processes each sees its share of every batch, draws the same paths, and steps by the
     mean of all gradients; they stop, and save, together.
     """
-    optimizer, place, scaler = recipe.optimizer, recipe.place, recipe.scaler
+    optimizer, context, scaler = recipe.optimizer, recipe.context, recipe.scaler
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     # one that no path has used yet decays all the same, as it does after the first step
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     check_stop_together()
-    for images, labels in batches.epoch(epoch, tally.steps):
-        names = (*recipe.seed, epoch, tally.steps)
+    for images, labels in batches.epoch(epoch, meter.steps):
+        names = (*recipe.seed, epoch, meter.steps)
         rng = stream(*names)
         seed_global(stream(*names, distributed.rank()) if distributed.rank() else rng)
-        images, labels = place.batch(*recipe.mix(images, labels))
+        images, labels = context.batch(*recipe.mix(images, labels))
         likeliest = labels.argmax(dim=1) if labels.ndim == 2 else labels
-        recipe.schedule.apply(optimizer, epoch * len(batches) + tally.steps)
+        recipe.schedule.apply(optimizer, epoch * len(batches) + meter.steps)
         optimizer.zero_grad(set_to_none=False)
         passes, losses, hits, seen = 0, 0.0, 0, 0
         for logits, targets in forwards(images, labels, rng):
-            with place.autocast():
+            with context.autocast():
                 loss = recipe.criterion(logits, targets)
             scaler.scale(recipe.pass_share * loss).backward()
             losses += float(loss.detach())
@@ -319,23 +322,23 @@ def train_epoch(
             passes, seen = passes + 1, seen + len(logits)
         distributed.average(parameter.grad for parameter in parameters)
         passes, losses, hits, seen, *agreed = distributed.totals(
-            passes, losses, hits, seen, *wishes()
+            passes, losses, hits, seen, *pending_requests()
         )
-        check_finite(losses, progress.title, tally.steps, recipe.checkpoint)
+        check_finite(losses, progress.title, meter.steps, recipe.checkpoint)
         if recipe.clip_grad:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
         scaler.step(optimizer)
         scaler.update()
-        tally.add(int(passes), losses, int(hits), int(seen))
-        recipe.after_step(epoch * len(batches) + tally.steps)
+        meter.add(int(passes), losses, int(hits), int(seen))
+        recipe.after_step(epoch * len(batches) + meter.steps)
         progress.update(
             len(labels) * distributed.size(),
-            loss=tally.loss,
-            top1=tally.top1,
+            loss=meter.loss,
+            top1=meter.top1,
             lr=optimizer.param_groups[0]["lr"],
         )
-        obey(*map(bool, agreed))
+        handle_requests(*map(bool, agreed))
     check_weights(parameters, progress.title, recipe.checkpoint)
     if distributed.size() > 1:  # several processes do not stop while they validate
-        obey(stop=False, save=True)
+        handle_requests(stop=False, save=True)

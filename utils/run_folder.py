@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from utils import checkpoint, distributed
-from utils.engine import Tally, check_weights
+from utils.engine import EpochMeter, check_weights
 from utils.errors import UserError
 from utils.runtime import describe_environment
 from utils.stopping import check_stop_together, saved_when_stopped
@@ -22,7 +22,7 @@ class Training(Protocol):
     """What is trained, with all that training it further needs."""
 
     epochs: int  # that are done
-    tally: Tally  # of the epoch that is under way
+    meter: EpochMeter  # of the epoch that is under way
 
     def state(self) -> dict:
         """A checkpoint: tensors and plain values, the trained weights under "model"."""
@@ -222,7 +222,7 @@ class RunFolder:
             for epoch in range(training.epochs, total):
                 check_stop_together()
                 one_epoch(epoch)
-                training.epochs, training.tally = epoch + 1, Tally()
+                training.epochs, training.meter = epoch + 1, EpochMeter()
                 self._keep(name, training)
             check_stop_together()
 

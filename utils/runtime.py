@@ -76,7 +76,7 @@ def seed_global(rng: torch.Generator) -> None:
     """
     torch.manual_seed(rng.initial_seed())
     random.seed(rng.initial_seed())
-    np.random.seed(rng.initial_seed() % 2**32)  # noqa: NPY002 - the stream that timm draws from
+    np.random.seed(rng.initial_seed() % 2**32)  # noqa: NPY002
 
 
 def describe_environment(device: torch.device) -> dict:

@@ -61,22 +61,22 @@ def check_stop() -> None:
     Several processes must stop together, at a step: there it does nothing.
     """
     if distributed.size() == 1:
-        obey(wishes()[0], False)
+        handle_requests(pending_requests()[0], False)
 
 
 def check_stop_together() -> None:
     """As `check_stop`, for all processes: they stop if a signal has come to any of them."""
-    stop, _ = distributed.totals(*wishes())
-    obey(bool(stop), False)
+    stop, _ = distributed.totals(*pending_requests())
+    handle_requests(bool(stop), False)
 
 
-def wishes() -> tuple[bool, bool]:
+def pending_requests() -> tuple[bool, bool]:
     """Whether this process is asked to stop, and whether it is time to save."""
     stop = _request.waits and _request.signal is not None
     return stop, _request.waits and time.monotonic() - _request.saved > _request.every
 
 
-def obey(stop: bool, save: bool) -> None:
+def handle_requests(stop: bool, save: bool) -> None:
     """What all processes have agreed on, between two steps."""
     if stop:
         raise Stopped

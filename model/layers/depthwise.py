@@ -67,15 +67,15 @@ class _DepthwiseConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        of_x = of_weight = None
+        grad_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_x = gradient_of_input(gradient, x, weight, ctx.stride)
+            grad_x = gradient_of_input(gradient, x, weight, ctx.stride)
         if ctx.needs_input_grad[1]:
             if _few_pairs(x, ctx.stride):
                 of_weight = gradient_by_products(gradient, x, weight, ctx.stride)
             else:
                 of_weight = gradient_by_windows(gradient, x, weight)
-        return of_x, of_weight, None
+        return grad_x, of_weight, None
 
 
 def gradient_by_products(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:

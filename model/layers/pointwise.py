@@ -153,7 +153,7 @@ class _NormReLU6(torch.autograd.Function):
         x, y, weight, mean, var, *statistics = ctx.saved_tensors
         inner = aten.hardtanh_backward(gradient, y, 0.0, 6.0)
         wanted = [ctx.needs_input_grad[i] for i in (0, 3, 4)]
-        of_x, of_weight, of_bias = aten.native_batch_norm_backward(
+        grad_x, of_weight, of_bias = aten.native_batch_norm_backward(
             inner, x, weight, mean, var, *statistics, True, ctx.eps, wanted
         )
-        return of_x, None, None, of_weight, of_bias, None, None
+        return grad_x, None, None, of_weight, of_bias, None, None

@@ -83,7 +83,7 @@ class SearchFolder:
         search.failed = {tuple(search.genome.genes(found)) for found in failed}
         search.add(_recosted(archive_of(record, search.genome, file), search))
         try:
-            search.foretold = [(float(a), float(b)) for a, b in record["foretold"]]
+            search.predicted = [(float(a), float(b)) for a, b in record["foretold"]]
             self.reference = tuple(map(float, record["reference"]))
             same_cost = record["sec_obj"] == search.objective.name
         except (KeyError, TypeError, ValueError) as error:
@@ -148,7 +148,7 @@ class SearchFolder:
                 key: None if value != value else value for key, value in surrogate.items()
             },
             "reference": list(self.reference),
-            "foretold": search.foretold,
+            "foretold": search.predicted,
             # of an origin, too
             "failed": [search.genome.record(row) for row in sorted(search.failed)],
             "sec_obj": search.objective.name,

@@ -78,7 +78,7 @@ class Search:
     selection: Selection
     archive: list[Record] = field(default_factory=list)
     # (predicted, evaluated) error
-    foretold: list[tuple[float, float]] = field(default_factory=list)
+    predicted: list[tuple[float, float]] = field(default_factory=list)
     # genes of what could not be evaluated
     failed: set[tuple[int, ...]] = field(default_factory=set)
 
@@ -121,7 +121,7 @@ class Search:
     def add(self, records: list[Record], predicted: list[float] | None = None) -> None:
         self.archive += records
         if predicted is not None:
-            self.foretold += [
+            self.predicted += [
                 (float(p), record.error) for p, record in zip(predicted, records, strict=True)
             ]
 
@@ -147,7 +147,7 @@ class Search:
 
     def surrogate_quality(self) -> Quality:
         """Of all predictions so far, each made before its architecture was evaluated."""
-        predicted, evaluated = np.array(self.foretold).T if self.foretold else np.empty((2, 0))
+        predicted, evaluated = np.array(self.predicted).T if self.predicted else np.empty((2, 0))
         return quality(predicted, evaluated)
 
     def _reference(self, points: NDArray) -> NDArray:

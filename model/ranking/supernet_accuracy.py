@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from utils.data import SearchImages
-from utils.engine import Placement, Recipe, Score, Tally, evaluate, reset_norms, train_epoch
+from utils.engine import (
+    DeviceContext,
+    EpochMeter,
+    Recipe,
+    Score,
+    evaluate,
+    reset_norms,
+    train_epoch,
+)
 from utils.images import ImageData, Images, decoded
 from utils.loader import Augmentation, Normalisation, Resized, loader
 from utils.optim import Schedule
@@ -86,15 +94,15 @@ class CandidateEvaluation:
         self,
         images: CandidateImages,
         normalise: Normalisation,
-        place: Placement,
+        context: DeviceContext,
         batch_size: int = 200,
         tuning: FineTuning = FineTuning(),
         seed: int = 0,
     ):
-        self.images, self.normalise, self.place, self.tuning, self.seed = (
+        self.images, self.normalise, self.context, self.tuning, self.seed = (
             images,
             normalise,
-            place,
+            context,
             tuning,
             seed,
         )
@@ -104,17 +112,19 @@ class CandidateEvaluation:
         """The score of a network, whose weights may change on the way: batch norms always, all by
         fine-tuning.
         """
-        network = network.to(self.place.device)
-        if self.place.channels_last:
+        network = network.to(self.context.device)
+        if self.context.channels_last:
             network = network.to(memory_format=torch.channels_last)
         if self.tuning.epochs:
             network.reset_classifier(self.tuning.classes, stream(self.seed, "classifier", name))
-        reset_norms(network, self._batches(self.images.norms, resolution, 100).epoch(), self.place)
+        reset_norms(
+            network, self._batches(self.images.norms, resolution, 100).epoch(), self.context
+        )
         if self.tuning.epochs:
             self._fine_tune(network, resolution, name)
             network.eval()
         return evaluate(
-            network, self._batches(self.images.validate, resolution, self.batch_size), self.place
+            network, self._batches(self.images.validate, resolution, self.batch_size), self.context
         )
 
     def _batches(self, images: ImageData, resolution: int, size: int) -> Resized:
@@ -135,12 +145,16 @@ class CandidateEvaluation:
             network.parameters(), tuning.lr, momentum=0.9, weight_decay=4e-5, nesterov=True
         )
         schedule = Schedule("cosine", tuning.lr, tuning.epochs, len(batches))
-        recipe = Recipe(nn.CrossEntropyLoss(), optimizer, schedule, self.place, (seed, name), None)
+        recipe = Recipe(
+            nn.CrossEntropyLoss(), optimizer, schedule, self.context, (seed, name), None
+        )
         network.train()
         for epoch in range(tuning.epochs):
             title = f"{name}, epoch {epoch + 1}/{tuning.epochs}"
             with Progress(title, len(batches)) as progress:
-                train_epoch(partial(_logits, network), recipe, batches, epoch, Tally(), progress)
+                train_epoch(
+                    partial(_logits, network), recipe, batches, epoch, EpochMeter(), progress
+                )
 
 
 def _logits(

@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from model.costs.lookup_table import CostTable, HardwareLoss
 from model.sgnas.answers import Generated, ReadyGenerator
 from model.sgnas.generator import ArchitectureGenerator, PriorPool
-from model.spaces.nasbench201.supernet import FrozenCells
-from model.spaces.unified.supernet import FrozenSupernet
+from model.spaces.nasbench201.supernet import SoftCellSupernet
+from model.spaces.unified.supernet import SoftSupernet
 from utils import distributed
 from utils.config import Config
-from utils.engine import Placement, Tally, check_finite, check_weights
+from utils.engine import DeviceContext, EpochMeter, check_finite, check_weights
 from utils.loader import Loader
 from utils.optim import Schedule, make_optimizer, moving_average
 from utils.runtime import Progress, seed_global, stream
-from utils.stopping import check_stop_together, obey, wishes
+from utils.stopping import check_stop_together, handle_requests, pending_requests
 
 
 class GeneratorTraining:
@@ -31,35 +31,35 @@ class GeneratorTraining:
 
     def __init__(
         self,
-        frozen: FrozenSupernet | FrozenCells,
+        frozen: SoftSupernet | SoftCellSupernet,
         pool: PriorPool,
         table: CostTable,
         hardware_loss: HardwareLoss,
         steps_per_epoch: int,
         config: Config,
-        place: Placement,
+        context: DeviceContext,
         checkpoint: Path,
     ):
-        self.frozen, self.pool, self.hardware_loss, self.config, self.place = (
+        self.frozen, self.pool, self.hardware_loss, self.config, self.context = (
             frozen,
             pool,
             hardware_loss,
             config,
-            place,
+            context,
         )
         self.checkpoint = checkpoint
-        self.table = copy.deepcopy(table).to(place.device)
+        self.table = copy.deepcopy(table).to(context.device)
         seed_global(stream(config.seed, "generator"))
         self.generator = ArchitectureGenerator(
             config.low_flops, config.high_flops, config.hc_dim
-        ).to(place.device)
+        ).to(context.device)
         self.average = moving_average(self.generator, config.generator_ema)
         self.optimizer = make_optimizer(self.generator.parameters(), config.g_optim_state)
         state = config.g_optim_state
         self.schedule = Schedule(
             config.g_lr_scheduler, state.lr, config.search_epochs, steps_per_epoch
         )
-        self.epochs, self.tally = 0, Tally()
+        self.epochs, self.meter = 0, EpochMeter()
         self.best_loss, self.best_top1 = float("inf"), -1.0
 
     def payload(self, epochs: int) -> dict:
@@ -80,7 +80,7 @@ class GeneratorTraining:
             "model": self.generator.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "tally": asdict(self.tally),
+            "tally": asdict(self.meter),
             "best_loss": self.best_loss,
             "best_top1": self.best_top1,
         }
@@ -89,7 +89,7 @@ class GeneratorTraining:
         self.generator.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
-        self.epochs, self.tally = state["epoch"], Tally(**state["tally"])
+        self.epochs, self.meter = state["epoch"], EpochMeter(**state["tally"])
         self.best_loss, self.best_top1 = state["best_loss"], state["best_top1"]
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> None:
@@ -99,7 +99,7 @@ class GeneratorTraining:
         Of several processes each has images and targets of its own; they step by the mean of their
         gradients.
         """
-        config, step, rank = self.config, self.tally.steps, distributed.rank()
+        config, step, rank = self.config, self.meter.steps, distributed.rank()
         tau = config.tau * config.tau_decay**epoch
         drawn = (len(batches), distributed.size(), config.targets_per_step)
         targets = training_targets(
@@ -109,19 +109,19 @@ class GeneratorTraining:
         check_stop_together()
         for images, labels in batches.epoch(epoch, step):
             self.schedule.apply(self.optimizer, epoch * len(batches) + step)
-            chosen = targets[step, rank].to(self.place.device)
+            chosen = targets[step, rank].to(self.context.device)
             gumbel = stream(config.seed, "gumbel", epoch, step, *([rank] if rank else []))
-            loss, numbers = self.losses(*self.place.batch(images, labels), chosen, tau, gumbel)
+            loss, numbers = self.losses(*self.context.batch(images, labels), chosen, tau, gumbel)
             self.optimizer.zero_grad()
             loss.backward()
             distributed.average(parameter.grad for parameter in self.generator.parameters())
-            total, *agreed = distributed.totals(numbers["loss"], *wishes())
+            total, *agreed = distributed.totals(numbers["loss"], *pending_requests())
             check_finite(total, progress.title, step, self.checkpoint)
             self.optimizer.step()
             self.average.update_parameters(self.generator)
-            self.tally.steps = step = step + 1
+            self.meter.steps = step = step + 1
             progress.update(**numbers)
-            obey(*map(bool, agreed))
+            handle_requests(*map(bool, agreed))
         check_weights(self.generator.parameters(), progress.title, self.checkpoint)
 
     def losses(
@@ -160,7 +160,7 @@ class GeneratorTraining:
 
     def _passed(self, images: Tensor, labels: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss of a path through the supernet; a discrete one needs no gradient."""
-        with torch.set_grad_enabled(path.requires_grad), self.place.autocast():
+        with torch.set_grad_enabled(path.requires_grad), self.context.autocast():
             scores = self.frozen(images, path)
             return scores, F.cross_entropy(
                 scores, labels, label_smoothing=self.config.label_smoothing

@@ -23,7 +23,14 @@ from model.spaces.unified.supernet import UnifiedSupernet
 from utils.config import Config
 from utils.data import SearchImages
 from utils.distributed import divided, results
-from utils.engine import Placement, Tally, average_norms, evaluate, recalibrated, train_epoch
+from utils.engine import (
+    DeviceContext,
+    EpochMeter,
+    average_norms,
+    evaluate,
+    recalibrated,
+    train_epoch,
+)
 from utils.images import decoded
 from utils.loader import Loader, Normalisation, resize
 from utils.runtime import Progress, stream
@@ -41,43 +48,43 @@ class WarmUp:
         supernet: Supernet,
         steps_per_epoch: int,
         config: Config,
-        place: Placement,
+        context: DeviceContext,
         checkpoint: Path,
     ):
         self.supernet = supernet
         if isinstance(supernet, ElasticSupernet):
-            self.forwards = partial(sandwich_logits, supernet, config.paths_per_step, place)
+            self.forwards = partial(sandwich_logits, supernet, config.paths_per_step, context)
         else:
             self.forwards = partial(
-                path_logits, supernet, config.paths_per_step, place, sampling=config.path_sampling
+                path_logits, supernet, config.paths_per_step, context, sampling=config.path_sampling
             )
         self.recipe = build_recipe(
-            supernet.parameters(), steps_per_epoch, config, place, "warm-up", checkpoint
+            supernet.parameters(), steps_per_epoch, config, context, "warm-up", checkpoint
         )
-        self.epochs, self.tally, self.best_top1 = 0, Tally(), -1.0
+        self.epochs, self.meter, self.best_top1 = 0, EpochMeter(), -1.0
 
-    def epoch(self, batches: Loader, epoch: int, progress: Progress) -> Tally:
-        """What is left of an epoch, after the steps in `tally`."""
+    def epoch(self, batches: Loader, epoch: int, progress: Progress) -> EpochMeter:
+        """What is left of an epoch, after the steps in `meter`."""
         self.supernet.train()
-        train_epoch(self.forwards, self.recipe, batches, epoch, self.tally, progress)
+        train_epoch(self.forwards, self.recipe, batches, epoch, self.meter, progress)
         average_norms(self.supernet)
-        return self.tally
+        return self.meter
 
     def state(self) -> dict:
         average_norms(self.supernet)
         return {
             **supernet_payload(self.supernet, self.epochs),
             "optimizer": self.recipe.optimizer.state_dict(),
-            "tally": asdict(self.tally),
+            "tally": asdict(self.meter),
             "best_top1": self.best_top1,
         }
 
     def load_state(self, state: dict) -> None:
         self.supernet.load_state_dict(state["model"])
         self.recipe.optimizer.load_state_dict(state["optimizer"])
-        self.epochs, self.tally, self.best_top1 = (
+        self.epochs, self.meter, self.best_top1 = (
             state["epoch"],
-            Tally(**state["tally"]),
+            EpochMeter(**state["tally"]),
             state["best_top1"],
         )
 
@@ -95,7 +102,7 @@ def supernet_payload(supernet: Supernet, epochs: int) -> dict:
 def path_logits(
     supernet: PathSupernet,
     paths: int,
-    place: Placement,
+    context: DeviceContext,
     images: Tensor,
     labels: Tensor,
     rng: torch.Generator,
@@ -106,12 +113,12 @@ def path_logits(
     All paths share stem and first block, which are computed once, and differentiated once all paths
     have been.
     """
-    with place.autocast():
+    with context.autocast():
         features = supernet.stem(images)
     shared = features.detach().requires_grad_()
     space = supernet.space
     for path in space.sample_fair(paths, rng) if sampling == "fair" else space.sample(paths, rng):
-        with place.autocast():
+        with context.autocast():
             logits = supernet.classify(shared, path)
         yield logits, labels
     if shared.grad is not None:  # cells may connect nothing to their output
@@ -121,7 +128,7 @@ def path_logits(
 def sandwich_logits(
     supernet: ElasticSupernet,
     networks: int,
-    place: Placement,
+    context: DeviceContext,
     images: Tensor,
     labels: Tensor,
     rng: torch.Generator,
@@ -139,7 +146,7 @@ def sandwich_logits(
     resolution = resolutions[draw.integers(len(resolutions))]
     images, answers = resize(images, resolution), None
     for genes in [largest, smallest, *space.sample(max(0, networks - 2), draw)]:
-        with place.autocast():
+        with context.autocast():
             logits = supernet(images, space.decode(genes))
         yield logits, (labels if answers is None else answers)
         answers = logits.detach().float().softmax(dim=1) if answers is None else answers
@@ -151,9 +158,9 @@ class PathValidation:
     """
 
     def __init__(
-        self, supernet: PathSupernet, images: SearchImages, config: Config, place: Placement
+        self, supernet: PathSupernet, images: SearchImages, config: Config, context: DeviceContext
     ):
-        self.supernet, self.place = supernet, place
+        self.supernet, self.context = supernet, context
         self.batches = search_loader(images.validate, config, "validate", training=False)
         shuffled = torch.randperm(
             len(images.train.labels), generator=stream(config.seed, "recalibrate")
@@ -175,15 +182,19 @@ class PathValidation:
         def forward(images: Tensor) -> Tensor:
             return self.supernet(images, path)
 
-        with recalibrated(self.supernet, forward, self.recalibration.epoch(), self.place):
-            return evaluate(forward, self.batches, self.place).top1
+        with recalibrated(self.supernet, forward, self.recalibration.epoch(), self.context):
+            return evaluate(forward, self.batches, self.context).top1
 
 
 class ElasticValidation:
     """Scores sub-networks of an elastic supernet as stand-alone networks, as `msunas.py` does."""
 
     def __init__(
-        self, supernet: ElasticSupernet, images: SearchImages, config: Config, place: Placement
+        self,
+        supernet: ElasticSupernet,
+        images: SearchImages,
+        config: Config,
+        context: DeviceContext,
     ):
         self.supernet = supernet
         drawn = torch.randperm(
@@ -194,7 +205,7 @@ class ElasticValidation:
         )
         images = CandidateImages(images.train, decoded(images.validate), norms, [])
         self.evaluation = CandidateEvaluation(
-            images, Normalisation(config.mean, config.std), place, config.batch_size
+            images, Normalisation(config.mean, config.std), context, config.batch_size
         )
 
     def sample(self, count: int, rng: torch.Generator) -> Genes:
@@ -219,7 +230,7 @@ def top1_of_all(
 
 
 def validation_of(
-    supernet: Supernet, images: SearchImages, config: Config, place: Placement
+    supernet: Supernet, images: SearchImages, config: Config, context: DeviceContext
 ) -> PathValidation | ElasticValidation:
     kind = ElasticValidation if isinstance(supernet, ElasticSupernet) else PathValidation
-    return kind(supernet, images, config, place)
+    return kind(supernet, images, config, context)

@@ -16,7 +16,7 @@ from model.spaces.elastic.space import ElasticSpace, Genes
 from model.spaces.elastic.supernet import ElasticSupernet
 from model.spaces.nasbench201.space import EDGES, OPERATIONS, from_string, to_string
 from model.spaces.nasbench201.supernet import CellSupernet
-from model.spaces.network_spec import Blueprint, CellBlueprint, ElasticBlueprint, UnifiedBlueprint
+from model.spaces.network_spec import CellSpec, ElasticSpec, NetworkSpec, UnifiedSpec
 from model.spaces.registry import build_supernet, load_published_elastic, load_supernet
 from model.spaces.unified.space import Architecture
 from model.spaces.unified.supernet import UnifiedSupernet
@@ -52,7 +52,7 @@ class Genome(Protocol):
     def genes(self, record: dict) -> list[int]:
         """The inverse of `record`; UserError when it is no architecture of this space."""
 
-    def blueprint(self, row: Genes) -> Blueprint:
+    def spec(self, row: Genes) -> NetworkSpec:
         """The architecture as the other stages know it."""
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
@@ -127,8 +127,8 @@ class ElasticGenome:
     def genes(self, record: dict) -> list[int]:
         return self.space.encode(self.space.architecture(record))
 
-    def blueprint(self, row: Genes) -> Blueprint:
-        return ElasticBlueprint(self.space, self.space.decode(row))
+    def spec(self, row: Genes) -> NetworkSpec:
+        return ElasticSpec(self.space, self.space.decode(row))
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         architecture = self.space.decode(row)
@@ -176,8 +176,8 @@ class CellGenome:
             raise UserError(f'architecture: expected {{"cell": "|op~0|+..."}} ({error})') from None
         return path.argmax(dim=-1).flatten().tolist()
 
-    def blueprint(self, row: Genes) -> Blueprint:
-        return CellBlueprint(self.space, self._architecture(row))
+    def spec(self, row: Genes) -> NetworkSpec:
+        return CellSpec(self.space, self._architecture(row))
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         return self.supernet.extract(self._path(row)), self.supernet.image_size
@@ -296,8 +296,8 @@ class UnifiedGenome:
             ) from None
         return self._of_paths(self.space.encode(architecture)[None])[0].tolist()
 
-    def blueprint(self, row: Genes) -> Blueprint:
-        return UnifiedBlueprint(self.space, self.architecture(row))
+    def spec(self, row: Genes) -> NetworkSpec:
+        return UnifiedSpec(self.space, self.architecture(row))
 
     def network(self, row: Genes) -> tuple[nn.Module, int]:
         path = self.paths(np.asarray(row)[None])[0]

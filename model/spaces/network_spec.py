@@ -38,7 +38,7 @@ from utils.errors import UserError
 from utils.image_sets import USUAL_SIZE
 
 
-class Blueprint(Protocol):
+class NetworkSpec(Protocol):
     """What builds, costs and describes a network; `options` are those that `names` names."""
 
     names: tuple[str, ...]
@@ -51,7 +51,7 @@ class Blueprint(Protocol):
     def macs_m(self) -> float:
         """Multiply-adds in M, by the convention of its space."""
 
-    def with_classes(self, classes: int) -> "Blueprint":
+    def with_classes(self, classes: int) -> "NetworkSpec":
         """With another number of them."""
 
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
@@ -89,7 +89,7 @@ class _OfChoices:
     def macs_m(self) -> float:
         return float(LookUpTable(self.space)(self.space.encode(self.architecture)))
 
-    def with_classes(self, classes: int) -> "Blueprint":
+    def with_classes(self, classes: int) -> "NetworkSpec":
         return replace(self, space=replace(self.space, classes=classes))
 
     def describe(self) -> dict:
@@ -101,7 +101,7 @@ class _OfChoices:
 
 
 @dataclass(frozen=True)
-class UnifiedBlueprint(_OfChoices):
+class UnifiedSpec(_OfChoices):
     """An architecture of SGNAS."""
 
     kind = "subnet"
@@ -119,7 +119,7 @@ class UnifiedBlueprint(_OfChoices):
 
 
 @dataclass(frozen=True)
-class CellBlueprint(_OfChoices):
+class CellSpec(_OfChoices):
     """A cell of NAS-Bench-201, in the network that its costs are of."""
 
     kind = "cell-network"
@@ -144,7 +144,7 @@ class CellBlueprint(_OfChoices):
 
 
 @dataclass(frozen=True)
-class ElasticBlueprint:
+class ElasticSpec:
     """An architecture of NSGANetV2, at its own resolution."""
 
     space: ElasticSpace
@@ -164,7 +164,7 @@ class ElasticBlueprint:
     def macs_m(self) -> float:
         return float(self.space.costs(np.array([self.space.encode(self.architecture)]))[0][0]) / 1e6
 
-    def with_classes(self, classes: int) -> "ElasticBlueprint":
+    def with_classes(self, classes: int) -> "ElasticSpec":
         return replace(self, space=replace(self.space, classes=classes))
 
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
@@ -186,7 +186,7 @@ class ElasticBlueprint:
 
 
 @dataclass(frozen=True)
-class PlainBlueprint:
+class NetConfigSpec:
     """A network that only its published `net.config` describes, at the resolution it is used with."""
 
     config: dict
@@ -195,7 +195,7 @@ class PlainBlueprint:
     names = ("dropout", "drop_path")
 
     @classmethod
-    def load(cls, file: str | Path, image_size: int | None = None) -> "PlainBlueprint":
+    def load(cls, file: str | Path, image_size: int | None = None) -> "NetConfigSpec":
         """From a `net.config` file, which may say its `img_size`; else 224 is usual. UserError when
         it is none.
         """
@@ -215,7 +215,7 @@ class PlainBlueprint:
         """Of the convolutions."""
         return count_macs(self.network({}), self.image_size)
 
-    def with_classes(self, classes: int) -> "PlainBlueprint":
+    def with_classes(self, classes: int) -> "NetConfigSpec":
         return replace(
             self,
             config={
@@ -259,47 +259,45 @@ class PlainBlueprint:
 CLASSIFIER = ("classifier.linear.weight", "classifier.linear.bias")
 PLAIN_FORMAT = "network-config/1"
 KINDS = (
-    UnifiedBlueprint.kind,
-    CellBlueprint.kind,
-    ElasticBlueprint.kind,
-    PlainBlueprint.kind,
+    UnifiedSpec.kind,
+    CellSpec.kind,
+    ElasticSpec.kind,
+    NetConfigSpec.kind,
 )  # of checkpoints that say their network
 
 
-def costs_of(blueprint: Blueprint, network: nn.Module, image_size: int) -> dict[str, float]:
+def costs_of(spec: NetworkSpec, network: nn.Module, image_size: int) -> dict[str, float]:
     """Costs in M: by the table of its space, counted on `image_size` pixels, and parameters."""
     return {
-        "macs_m": blueprint.macs_m,
+        "macs_m": spec.macs_m,
         "macs_m_counted": count_macs(network, image_size),
         "params_m": count_parameters(network),
     }
 
 
-def described(payload: dict) -> Blueprint:
+def described(payload: dict) -> NetworkSpec:
     """The blueprint that a checkpoint describes; errors of a broken description are the caller's to
     name.
     """
-    if payload["kind"] == PlainBlueprint.kind:
-        return PlainBlueprint(payload["config"], int(payload["image_size"]))
-    if payload["kind"] == ElasticBlueprint.kind:
+    if payload["kind"] == NetConfigSpec.kind:
+        return NetConfigSpec(payload["config"], int(payload["image_size"]))
+    if payload["kind"] == ElasticSpec.kind:
         space = ElasticSpace.from_dict(payload["space"])
-        return ElasticBlueprint(space, space.architecture(payload["architecture"]))
+        return ElasticSpec(space, space.architecture(payload["architecture"]))
     space, architecture = (
         space_from_dict(payload["space"]),
         Architecture.of(payload["architecture"]),
     )
     space.check(architecture)
-    return blueprint_of(space, architecture)
+    return spec_of(space, architecture)
 
 
-def blueprint_of(space: UnifiedSpace | CellSpace, architecture: Architecture) -> Blueprint:
+def spec_of(space: UnifiedSpace | CellSpace, architecture: Architecture) -> NetworkSpec:
     """That of an architecture of choices in its space."""
-    return (CellBlueprint if isinstance(space, CellSpace) else UnifiedBlueprint)(
-        space, architecture
-    )
+    return (CellSpec if isinstance(space, CellSpace) else UnifiedSpec)(space, architecture)
 
 
-def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
+def load_spec(path: Path) -> tuple[NetworkSpec, dict]:
     """What `architecture.json` holds, of either kind, and the whole record; UserError if it is
     none.
     """
@@ -311,11 +309,11 @@ def load_blueprint(path: Path) -> tuple[Blueprint, dict]:
         record = json.loads(Path(path).read_text())
         try:
             MobileNetV3.from_config(record["config"])
-            return described({"kind": PlainBlueprint.kind, **record}), record
+            return described({"kind": NetConfigSpec.kind, **record}), record
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path}: no description of a network ({error!r})") from None
-    read, blueprint = (load_architecture, blueprint_of)
+    read, spec = (load_architecture, spec_of)
     if kind == ELASTIC_FORMAT:
-        read, blueprint = (load_elastic_architecture, ElasticBlueprint)
+        read, spec = (load_elastic_architecture, ElasticSpec)
     space, architecture, record = read(path)
-    return blueprint(space, architecture), record
+    return spec(space, architecture), record

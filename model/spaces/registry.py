@@ -18,7 +18,7 @@ from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from model.spaces.unified.supernet import UnifiedSupernet, from_published
 from utils import checkpoint
 from utils.config import Config
-from utils.engine import Placement, Recipe
+from utils.engine import DeviceContext, Recipe
 from utils.errors import UserError
 from utils.images import Images
 from utils.loader import Augmentation, Loader, Normalisation, loader
@@ -193,7 +193,7 @@ def build_recipe(
     parameters: Iterable[nn.Parameter],
     steps_per_epoch: int,
     config: Config,
-    place: Placement,
+    context: DeviceContext,
     purpose: str,
     checkpoint: Path,
     **options,
@@ -214,7 +214,7 @@ def build_recipe(
         nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
         make_optimizer(parameters, config.optim_state),
         schedule,
-        place,
+        context,
         (config.seed, purpose),
         checkpoint,
         config.clip_grad,

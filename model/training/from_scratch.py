@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from model.spaces.network_spec import Blueprint, costs_of
+from model.spaces.network_spec import NetworkSpec, costs_of
 from model.spaces.registry import build_recipe
 from utils.config import Config
 from utils.data import Dataset
 from utils.engine import (
+    DeviceContext,
+    EpochMeter,
     Forwards,
-    Placement,
     Recipe,
     Score,
-    Tally,
     average_norms,
     evaluate,
     train_epoch,
@@ -51,8 +51,8 @@ class ScratchTraining:
     ):
         self.network, self.described, self.batch_size = network, described, batch_size
         self.recipe, self.average = replace(recipe, after_step=move_average), average
-        self.forwards = forwards or partial(one_pass, network, recipe.place)
-        self.epochs, self.tally = 0, Tally()
+        self.forwards = forwards or partial(one_pass, network, recipe.context)
+        self.epochs, self.meter = 0, EpochMeter()
         self.scores: dict[str, Score] = {}
         self.best_top1 = -1.0
 
@@ -66,7 +66,7 @@ class ScratchTraining:
             "optimizer": self.recipe.optimizer.state_dict(),
             "scaler": self.recipe.scaler.state_dict(),
             "batch_size": self.batch_size,
-            "tally": asdict(self.tally),
+            "tally": asdict(self.meter),
             "scores": {name: score.to_dict() for name, score in self.scores.items()},
             "best_top1": self.best_top1,
         }
@@ -78,21 +78,21 @@ class ScratchTraining:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.scores = {name: Score(**score) for name, score in state["scores"].items()}
-        self.epochs, self.tally, self.best_top1 = (
+        self.epochs, self.meter, self.best_top1 = (
             state["epoch"],
-            Tally(**state["tally"]),
+            EpochMeter(**state["tally"]),
             state["best_top1"],
         )
-        self.tally.steps = (
-            self.tally.steps * state.get("batch_size", self.batch_size) // self.batch_size
+        self.meter.steps = (
+            self.meter.steps * state.get("batch_size", self.batch_size) // self.batch_size
         )
 
-    def epoch(self, batches: Loader, epoch: int, progress: Progress) -> Tally:
-        """What is left of an epoch, after the steps in `tally`."""
+    def epoch(self, batches: Loader, epoch: int, progress: Progress) -> EpochMeter:
+        """What is left of an epoch, after the steps in `meter`."""
         self.network.train()
-        train_epoch(self.forwards, self.recipe, batches, epoch, self.tally, progress)
+        train_epoch(self.forwards, self.recipe, batches, epoch, self.meter, progress)
         average_norms(*self._weights().values())
-        return self.tally
+        return self.meter
 
     def train(
         self,
@@ -102,7 +102,7 @@ class ScratchTraining:
         run: RunFolder,
         stage: str,
         every: int,
-        log: Callable[[int, Tally, dict[str, Score]], None],
+        log: Callable[[int, EpochMeter, dict[str, Score]], None],
         mirror: str | None = None,
     ) -> dict[str, Score]:
         """All epochs that are left, each scored on `test` and logged; the scores of the final
@@ -114,7 +114,7 @@ class ScratchTraining:
 
         def one_epoch(epoch: int) -> None:
             title = f"epoch {epoch + 1}/{epochs}"
-            with Progress(title, len(batches), every, self.tally.steps) as progress:
+            with Progress(title, len(batches), every, self.meter.steps) as progress:
                 means = self.epoch(batches, epoch, progress)
             scores = self.score(test)
             shown = ", ".join(f"{name} {score.top1:.2f} %" for name, score in scores.items())
@@ -133,7 +133,7 @@ class ScratchTraining:
     def score(self, test: Loader) -> dict[str, Score]:
         """Scores of the weights as they are now, by name."""
         self.scores = {
-            name: evaluate(one.eval(), test, self.recipe.place, True)
+            name: evaluate(one.eval(), test, self.recipe.context, True)
             for name, one in self._weights().items()
         }
         return self.scores
@@ -155,10 +155,10 @@ class ScratchTraining:
 
 
 def one_pass(
-    network: nn.Module, place: Placement, images: Tensor, labels: Tensor, rng: torch.Generator
+    network: nn.Module, context: DeviceContext, images: Tensor, labels: Tensor, rng: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The pass of an ordinary training step."""
-    with place.autocast():
+    with context.autocast():
         logits = network(images)
     yield logits, labels
 
@@ -173,43 +173,43 @@ def mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor
 # -- the stage -------------------------------------------------------------------------------------
 
 
-def network_options(blueprint: Blueprint, config: Config) -> dict:
+def network_options(spec: NetworkSpec, config: Config) -> dict:
     """What makes the network of an architecture, beside the architecture."""
-    return {key: getattr(config, key) for key in blueprint.names}
+    return {key: getattr(config, key) for key in spec.names}
 
 
-def build_network(blueprint: Blueprint, config: Config, inherit: bool = True) -> nn.Module:
+def build_network(spec: NetworkSpec, config: Config, inherit: bool = True) -> nn.Module:
     """The network to train; where the config names a supernet to `inherit` from, with its weights."""
-    rng, options = stream(config.seed, "scratch"), network_options(blueprint, config)
+    rng, options = stream(config.seed, "scratch"), network_options(spec, config)
     if config.inherit is None or not inherit:
-        return blueprint.network(options, rng)
-    return blueprint.inherited(config.inherit, options, rng)
+        return spec.network(options, rng)
+    return spec.inherited(config.inherit, options, rng)
 
 
-def check_compiler(config: Config, place: Placement) -> None:
+def check_compiler(config: Config, context: DeviceContext) -> None:
     """UserError where a network is to be compiled, and nothing is there to do it."""
     if (
         config.compile
-        and place.device.type == "cpu"
+        and context.device.type == "cpu"
         and not any(map(shutil.which, ("c++", "g++", "clang++")))
     ):
         raise UserError("compile: on a CPU it needs a C++ compiler, and none is there")
 
 
-def read_size(blueprint: Blueprint, config: Config) -> int:
+def read_size(spec: NetworkSpec, config: Config) -> int:
     """The side in pixels at which images are read: small ones that a network is to see larger are
     read as they are.
     """
-    return config.input_size if config.network_size else blueprint.image_size
+    return config.input_size if config.network_size else spec.image_size
 
 
 def train_from_scratch(
-    blueprint: Blueprint,
+    spec: NetworkSpec,
     network: nn.Module,
     dataset: Dataset,
     config: Config,
     run: RunFolder,
-    place: Placement,
+    context: DeviceContext,
     provenance: dict,
 ) -> dict:
     """A run folder's whole training, or what is left of it; returns what `result.json` says.
@@ -217,22 +217,22 @@ def train_from_scratch(
     On all training images; `provenance` is what `architecture.json` says of where the architecture
     comes from.
     """
-    run.begin(config, place.device)
-    costs = costs_of(blueprint, network, config.network_size or blueprint.image_size)
-    run.write_once("architecture.json", lambda file: blueprint.save(file, costs, provenance))
+    run.begin(config, context.device)
+    costs = costs_of(spec, network, config.network_size or spec.image_size)
+    run.write_once("architecture.json", lambda file: spec.save(file, costs, provenance))
     described = {
-        **blueprint.describe(),
-        "options": network_options(blueprint, config),
+        **spec.describe(),
+        "options": network_options(spec, config),
         "data": {
             "dataset": config.dataset,
             "dataset_dir": config.dataset_dir,
             "mean": list(config.mean),
             "std": list(config.std),
-            "image_size": read_size(blueprint, config),
+            "image_size": read_size(spec, config),
             "network_size": config.network_size,
         },
     }
-    scores = _train(network.to(place.device), dataset, config, run, place, described)
+    scores = _train(network.to(context.device), dataset, config, run, context, described)
     result = {
         "target": provenance["target"],
         "unit": provenance["unit"],
@@ -251,7 +251,7 @@ def _train(
     dataset: Dataset,
     config: Config,
     run: RunFolder,
-    place: Placement,
+    context: DeviceContext,
     described: dict,
 ) -> dict[str, Score]:
     """All epochs; returns the test scores of the final weights, "last" and maybe "ema"."""
@@ -268,11 +268,11 @@ def _train(
     if config.network_size:
         batches, test = (Resized(part, config.network_size, "bicubic") for part in (batches, test))
     recipe = build_recipe(
-        network.parameters(), len(batches), config, place, "scratch", run.checkpoint("last")
+        network.parameters(), len(batches), config, context, "scratch", run.checkpoint("last")
     )
     if config.mixup:
         recipe = replace(recipe, mix=mixup(config.mixup, config.classes))
-    network = network.to(memory_format=torch.channels_last) if place.channels_last else network
+    network = network.to(memory_format=torch.channels_last) if context.channels_last else network
     average = moving_average(network, config.ema) if config.ema else None
     training = ScratchTraining(
         network,
@@ -283,10 +283,10 @@ def _train(
         (lambda steps: average.update_parameters(network))
         if average is not None
         else lambda steps: None,
-        partial(one_pass, torch.compile(network) if config.compile else network, place),
+        partial(one_pass, torch.compile(network) if config.compile else network, context),
     )
 
-    def log(epoch: int, means: Tally, scores: dict[str, Score]) -> None:
+    def log(epoch: int, means: EpochMeter, scores: dict[str, Score]) -> None:
         numbers = {
             "train_loss": means.loss,
             "train_top1": means.top1,

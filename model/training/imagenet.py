@@ -19,7 +19,7 @@ from model.training.distillation import DistillationLoss, Teacher, load_teacher
 from model.training.from_scratch import ScratchTraining
 from utils import distributed
 from utils.data import Dataset
-from utils.engine import Placement, Recipe
+from utils.engine import DeviceContext, Recipe
 from utils.errors import UserError
 from utils.image_sets import IMAGE_SETS
 from utils.loader import FileLoader, Normalisation, evaluation_transform
@@ -68,7 +68,7 @@ def build_training(
     batches: FileLoader,
     described: dict,
     args: argparse.Namespace,
-    place: Placement,
+    context: DeviceContext,
     run: RunFolder,
 ) -> tuple[ScratchTraining, int]:
     """With the number of epochs, which the schedule decides."""
@@ -108,12 +108,12 @@ def build_training(
         else nn.CrossEntropyLoss(label_smoothing=smoothing),
         optimizer,
         TimmSchedule(scheduler, len(batches)),
-        place,
+        context,
         (args.seed, "imagenet"),
         run.checkpoint("last"),
         args.clip_grad or 0.0,
         1 / args.accumulate,
-        torch.amp.GradScaler(place.device.type, enabled=args.amp and args.amp_dtype == "float16"),
+        torch.amp.GradScaler(context.device.type, enabled=args.amp and args.amp_dtype == "float16"),
         **({"mix": even_mix(args, classes)} if mixes else {}),
     )
     average = (
@@ -128,7 +128,7 @@ def build_training(
 
     compiled = torch.compile(network) if args.compile else network
     forwards = partial(
-        passes, compiled, teacher.to(place.device) if teacher else None, args.accumulate, place
+        passes, compiled, teacher.to(context.device) if teacher else None, args.accumulate, context
     )
     return ScratchTraining(
         network, recipe, described, batches.batch_size, average, move_average, forwards
@@ -139,7 +139,7 @@ def passes(
     network: nn.Module,
     teacher: Teacher | None,
     parts: int,
-    place: Placement,
+    context: DeviceContext,
     images: Tensor,
     labels: Tensor,
     rng: torch.Generator,
@@ -148,7 +148,7 @@ def passes(
     if there is one.
     """
     for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
-        with place.autocast():
+        with context.autocast():
             logits = network(some)
             targets = theirs if teacher is None else (theirs, teacher(some))
         yield logits, targets

@@ -19,7 +19,7 @@ from model.nsganetv2.archive import read_archive
 from model.sgnas.answers import read_generated
 from model.spaces.elastic.space import ElasticArchitecture
 from model.spaces.nasbench201.space import CellSpace, from_string, to_string
-from model.spaces.network_spec import Blueprint, PlainBlueprint, load_blueprint
+from model.spaces.network_spec import NetConfigSpec, NetworkSpec, load_spec
 from model.spaces.unified.space import Architecture, Choices
 from utils.errors import UserError
 
@@ -80,13 +80,13 @@ class Design:
         )
 
     @classmethod
-    def of_blueprint(cls, blueprint: Blueprint) -> "Design":
-        if isinstance(blueprint, PlainBlueprint):
-            layers = [block["mobile_inverted_conv"] for block in blueprint.config["blocks"]]
+    def of_spec(cls, spec: NetworkSpec) -> "Design":
+        if isinstance(spec, NetConfigSpec):
+            layers = [block["mobile_inverted_conv"] for block in spec.config["blocks"]]
             # the first is fixed
             pairs = tuple((layer["kernel_size"], layer["expand_ratio"]) for layer in layers[1:])
-            return cls(stages=(pairs,), resolution=blueprint.image_size)
-        return cls.of(blueprint.architecture)
+            return cls(stages=(pairs,), resolution=spec.image_size)
+        return cls.of(spec.architecture)
 
 
 @dataclass(frozen=True)
@@ -325,8 +325,8 @@ def _read_trained(run: RunResults) -> None:
     design, costs, result, top1 = None, {}, {}, None
     for name in run.there("architecture.json"):
         with run.reading(name) as file:
-            blueprint, record = load_blueprint(file)
-            design, costs = Design.of_blueprint(blueprint), dict(record.get("costs") or {})
+            spec, record = load_spec(file)
+            design, costs = Design.of_spec(spec), dict(record.get("costs") or {})
     for name in run.there("result.json"):
         with run.reading(name) as file:
             result = dict(json.loads(file.read_text()))

@@ -165,10 +165,10 @@ class CellSupernet(_CellStack):
     def forward(self, images: Tensor, path: Tensor) -> Tensor:
         return self.classify(self.stem(images), path)
 
-    def frozen(self) -> "FrozenCells":
+    def frozen(self) -> "SoftCellSupernet":
         """This supernet as it is now, for soft paths; it must be in evaluation mode."""
         assert not self.training, "soft paths run in evaluation mode: call eval() first"
-        return FrozenCells(self)
+        return SoftCellSupernet(self)
 
     @torch.no_grad()
     def extract(self, path: Tensor) -> "CellNetwork":
@@ -209,7 +209,7 @@ class CellNetwork(_CellStack):
         self.classifier = new_classifier(self.classifier, classes, rng)
 
 
-class FrozenCells(nn.Module):
+class SoftCellSupernet(nn.Module):
     """The supernet for soft paths, differentiable in the path alone.
 
     Each batch is normalised by its own statistics. The running ones are those of all paths

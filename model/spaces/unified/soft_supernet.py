@@ -1,6 +1,6 @@
 """The frozen supernet, for soft paths: what the architecture generator is trained against.
 
-`FrozenSupernet` computes a soft mixture, with batch norms folded into the convolutions, and can
+`SoftSupernet` computes a soft mixture, with batch norms folded into the convolutions, and can
 only be differentiated in the path. Axes: B batch, L layers, E sub-blocks, K choices, C channels of
 a sub-block. Source: SGNAS, section 3.4.
 """
@@ -58,7 +58,7 @@ class _Mixture(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         x, p = ctx.saved_tensors
-        of_x, of_p = None, torch.empty_like(p)
+        grad_x, grad_p = None, torch.empty_like(p)
         for column, branch in enumerate(ctx.branches):
             y = _branch(x, branch, ctx.stride)
             if ctx.needs_input_grad[0]:
@@ -67,9 +67,9 @@ class _Mixture(torch.autograd.Function):
                 # so that no pass multiplies the maps by p
                 shared = weight * p[:, column, None, None, None]
                 part = gradient_of_input(inner, x, shared, ctx.stride)
-                of_x = part if of_x is None else of_x.add_(part)
-            of_p[:, column] = y.mul_(gradient).sum(dim=(0, 2, 3))
-        return of_x, of_p, None, None
+                grad_x = part if grad_x is None else grad_x.add_(part)
+            grad_p[:, column] = y.mul_(gradient).sum(dim=(0, 2, 3))
+        return grad_x, grad_p, None, None
 
 
 def _branch(x: Tensor, branch: tuple[int, Tensor, Tensor], stride: int) -> Tensor:
@@ -77,7 +77,7 @@ def _branch(x: Tensor, branch: tuple[int, Tensor, Tensor], stride: int) -> Tenso
     return F.conv2d(x, weight, bias, stride, k // 2, 1, len(weight)).clamp_(0, 6)
 
 
-class FrozenBlock(nn.Module):
+class SoftBlock(nn.Module):
     """A layer for soft paths: each sub-block gives the p-weighted sum of its kernel branches, skip
     gives zero.
 
@@ -143,7 +143,7 @@ class FrozenBlock(nn.Module):
         return F.hardsigmoid(gate)[:, :, None, None]
 
 
-class FrozenSupernet(nn.Module):
+class SoftSupernet(nn.Module):
     """`frozen(images [B, 3, H, W], path [L, E, K]) -> logits [B, classes]`, differentiable in the
     path alone.
 
@@ -156,7 +156,7 @@ class FrozenSupernet(nn.Module):
         self.stem = nn.Sequential(*_folded(supernet.first), *_folded(supernet.first_mb))
         index = self.space.kernels.index
         self.stages = nn.ModuleList(
-            FrozenBlock(block, [index(k) for k in block.kernels]) for block in supernet.stages
+            SoftBlock(block, [index(k) for k in block.kernels]) for block in supernet.stages
         )
         conv, bn, act = supernet.last_stage
         self.head = nn.Sequential(fuse_conv_bn_eval(conv, bn), act)

@@ -22,9 +22,9 @@ from model.layers.blocks import (
 from model.layers.depthwise import depthwise_conv
 from model.layers.pointwise import pointwise_conv, relu6_products
 from model.spaces.unified.network import SubNet
-from model.spaces.unified.soft_supernet import FrozenSupernet
+from model.spaces.unified.soft_supernet import SoftSupernet
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
-from model.spaces.unified.switchable_norm import Pixels, StackedBatchNorm
+from model.spaces.unified.switchable_norm import Pixels, SwitchableBatchNorm
 from utils.errors import UserError
 
 
@@ -42,19 +42,19 @@ class UnifiedBlock(nn.Module):
         self.kernels = tuple(sorted(spec.kernels))
         if E > 1:
             self.expand = nn.Parameter(torch.empty(E, C, C, 1, 1))
-            self.expand_bn = StackedBatchNorm(E, C)
+            self.expand_bn = SwitchableBatchNorm(E, C)
         self.depthwise = nn.ParameterDict(
             {str(k): nn.Parameter(torch.empty(E, C, 1, k, k)) for k in self.kernels}
         )
         # kernel by kernel, sub-blocks within
-        self.depthwise_bn = StackedBatchNorm(len(self.kernels) * E, C)
+        self.depthwise_bn = SwitchableBatchNorm(len(self.kernels) * E, C)
         if spec.se:
             self.squeeze = nn.Parameter(torch.empty(squeezed_channels(E * C), E, C))
             self.squeeze_bias = nn.Parameter(torch.zeros(squeezed_channels(E * C)))
             self.excite = nn.Parameter(torch.empty(E, C, squeezed_channels(E * C)))
             self.excite_bias = nn.Parameter(torch.zeros(E, C))
         self.project = nn.Parameter(torch.empty(out, E, C))
-        self.project_bn = StackedBatchNorm(E, out)  # by the number of skipped sub-blocks
+        self.project_bn = SwitchableBatchNorm(E, out)  # by the number of skipped sub-blocks
 
     def initialise(self, rng: torch.Generator) -> None:
         """As `blocks.initialise`, with the fan-out of the full convolutions."""
@@ -162,7 +162,7 @@ class UnifiedSupernet(nn.Module):
 
     A one-hot path that needs no gradient runs on the active slices only, in training or evaluation
     mode. Any other path is soft: it needs evaluation mode and gets gradients for the path alone
-    (see `FrozenSupernet`; call `frozen()` once to run many of them).
+    (see `SoftSupernet`; call `frozen()` once to run many of them).
 
     `alignment` 0 is the published initialisation; see `UnifiedBlock.align`.
     """
@@ -218,10 +218,10 @@ class UnifiedSupernet(nn.Module):
             rows.append(pairs)
         return rows
 
-    def frozen(self) -> FrozenSupernet:
+    def frozen(self) -> SoftSupernet:
         """This supernet as it is now, for soft paths; it must be in evaluation mode."""
         assert not self.training, "soft paths run in evaluation mode: call eval() first"
-        return FrozenSupernet(self)
+        return SoftSupernet(self)
 
     @torch.no_grad()
     def extract(self, path: Tensor, exact: bool = True, **options) -> SubNet:
@@ -289,7 +289,7 @@ def _inherit(stage: InvertedBottleneck, block: UnifiedBlock, row: tuple[int | No
     _inherit_bn(stage.point_wise_1.bn, block.project_bn, [E - len(used)])
 
 
-def _inherit_bn(bn: nn.BatchNorm2d, stacked: StackedBatchNorm, index: list[int]) -> None:
+def _inherit_bn(bn: nn.BatchNorm2d, stacked: SwitchableBatchNorm, index: list[int]) -> None:
     for name in ("weight", "bias", "running_mean", "running_var"):
         getattr(bn, name).copy_(getattr(stacked, name)[index].flatten())
 

@@ -61,16 +61,16 @@ class _Centred(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_centred: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+    def backward(ctx, grad_centred: Tensor, grad_mean: Tensor, grad_covariance: Tensor) -> Tensor:
         (centred,) = ctx.saved_tensors
-        of_centred = of_centred[:, :-1]
-        both = (of_covariance + of_covariance.T) / len(centred)
+        grad_centred = grad_centred[:, :-1]
+        both = (grad_covariance + grad_covariance.T) / len(centred)
         # the ones subtract the mean
-        weight = torch.cat([both, -of_centred.mean(dim=0, keepdim=True)])
-        return torch.addmm(of_centred, centred, weight)
+        weight = torch.cat([both, -grad_centred.mean(dim=0, keepdim=True)])
+        return torch.addmm(grad_centred, centred, weight)
 
 
-class StackedBatchNorm(nn.Module):
+class SwitchableBatchNorm(nn.Module):
     """`count` batch norms of C channels each, of which a call uses some, one after another along
     the channels.
     """

@@ -30,13 +30,13 @@ from model.training import imagenet as imagenet_training
 from model.training.distillation import DistillationLoss, load_teacher
 from model.training.imagenet_flags import add_imagenet_flags
 from tests.conftest import TESTS, TINY_CONFIG, rng
-from tests.test_distributed import torchrun, wait_for
-from tests.test_elastic import SMALL
-from tests.test_training import CPU, Batches
+from tests.model.spaces.elastic.test_elastic import SMALL
+from tests.model.training.test_training import CPU, Batches
+from tests.utils.test_distributed import torchrun, wait_for
 from utils import checkpoint, folder2lmdb, stopping
 from utils.command import Parser
 from utils.config import load_config
-from utils.engine import Recipe, Tally, train_epoch
+from utils.engine import EpochMeter, Recipe, train_epoch
 from utils.errors import UserError
 from utils.optim import TimmSchedule
 from utils.runtime import Progress
@@ -302,14 +302,14 @@ def test_lmdb_workers_and_folders_give_the_same_bits(folder):
 
 def test_a_run_stopped_inside_an_epoch_goes_on_to_the_same_bits(folder, monkeypatch):
     unbroken = state_of(train(folder))
-    wishes, count = stopping.wishes, []
+    pending_requests, count = stopping.pending_requests, []
     # once a step
     monkeypatch.setattr("utils.engine.wishes", lambda: (count.append(0) or len(count) == 7, False))
     with pytest.raises(SystemExit):
         train(folder, "--experiment", "broken")
     kept = checkpoint.load(folder / "logs" / "broken" / "checkpoints" / "last.pth")
     assert (kept["epoch"], kept["tally"]["steps"]) == (1, 2)
-    monkeypatch.setattr("utils.engine.wishes", wishes)
+    monkeypatch.setattr("utils.engine.wishes", pending_requests)
     train(folder, "--experiment", "broken")
     assert same(unbroken, state_of(folder / "logs" / "broken"))
 
@@ -318,7 +318,7 @@ def test_checkpoints_come_by_the_clock(folder, monkeypatch):
     kept, keep = [], train_imagenet.RunFolder._keep
 
     def counted(run, name, training):
-        kept.append((training.epochs, training.tally.steps))
+        kept.append((training.epochs, training.meter.steps))
         keep(run, name, training)
 
     monkeypatch.setattr(train_imagenet.RunFolder, "_keep", counted)
@@ -344,14 +344,14 @@ def test_mixed_precision_learns(folder, dtype):
 
 
 def test_a_run_goes_on_with_another_batch_size_behind_as_many_images(folder, monkeypatch):
-    wishes, count = stopping.wishes, []
+    pending_requests, count = stopping.pending_requests, []
     monkeypatch.setattr("utils.engine.wishes", lambda: (count.append(0) or len(count) == 4, False))
     with pytest.raises(SystemExit):
         train(folder, "-b", 8)
     assert (
         checkpoint.load(folder / "logs" / "net" / "checkpoints" / "last.pth")["tally"]["steps"] == 4
     )
-    monkeypatch.setattr("utils.engine.wishes", wishes)
+    monkeypatch.setattr("utils.engine.wishes", pending_requests)
     run = train(folder, "-b", 16)
     assert checkpoint.load(run / "checkpoints" / "last.pth")["epoch"] == 2
 
@@ -409,7 +409,12 @@ def test_fifty_steps_are_those_of_timm_itself():
     for epoch in range(10):
         with Progress("test", 5) as progress:
             train_epoch(
-                lambda x, y, _: [(networks[0](x), y)], recipe, batches, epoch, Tally(), progress
+                lambda x, y, _: [(networks[0](x), y)],
+                recipe,
+                batches,
+                epoch,
+                EpochMeter(),
+                progress,
             )
         plain.step(epoch)
         for images, labels in batches:
@@ -473,15 +478,15 @@ def test_accumulated_parts_give_the_gradient_of_the_whole():
         recipe = Recipe(
             nn.CrossEntropyLoss(), optimizer, schedule, CPU, (0, "test"), None, pass_share=1 / parts
         )
-        tally = Tally()
+        meter = EpochMeter()
 
         def forwards(x, y, g, network=network, parts=parts):
             return imagenet_training.passes(network, None, parts, CPU, x, y, g)
 
         with Progress("test", 1) as progress:
-            train_epoch(forwards, recipe, Batches([(images, labels)]), 0, tally, progress)
+            train_epoch(forwards, recipe, Batches([(images, labels)]), 0, meter, progress)
         gradients.append(network[1].weight.grad)
-        assert (tally.passes, tally.seen) == (parts, 8)
+        assert (meter.passes, meter.seen) == (parts, 8)
     torch.testing.assert_close(*gradients)
 
 

@@ -22,7 +22,7 @@ from model.spaces.registry import build_space
 from model.spaces.unified.network import SubNet
 from model.spaces.unified.space import Architecture, LayerSpec, UnifiedSpace
 from tests.conftest import TINY_CONFIG, mixed_space, rng
-from tests.test_msunas import SPACE
+from tests.model.nsganetv2.test_msunas import SPACE
 from tests.test_stages import refused
 from tools import generate, profile_latency
 from utils.config import load_config

@@ -12,15 +12,15 @@ import train_cifar
 import validate
 from model.sgnas.answers import find_generator, run_config, supernet_of
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, save_elastic_architecture
-from model.spaces.network_spec import load_blueprint
+from model.spaces.network_spec import load_spec
 from model.spaces.registry import build_supernet, load_supernet
 from model.trained import open_own
 from tests.test_stages import refused
 from tools import draw, release, report
 from utils import checkpoint, figures
-from utils.engine import Placement, evaluate
+from utils.engine import DeviceContext, evaluate
 
-DIGITS = Path(__file__).parent.parent / "release" / "digits"
+DIGITS = Path(__file__).parents[2] / "release" / "digits"
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def test_a_released_network_validates_and_describes_itself(network, released, ca
     validate.main(["--checkpoint", str(released / "net" / "last.pth"), "--json"])
     assert json.loads(capsys.readouterr().out)["top1"] == record["top1"]
     assert (
-        load_blueprint(released / "net" / "architecture.json")[0]
-        == open_own(released / "net" / "last.pth").blueprint
+        load_spec(released / "net" / "architecture.json")[0]
+        == open_own(released / "net" / "last.pth").spec
     )
 
 
@@ -115,7 +115,9 @@ def test_released_networks_are_as_accurate_as_they_say(folder):
         json.loads((folder / "result.json").read_text()),
     )
     score = evaluate(
-        trained.network, trained.batches(trained.test_images(), 256), Placement(torch.device("cpu"))
+        trained.network,
+        trained.batches(trained.test_images(), 256),
+        DeviceContext(torch.device("cpu")),
     )
     assert score.top1 == pytest.approx(record["top1"], abs=0.3)  # one image of 359
     assert record["top1"] > 98
@@ -138,9 +140,7 @@ def test_a_picture_has_a_bar_for_each_sub_block(network, tmp_path):
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     ids = [element.get("id", "") for element in root.iter()]
     kernels = [
-        k
-        for row in load_blueprint(network / "architecture.json")[0].architecture.choices
-        for k in row
+        k for row in load_spec(network / "architecture.json")[0].architecture.choices for k in row
     ]
     for kernel in (3, 5, 7):
         assert sum(name.startswith(f"net-k{kernel}-") for name in ids) == kernels.count(kernel)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from model.layers.pointwise import PointwiseConv, norm_relu6, pointwise_conv, relu6_products
 from model.spaces.unified.supernet import UnifiedSupernet
-from model.spaces.unified.switchable_norm import Pixels, StackedBatchNorm
+from model.spaces.unified.switchable_norm import Pixels, SwitchableBatchNorm
 from tests.conftest import rng
 
 
@@ -86,7 +86,7 @@ def test_the_supernet_trains_under_autocast(small_space):
 def test_norms_folded_into_a_pointwise_convolution_are_norms_after_it(training, offset):
     x = random(4, 5, 6, 3)
     shifted = x + offset  # inputs far from zero: the variance must not be lost in the mean
-    norm, index = StackedBatchNorm(4, 3).train(training), torch.tensor([3, 1])
+    norm, index = SwitchableBatchNorm(4, 3).train(training), torch.tensor([3, 1])
     for part, seed in ((norm.weight, 1), (norm.bias, 2), (norm.running_mean, 3)):
         part.data.normal_(generator=rng(seed))
     mean, var, scale, bias = (

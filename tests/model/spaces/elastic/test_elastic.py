@@ -13,11 +13,11 @@ from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet, from_published
 from tests.conftest import rng
-from utils.engine import Placement, reset_norms
+from utils.engine import DeviceContext, reset_norms
 from utils.errors import UserError
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "ofa.json").read_text())
-CPU = Placement(torch.device("cpu"))
+GOLDEN = json.loads((Path(__file__).parents[3] / "golden" / "ofa.json").read_text())
+CPU = DeviceContext(torch.device("cpu"))
 SMALL = ElasticSpace(
     stages=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), head=(32, 40), stem_stride=1,
     depths=(1, 2), resolutions=(16, 20), classes=5,

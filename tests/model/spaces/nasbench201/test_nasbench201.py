@@ -29,7 +29,7 @@ from model.spaces.genome import CellGenome
 from model.spaces.nasbench201.benchmark_table import CellTable
 from model.spaces.nasbench201.space import EDGES, OPERATIONS, CellSpace, from_string, to_string
 from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet
-from model.spaces.network_spec import CellBlueprint, described
+from model.spaces.network_spec import CellSpec, described
 from model.spaces.unified.network import count_macs, count_parameters
 from model.spaces.unified.space import (
     Architecture,
@@ -40,11 +40,11 @@ from model.spaces.unified.space import (
 from tests.conftest import rng
 from tests.test_stages import refused
 from utils import checkpoint
-from utils.engine import Placement
+from utils.engine import DeviceContext
 from utils.errors import UserError
 
 SPACE = CellSpace()
-PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "nasbench201_cifar10.csv"
+PUBLISHED = Path(__file__).parents[5] / "shared" / "data" / "nasbench201_cifar10.csv"
 needs_table = pytest.mark.skipif(
     not PUBLISHED.exists(), reason="the published table is other people's, and not here"
 )
@@ -291,7 +291,7 @@ def test_genes_are_paths(supernet):
         network, size = genome.network(row)
         assert size == 16
         torch.testing.assert_close(network(images()), supernet(images(), path))
-    assert genome.blueprint(genes[0]).macs_m == pytest.approx(genome.costs(genes[:1])[0][0])
+    assert genome.spec(genes[0]).macs_m == pytest.approx(genome.costs(genes[:1])[0][0])
     with pytest.raises(UserError, match="architecture"):
         genome.genes({"cell": "|none~0|"})
 
@@ -522,7 +522,7 @@ def test_a_step_of_cells_that_connect_nothing_is_a_step(supernet, monkeypatch):
     monkeypatch.setattr(CellSpace, "sample", lambda space, count, rng: empty)
     net, labels = copy.deepcopy(supernet).train(), torch.zeros(4, dtype=torch.long)
     for logits, targets in path_logits(
-        net, 1, Placement(torch.device("cpu")), images(), labels, rng(), "uniform"
+        net, 1, DeviceContext(torch.device("cpu")), images(), labels, rng(), "uniform"
     ):
         F.cross_entropy(logits, targets).backward()
     assert net.classifier.bias.grad is not None
@@ -530,7 +530,7 @@ def test_a_step_of_cells_that_connect_nothing_is_a_step(supernet, monkeypatch):
 
 def test_an_inherited_network_is_what_its_checkpoint_says(supernet, tmp_path):
     checkpoint.save(tmp_path / "supernet.pth", supernet_payload(supernet, 1))
-    small = CellBlueprint(CellSpace(cells=2), from_string(BEST))
+    small = CellSpec(CellSpace(cells=2), from_string(BEST))
     network = small.inherited(str(tmp_path / "supernet.pth"), {}).eval()
     torch.testing.assert_close(
         network(images()), supernet(images(), SPACE.encode(from_string(BEST)))
@@ -538,7 +538,7 @@ def test_an_inherited_network_is_what_its_checkpoint_says(supernet, tmp_path):
     again = described(small.describe()).network({})
     again.load_state_dict(network.state_dict())
     with pytest.raises(UserError, match="it has 2 cells in each stage, the network 5"):
-        CellBlueprint(SPACE, from_string(BEST)).inherited(str(tmp_path / "supernet.pth"), {})
+        CellSpec(SPACE, from_string(BEST)).inherited(str(tmp_path / "supernet.pth"), {})
 
 
 def test_the_best_of_some_random_cells_is_expected_as_it_is_drawn():

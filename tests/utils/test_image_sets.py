@@ -13,7 +13,7 @@ from scipy.io import savemat
 from torchvision.transforms import v2
 
 from tests.conftest import rng
-from tests.test_data import write_folder
+from tests.utils.test_data import write_folder
 from utils.data import load_dataset, load_test_images
 from utils.errors import UserError
 from utils.image_sets import IMAGE_SETS

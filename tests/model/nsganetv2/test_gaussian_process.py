@@ -54,7 +54,10 @@ def test_predictions_are_those_of_a_conditional_normal_distribution():
 
 def test_it_finds_the_columns_that_matter_among_many_that_do_not():
     X = np.random.default_rng(0).integers(0, 2, (120, 60)).astype(float)
-    target = lambda rows: rows[:, 3] * rows[:, 7] + 0.5 * rows[:, 11]  # noqa: E731
+
+    def target(rows):
+        return rows[:, 3] * rows[:, 7] + 0.5 * rows[:, 11]
+
     model = RelevanceGaussianProcess()
     model.fit(X[:80], target(X[:80]))
     assert set(np.argsort(model.hyper.lengths)[:2]) == {3, 7}, (

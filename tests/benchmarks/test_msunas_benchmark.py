@@ -13,7 +13,7 @@ from benchmarks import nsga_oracle, rugged_oracle
 from benchmarks.oracles import ModuleOracle
 from model.spaces.elastic.supernet import ElasticSupernet
 from tests.conftest import golden, rng
-from tests.test_msunas import CONFIG, SPACE
+from tests.model.nsganetv2.test_msunas import CONFIG, SPACE
 from utils import checkpoint
 
 ORACLES = Path(benchmark.__file__).parent
@@ -158,9 +158,10 @@ def test_a_supernet_is_searched_on_held_out_images_and_nothing_is_evaluated_twic
     assert len({tuple(json.loads(line)[0]) for line in lines[1:]}) == len(lines) - 1
     known.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:10])  # as a kill leaves it
     again = run(capsys, *options)
-    strip = lambda found: {
-        name: {**result, "seconds": 0} for name, result in found["methods"].items()
-    }  # noqa: E731
+
+    def strip(found: dict) -> dict:
+        return {name: {**result, "seconds": 0} for name, result in found["methods"].items()}
+
     assert strip(again) == strip(first)
     assert sorted(known.read_text().splitlines()) == sorted(lines)
     with pytest.raises(SystemExit, match="2"):

@@ -123,7 +123,7 @@ def test_all_but_the_classifier_begins_as_it_was(trained, painted, tmp_path):
         open_own(trained),
     )
     config = adapt.recipe(args, own, load_dataset("imagefolder", str(painted), 16, 3))
-    network = adapt.with_new_classifier(own.blueprint.with_classes(3), own, config)
+    network = adapt.with_new_classifier(own.spec.with_classes(3), own, config)
     state, old = network.state_dict(), own.payload["model"]
     assert state["classifier.1.weight"].shape == (3, 16)
     assert all(state[key].equal(old[key]) for key in old if not key.startswith("classifier."))

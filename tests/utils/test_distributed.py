@@ -18,11 +18,11 @@ from model.sgnas.warm_up import path_logits, supernet_payload
 from model.spaces.registry import build_space
 from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import TESTS, TINY_CONFIG, mixed_space, rng
-from tests.test_training import CPU, Batches, recipe_of
+from tests.model.training.test_training import CPU, Batches, recipe_of
 from tests.worlds import in_world
 from utils import checkpoint, distributed
 from utils.config import load_config
-from utils.engine import Tally, average_norms, evaluate, train_epoch
+from utils.engine import EpochMeter, average_norms, evaluate, train_epoch
 from utils.errors import UserError
 from utils.images import ImageData
 from utils.loader import Augmentation, MemoryLoader, Normalisation
@@ -122,13 +122,13 @@ def supernet_steps(steps: int, lr: float) -> dict:
     recipe = recipe_of(supernet, lr=lr)
     recipe.optimizer.param_groups[0]["momentum"] = 0.9
     batches = MemoryLoader(images(8 * steps), 8, PLAIN, Augmentation(0, False), seed=3)
-    tally = Tally()
+    meter = EpochMeter()
     with Progress("test", len(batches)) as progress:
-        train_epoch(partial(path_logits, supernet, 4, CPU), recipe, batches, 0, tally, progress)
+        train_epoch(partial(path_logits, supernet, 4, CPU), recipe, batches, 0, meter, progress)
     own = {key: value.clone() for key, value in supernet.state_dict().items() if "running" in key}
     average_norms(supernet)
     gradients = {name: p.grad.clone() for name, p in supernet.named_parameters()}
-    return {"gradients": gradients, "state": supernet.state_dict(), "own": own, "tally": tally}
+    return {"gradients": gradients, "state": supernet.state_dict(), "own": own, "tally": meter}
 
 
 def naive_gradients() -> dict[str, torch.Tensor]:
@@ -176,7 +176,12 @@ def step_with_a_broken_image() -> str:
     batches = Batches([(pixels, torch.zeros(4, dtype=torch.long))])
     with pytest.raises(UserError) as caught, Progress("epoch 1/1", 1) as progress:
         train_epoch(
-            lambda x, y, _: [(network(x), y)], recipe_of(network), batches, 0, Tally(), progress
+            lambda x, y, _: [(network(x), y)],
+            recipe_of(network),
+            batches,
+            0,
+            EpochMeter(),
+            progress,
         )
     return str(caught.value)
 

@@ -17,7 +17,7 @@ from model.ranking.supernet_accuracy import CandidateEvaluation
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
 from model.spaces.genome import ElasticGenome, UnifiedGenome, features
-from model.spaces.network_spec import load_blueprint
+from model.spaces.network_spec import load_spec
 from model.spaces.registry import build_supernet
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from model.spaces.unified.supernet import UnifiedSupernet
@@ -189,7 +189,7 @@ def test_the_same_seed_searches_the_same_and_leaves_global_streams_alone(genome)
 
 def test_the_quality_of_a_surrogate_is_that_of_predictions_made_beforehand(genome):
     search = searched(genome, 3)
-    assert len(search.foretold) == 3 * 4
+    assert len(search.predicted) == 3 * 4
     assert search.surrogate_quality().tau > 0.5, "a sum of genes is easily learned"
 
 
@@ -509,7 +509,7 @@ def test_unified_candidates_are_searched_and_fine_tuned_by_the_same_command(
     post_search.main([*found, "--cfg", "tiny.yml", "--supernet_path", "supernet.pth"])
     capsys.readouterr()
     for folder in (tmp_path / "out").iterdir():
-        record = load_blueprint(folder / "architecture.json")[1]
+        record = load_spec(folder / "architecture.json")[1]
         assert record["choices"] in [row[0]["choices"] for row in stats["archive"]]
 
 

@@ -18,14 +18,22 @@ from model.spaces.unified.supernet import UnifiedSupernet
 from model.training.from_scratch import mixup
 from tests.conftest import mixed_space, rng
 from utils.config import OptimState, load_config
-from utils.engine import Placement, Recipe, Tally, check_finite, evaluate, recalibrated, train_epoch
+from utils.engine import (
+    DeviceContext,
+    EpochMeter,
+    Recipe,
+    check_finite,
+    evaluate,
+    recalibrated,
+    train_epoch,
+)
 from utils.errors import UserError
 from utils.images import ImageData
 from utils.loader import Augmentation, MemoryLoader, Normalisation
 from utils.optim import Schedule, make_optimizer, moving_average
 from utils.runtime import Progress, seed_global, stream
 
-CPU = Placement(torch.device("cpu"))
+CPU = DeviceContext(torch.device("cpu"))
 NOWHERE = Path("none.pth")
 
 
@@ -52,11 +60,11 @@ def recipe_of(network, criterion=None, lr=1e-9, **options) -> Recipe:
     )
 
 
-def trained(network, forwards, batches, recipe, epoch=0, tally=None) -> Tally:
-    tally = tally or Tally()
+def trained(network, forwards, batches, recipe, epoch=0, meter=None) -> EpochMeter:
+    meter = meter or EpochMeter()
     with Progress("test", len(batches)) as progress:
-        train_epoch(forwards, recipe, batches, epoch, tally, progress)
-    return tally
+        train_epoch(forwards, recipe, batches, epoch, meter, progress)
+    return meter
 
 
 def test_the_hardware_loss_is_the_published_one():
@@ -222,7 +230,7 @@ def test_an_epoch_goes_on_in_its_middle_to_the_same_bits():
     for stops in ((), (0,), (1, 3, 4)):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 4))
-        recipe, tally = recipe_of(network, lr=0.1, mix=mixup(0.2, 4)), Tally()
+        recipe, meter = recipe_of(network, lr=0.1, mix=mixup(0.2, 4)), EpochMeter()
 
         def forwards(images, labels, drawn, network=network):
             yield network(images) * torch.rand((), generator=drawn), labels
@@ -234,9 +242,9 @@ def test_an_epoch_goes_on_in_its_middle_to_the_same_bits():
                 for one, other in zip(ahead[2:], batches.epoch(3, 2), strict=False)
             )
             torch.manual_seed(99)  # whatever happens between two sittings
-            trained(network, forwards, ahead, recipe, 3, tally)
+            trained(network, forwards, ahead, recipe, 3, meter)
         weights.append(network[2].weight.detach().clone())
-        tallies.append(tally)
+        tallies.append(meter)
     assert weights[0].equal(weights[1])
     assert weights[0].equal(weights[2])
     assert tallies[0] == tallies[1] == tallies[2]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import TESTS
-from tests.test_data import PLAIN, write_folder
+from tests.utils.test_data import PLAIN, write_folder
 from utils import folder2lmdb
 from utils.data import load_dataset, load_test_images
 from utils.errors import UserError
