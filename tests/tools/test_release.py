@@ -17,7 +17,8 @@ from model.spaces.registry import build_supernet, load_supernet
 from model.trained import open_own
 from tests.test_stages import refused
 from tools import draw, release, report
-from utils import checkpoint, figures
+from tools.reporting import figures
+from utils import checkpoint
 from utils.engine import DeviceContext, evaluate
 
 DIGITS = Path(__file__).parents[2] / "release" / "digits"
