@@ -7,7 +7,7 @@ What else is imported is imported inside of functions, where `torch.hub` has alr
 `dependencies`.
 """
 
-dependencies = ["torch", "torchvision", "numpy", "yaml", "PIL", "lmdb", "thop", "timm", "tqdm"]
+dependencies = ["torch", "torchvision", "numpy", "yaml", "PIL", "lmdb", "thop", "timm", "tqdm", "msgspec"]
 
 
 def sgnas(architecture=None, checkpoint=None, **options):
@@ -20,7 +20,7 @@ def sgnas(architecture=None, checkpoint=None, **options):
     "hswish"), dropout and drop_path; those of a checkpoint are its own unless they are given.
     Raises a ValueError that says what is wrong in one line.
     """
-    return _load(("subnet", "cell-network"), architecture, checkpoint, options)
+    return _load("sgnas", architecture, checkpoint, options)
 
 
 def nsganetv2(architecture=None, checkpoint=None, **options):
@@ -29,15 +29,15 @@ def nsganetv2(architecture=None, checkpoint=None, **options):
     As `sgnas`; `architecture` may also be a published net.config, and `options` are dropout and
     drop_path.
     """
-    return _load(("elastic-subnet", "mobilenetv3"), architecture, checkpoint, options)
+    return _load("nsganetv2", architecture, checkpoint, options)
 
 
-def _load(kinds, architecture, checkpoint, options):
-    """The network, which must be one of `kinds` (`model.spaces.network_spec.KINDS`)."""
+def _load(paper, architecture, checkpoint, options):
+    """The network, which must be one of the `paper`."""
     _check_names()
     from model.trained import load_network
 
-    return load_network(architecture, checkpoint, kinds, options)
+    return load_network(architecture, checkpoint, paper, options)
 
 
 def _check_names():

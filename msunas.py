@@ -1,12 +1,13 @@
-"""NSGANetV2: search a supernet for networks that are accurate and cheap, with a surrogate that
-learns as it goes.
+"""NSGANetV2: search a supernet for accurate and cheap networks, with a surrogate that learns.
 
-    python3 msunas.py --cfg CONFIG --supernet_path SUPERNET --save DIR [--sec_obj flops|params|cpu|gpu]
-    python3 msunas.py --dataset cifar10 --data DIR --supernet_path ofa_mbv3_d234_e346_k357_w1.0 --save DIR
+    python3 msunas.py --cfg CONFIG --supernet_path SUPERNET --save DIR \\
+        [--sec_obj flops|params|cpu|gpu]
+    python3 msunas.py --dataset cifar10 --data DIR --save DIR \\
+        --supernet_path ofa_mbv3_d234_e346_k357_w1.0
 
 Writes into DIR for each iteration the architectures (iter_k/net_i.subnet) and what they scored
 (iter_k/net_i.stats), the archive so far (iter_k.stats) and a picture of the front (iter_k.png).
-Architectures that cannot be evaluated go to failed/. The same command goes on where it stopped;
+Architectures that cannot be evaluated go to failed/. The same command resumes where it stopped;
 under torchrun the processes share the candidates. Source: Lu et al., "NSGANetV2", ECCV 2020; its
 way to choose candidates is `--selection published`, ours is in `model/nsganetv2/nsga2_search.py`.
 """
@@ -19,14 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
+from model.costs.latency import Latencies
 from model.nsganetv2.archive import SearchFolder
 from model.nsganetv2.front_picture import save_front
 from model.nsganetv2.nsga2_search import SELECTIONS, Objective, Record, Search
 from model.nsganetv2.pareto import non_dominated
+from model.nsganetv2.supernets import Searched, open_search
 from model.nsganetv2.surrogate import SURROGATES
-from model.ranking.supernet_accuracy import CandidateEvaluation, CandidateImages, FineTuning
-from model.spaces.genome import ElasticGenome, Genome, UnifiedGenome, open_genome
+from model.ranking.candidates import CandidateAccuracy, CandidateImages, FineTuning
+from model.spaces.contracts import Genome
 from utils import checkpoint
 from utils.command import (
     Parser,
@@ -36,7 +38,6 @@ from utils.command import (
     positive,
     positive_number,
 )
-from utils.config import Config, load_config
 from utils.data import PACKED, load_dataset, split_for_search
 from utils.distributed import divided, of_first, rank
 from utils.engine import DeviceContext
@@ -50,33 +51,27 @@ from utils.table import format_table
 
 IMAGENET_HELD_OUT = 10_000
 LATENCIES = ("gpu", "cpu")
-# of the published space at width 1.0
-CPU_TABLE = str(Path(__file__).parent / "config_file" / "latency_cpu.yaml")
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    config = load_config(args.cfg, args.set) if args.cfg else None
-    fine_tuned = args.n_epochs > 0
-    genome = open_genome(config, args.space, args.supernet_path, args.n_classes, fine_tuned)
-    context = (
-        DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
-        if config
-        else DeviceContext(pick_device())
-    )
-    objective = open_objective(args, genome, config)
-    evaluation = open_evaluation(args, config, genome, context)
-    folder = SearchFolder.open(Path(args.save), settings(args), args.resume)
-    folder.validation = evaluation.images.validated
+    searched = open_search(args)
+    config, problem = searched.config, searched.problem
+    genome = problem.kind.genome(problem.space)
+    context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
+    objective = open_objective(args, searched, genome)
+    accuracy = open_accuracy(args, searched, context)
+    lut = args.lut or (problem.kind.published_latency if args.sec_obj == "cpu" else None)
+    folder = SearchFolder.open(Path(args.save), settings(args, lut), args.resume)
+    folder.validation = accuracy.images.validated
     search = Search(genome, objective, args.predictor, SELECTIONS[args.selection])
     genes = len(genome.largest_genes)
     if args.predictor == "rbf" and args.iterations > 0 and args.n_doe <= genes + 1:
-        print(
-            f"warning: --n_doe {args.n_doe}: rbf needs more than {genes + 1} architectures to learn {genes} genes"
-        )
+        needed = f"rbf needs more than {genes + 1} architectures to learn {genes} genes"
+        print(f"warning: --n_doe {args.n_doe}: {needed}")
     with saved_when_stopped(lambda: None):  # what is evaluated is on disk already
-        run(search, evaluation, folder, args)
+        run(search, accuracy, folder, args)
     report(search, folder)
 
 
@@ -160,95 +155,85 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def settings(args: argparse.Namespace) -> dict:
-    """What must stay the same for a search to go on; the number of iterations may grow."""
-    free = (
-        "save",
-        "resume",
-        "iterations",
-        "n_gpus",
-        "gpu",
-        "n_workers",
-        "data",
-        "cfg",
-        "supernet_path",
-        "lut",
-    )
-    kept = {key: value for key, value in vars(args).items() if key not in free}
-    lut = args.lut or (CPU_TABLE if args.sec_obj == "cpu" else None)
+def settings(args: argparse.Namespace, lut: str | None) -> dict:
+    """What must stay the same for a search to resume; the number of iterations may grow."""
+    free = ("save", "resume", "iterations", "n_gpus", "gpu", "n_workers", "data")
     files = {"cfg": args.cfg, "supernet_path": args.supernet_path, "lut": lut}
+    kept = {key: value for key, value in vars(args).items() if key not in (*free, *files)}
     files = {name: checkpoint.digest(file) if file else None for name, file in files.items()}
     return {**kept, **files, "random search": args.iterations < 1}
 
 
-# -- what is searched ------------------------------------------------------------------------------
+# -- what is searched ----------------------------------------------------------------------------
 
 
-def open_objective(args: argparse.Namespace, genome: Genome, config: Config | None) -> Objective:
+def open_objective(args: argparse.Namespace, searched: Searched, genome: Genome) -> Objective:
     if args.sec_obj not in LATENCIES:
         return Objective(args.sec_obj, genome)
-    if not isinstance(genome, ElasticGenome | UnifiedGenome):
+    kind, config = searched.problem.kind, searched.config
+    file = args.lut or (kind.published_latency if args.sec_obj == "cpu" else None)
+    options = {"se": config.se, "activation": config.activation}
+    if file is None:
+        kind.latency_parts(searched.problem.space, options)  # UserError where there are none
         raise UserError(
-            f"--sec_obj {args.sec_obj}: latency tables are for elastic and unified supernets"
+            f"--sec_obj {args.sec_obj}: --lut must name a latency table; "
+            "python3 -m tools.profile_latency makes one"
         )
-    if args.lut is None and (args.sec_obj == "gpu" or isinstance(genome, UnifiedGenome)):
-        needed = "--lut must name a latency table; python3 -m tools.profile_latency makes one"
-        raise UserError(f"--sec_obj {args.sec_obj}: {needed}")
-    if isinstance(genome, ElasticGenome):
-        return Objective(
-            args.sec_obj,
-            genome,
-            ElasticLatency(Latencies.read(args.lut or CPU_TABLE), genome.space),
-        )
-    table = UnifiedLatency(Latencies.read(args.lut), genome.space, config.se, config.activation)
-    return Objective(
-        args.sec_obj, genome, lambda genes: table(genome.paths(genes)).double().numpy()
-    )
+    table = kind.latency_table(Latencies.read(file), searched.problem.space, options)
+    return Objective(args.sec_obj, genome, partial(genome.cost_by, table))
 
 
-def open_evaluation(
-    args: argparse.Namespace, config: Config | None, genome: Genome, context: DeviceContext
-) -> CandidateEvaluation:
-    """Images decoded once, at the greatest resolution where they are large."""
-    name = args.dataset or (config.dataset if config else "imagenet")
-    directory = args.data or (config.dataset_dir if config else "./data/imagenet")
-    known = known_set(name)
-    own = known.classes if known and config is None and args.n_epochs else genome.space.classes
+def open_accuracy(
+    args: argparse.Namespace, searched: Searched, context: DeviceContext
+) -> CandidateAccuracy:
+    """Images decoded once, at the greatest resolution where they are large.
+
+    With --cfg, candidates are judged by images that did not train the supernet, and prepared as the
+    config says; without, as published.
+    """
+    config, published, known = searched.config, args.cfg is None, known_set(searched.config.dataset)
+    space = searched.problem.space
+    own = known.classes if published and args.n_epochs else space.classes
     classes = args.n_classes or own  # fine-tuned candidates get a classifier of their own
-    if known is None and config is None:
-        raise UserError(f"--dataset {name}: --cfg must give its mean and std")
-    size = config.input_size if config else known.side or max(genome.space.resolutions)
-    dataset = load_dataset(
-        name, directory, size, classes, strict=config.strict_data if config else False
-    )
-    dataset = dataset.seen(known.view) if config is None else dataset
-    default = IMAGENET_HELD_OUT if name in ("imagenet", PACKED) else len(dataset.train.labels) // 10
-    if config is None:
+    source = (config.dataset, config.dataset_dir, config.input_size, classes)
+    dataset = load_dataset(*source, strict=config.strict_data)
+    if published:
+        dataset = dataset.seen(known.view)
         most, images = len(dataset.train.labels) - 1, partial(CandidateImages.split, dataset.train)
-    else:  # not the images that the supernet was trained on
-        parts = split_for_search(
-            dataset, config.train_portion, config.seed, split_file(args.supernet_path)
-        )
+        augment = {"crop_scale": (0.08, 1.0), **known.augment}
+    else:
+        split = split_file(args.supernet_path)
+        parts = split_for_search(dataset, config.train_portion, config.seed, split)
         most, images = len(parts.held_out.labels), partial(CandidateImages.of_search, parts)
-    count = args.vld_size or min(default, most)
+        augment = {"horizontal_flip": config.horizontal_flip}
+    of_imagenet = config.dataset in ("imagenet", PACKED)
+    usual = IMAGENET_HELD_OUT if of_imagenet else len(dataset.train.labels) // 10
+    count = args.vld_size or min(usual, most)
     if count > most:
         raise UserError(f"--vld_size {count}: {most} training images can be held out")
     images = images(count)
     if args.test:
-        print(
-            "warning: --test: the search is guided by the test images, whose accuracy then says nothing",
-            flush=True,
-        )
+        said = "the search is guided by the test images, whose accuracy then says nothing"
+        print(f"warning: --test: {said}", flush=True)
         images = replace(images, validate=decoded(dataset.test))
-    if config is None:
-        augment = Augmentation(known.padding, **{"crop_scale": (0.08, 1.0), **known.augment})
-        normalise = Normalisation(known.mean, known.std)
-    else:
-        augment = Augmentation(config.crop_padding, config.horizontal_flip)
-        normalise = Normalisation(config.mean, config.std)
-    lr = args.lr or (known.lr if known else 0.01)
-    tuning = FineTuning(args.n_epochs, lr, args.trn_batch_size, classes, augment, args.n_workers)
-    return CandidateEvaluation(images, normalise, context, args.vld_batch_size, tuning, args.seed)
+    tuning = FineTuning(
+        args.n_epochs,
+        args.lr or (known.lr if known else 0.01),
+        args.trn_batch_size,
+        classes,
+        Augmentation(config.crop_padding, **augment),
+        args.n_workers,
+    )
+    return CandidateAccuracy(
+        searched.problem.kind,
+        searched.supernet.to(context.device),
+        images,
+        Normalisation(config.mean, config.std),
+        context,
+        args.vld_batch_size,
+        tuning,
+        args.seed,
+    )
 
 
 def split_file(supernet: str) -> Path | None:
@@ -261,7 +246,7 @@ def split_file(supernet: str) -> Path | None:
 
 
 def run(
-    search: Search, evaluation: CandidateEvaluation, folder: SearchFolder, args: argparse.Namespace
+    search: Search, accuracy: CandidateAccuracy, folder: SearchFolder, args: argparse.Namespace
 ) -> None:
     """All iterations that are left; number 0 is the design of experiments."""
     done = folder.restore(search)
@@ -269,7 +254,7 @@ def run(
         first = folder.first_archive(search)
         if not first:
             genes = of_first(search.doe(args.n_doe, draws(args, 0), extremes=args.iterations > 0))
-            first = evaluated(genes, 0, search, evaluation, folder)
+            first = evaluated(genes, 0, search, accuracy, folder)
         search.add(first)
         folder.reference = search.worst()
         finish(0, search, first, folder, None)
@@ -279,7 +264,7 @@ def run(
         if len(proposal.genes) == 0:
             print("the space has no architecture left that was not evaluated")
             break
-        records = evaluated(proposal.genes, iteration, search, evaluation, folder)
+        records = evaluated(proposal.genes, iteration, search, accuracy, folder)
         predicted = dict(zip(map(tuple, proposal.genes.tolist()), proposal.predicted, strict=True))
         search.add(records, [predicted[record.genes] for record in records])
         finish(iteration, search, records, folder, proposal.winner)
@@ -294,25 +279,25 @@ def evaluated(
     genes: np.ndarray,
     iteration: int,
     search: Search,
-    evaluation: CandidateEvaluation,
+    accuracy: CandidateAccuracy,
     folder: SearchFolder,
 ) -> list[Record]:
-    """The records of `genes [K, G]`, written as they come; what fails is kept apart. UserError when
-    all fail.
+    """The records of `genes [K, G]`, written as they come; what fails is kept apart.
 
-    Several processes share the work.
+    Several processes share the work. UserError when all fail.
     """
     macs, parameters = search.genome.costs(genes)
     costs, objective = search.objective(genes), search.objective.name
-    described = [search.genome.record(row) for row in genes]
+    described = [search.genome.to_json(row) for row in genes]
 
     def stats(index: int) -> dict:
         check_stop()
         known = folder.stats(iteration, index, described[index])
         if known is not None:
             return known
-        network, resolution = search.genome.network(genes[index])
-        score = evaluation.score(network, resolution, f"iter_{iteration}/net_{index}")
+        choice, spec = search.genome.choice(genes[index]), search.genome.spec(genes[index])
+        name = f"iter_{iteration}/net_{index}"
+        score = accuracy.score(choice, spec.image_size, name)
         if not math.isfinite(score.loss):
             raise UserError(f"its loss is {score.loss}")
         cost = round(float(costs[index]), 2)
@@ -324,18 +309,14 @@ def evaluated(
             **{key: getattr(score, key) for key in ("loss", "top1", "top5")},
         }
         folder.write_stats(iteration, index, described[index], found)
-        print(
-            f"iter_{iteration}/net_{index}  top-1 {score.top1:.2f} %  {objective} {cost:.2f}",
-            flush=True,
-        )
+        print(f"{name}  top-1 {score.top1:.2f} %  {objective} {cost:.2f}", flush=True)
         return found
 
     outcomes, records = divided(len(genes), stats), []
     for index, (outcome, row) in enumerate(zip(outcomes, map(tuple, genes.tolist()), strict=True)):
         if outcome.process != rank() and outcome.error is None:
-            print(
-                f"iter_{iteration}/net_{index}  top-1 {outcome.result['top1']:.2f} %, by process {outcome.process}"
-            )
+            said = f"top-1 {outcome.result['top1']:.2f} %, by process {outcome.process}"
+            print(f"iter_{iteration}/net_{index}  {said}")
         if outcome.error is None:
             records.append(Record(row, 100 - outcome.result["top1"], float(costs[index])))
         else:  # it must neither end the search nor become a number
@@ -343,9 +324,8 @@ def evaluated(
             search.failed.add(row)
             folder.write_failure(iteration, index, described[index], failure)
     if not records:
-        raise UserError(
-            f"iteration {iteration}: none of {len(genes)} architectures could be evaluated ({failure})"
-        )
+        none = f"none of {len(genes)} architectures could be evaluated"
+        raise UserError(f"iteration {iteration}: {none} ({failure})")
     return records
 
 
@@ -359,15 +339,11 @@ def finish(
     folder.write_iteration(iteration, search, new, volume, surrogate)
     _, errors, costs = search.arrays()
     if rank() == 0:
-        save_front(
-            folder.path / f"iter_{iteration}.png", errors, costs, len(new), search.objective.name
-        )
-    predicted = (
-        ""
-        if winner is None
-        else f"  {winner}: tau {quality.tau:.3f}, RMSE {quality.rmse:.2f} out of sample"
-    )
-    best = 100 - errors.min()
+        picture = folder.path / f"iter_{iteration}.png"
+        save_front(picture, errors, costs, len(new), search.objective.name)
+    predicted, best = "", 100 - errors.min()
+    if winner is not None:
+        predicted = f"  {winner}: tau {quality.tau:.3f}, RMSE {quality.rmse:.2f} out of sample"
     summary = f"Iter {iteration}: hv = {volume:.4f}  best top-1 {best:.2f} %  archive {len(errors)}"
     print(summary + predicted, flush=True)
 

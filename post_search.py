@@ -1,5 +1,4 @@
-"""NSGANetV2: choose networks from a finished `msunas.py` search and write them with their inherited
-weights.
+"""NSGANetV2: choose networks of a finished `msunas.py` search; write them with inherited weights.
 
     python3 post_search.py --expr DIR/iter_30.stats -n 3 --prefer top1#80+flops#150 --save OUT --supernet_path SUPERNET
 
@@ -9,19 +8,21 @@ elastic supernet), architecture.json.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from model.nsganetv2.archive import archive_of, read_archive
 from model.nsganetv2.nsga2_search import Record
 from model.nsganetv2.pareto import Preference, choose
-from model.spaces.genome import ElasticGenome, Genome, open_genome
+from model.nsganetv2.supernets import open_search
+from model.spaces.contracts import Genome
+from model.spaces.registry import KINDS, save_spec
 from utils import checkpoint
 from utils.command import Parser, add_supernet_options, command, positive
-from utils.config import load_config
 from utils.errors import UserError
+from utils.json_file import read_json, write_json
 from utils.table import format_table
 
 
@@ -35,57 +36,52 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--prefer {args.prefer}: this search minimised {objective}, not {preference.cost_name}"
         )
-    config = load_config(args.cfg, args.set) if args.cfg else None
-    genome = open_genome(config, args.space, args.supernet_path)
+    searched = open_search(args)
+    kind = searched.problem.kind
+    genome = kind.genome(searched.problem.space)
     archive = archive_of(stats, genome, Path(args.expr))
-    chosen = choose([r.error for r in archive], [r.cost for r in archive], preference, args.n)
+    errors, costs = ([getattr(r, name) for r in archive] for name in ("error", "cost"))
+    chosen = choose(errors, costs, preference, args.n)
     name = preference.cost_name if preference else objective or "flops"
-    rows = [
-        write(archive[index], genome, name, Path(args.save), args.supernet_path) for index in chosen
-    ]
+    rows = []
+    for record in (archive[index] for index in chosen):
+        network = kind.extract(searched.supernet, genome.choice(record.genes))
+        rows.append(write(record, genome, network, name, args))
     print(format_table(["network", "top-1 % (inherited)", name, "flops M", "params M"], rows))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--save", default=".tmp", metavar="DIR", help="where the networks go (default .tmp)"
-    )
-    parser.add_argument("--expr", required=True, metavar="FILE", help="iter_k.stats of a search")
-    parser.add_argument(
-        "--prefer", metavar="top1#80+flops#150", help="aim: accuracy in %% and cost, in any order"
-    )
-    parser.add_argument(
-        "-n", type=positive, default=1, help="networks beside the most accurate one (default 1)"
-    )
+    option = parser.add_argument
+    option("--save", default=".tmp", metavar="DIR", help="where networks go (default .tmp)")
+    option("--expr", required=True, metavar="FILE", help="iter_k.stats of a search")
+    aim = "aim: accuracy in %% and cost, in any order"
+    option("--prefer", metavar="top1#80+flops#150", help=aim)
+    count = "networks besides the most accurate one (default 1)"
+    option("-n", type=positive, default=1, help=count)
     add_supernet_options(parser)
     return parser.parse_args(argv)
 
 
-def write(record: Record, genome: Genome, cost_name: str, folder: Path, supernet: str) -> list[str]:
-    """One network with all its files; a folder of another network is left alone, and a number is
-    added to the name.
-    """
-    row = np.array(record.genes)
-    subnet = genome.record(row)
-    path = folder_for(folder / f"net-{cost_name}@{record.cost:.0f}", subnet, supernet)
+def write(
+    record: Record, genome: Genome, network: nn.Module, cost_name: str, args: argparse.Namespace
+) -> list[str]:
+    """One network with all its files; a folder of another network is left alone."""
+    row, supernet = np.array(record.genes), args.supernet_path
+    subnet, spec = genome.to_json(row), genome.spec(row)
+    path = Path(args.save) / f"net-{cost_name}@{record.cost:.0f}"
+    path = folder_for(path, subnet, supernet)
     (macs,), (parameters,) = genome.costs(row[None])
     costs = {"macs_m": round(float(macs), 6), "params_m": round(float(parameters), 6)}
-    network, resolution = genome.network(row)
-    if isinstance(genome, ElasticGenome):
-        checkpoint.write_text(path / "net.config", json.dumps(network.config(), indent=4) + "\n")
+    for name, text in KINDS[spec.kind].published_files(network).items():
+        checkpoint.write_text(path / name, text)
     provenance = {"how": "post_search", "top1": 100 - record.error, "sec_obj": cost_name}
-    provenance |= {"resolution": resolution, "supernet": supernet, "subnet": subnet}
-    genome.spec(row).save(path / "architecture.json", costs, provenance)
+    provenance |= {"resolution": spec.image_size, "supernet": supernet, "subnet": subnet}
+    save_spec(path / "architecture.json", spec, costs, provenance)
     checkpoint.save(path / "net.inherited", {"state_dict": network.state_dict()})
-    checkpoint.write_text(path / "net.subnet", json.dumps(subnet) + "\n")
-    return [
-        str(path),
-        f"{100 - record.error:.2f}",
-        f"{record.cost:.2f}",
-        f"{macs:.2f}",
-        f"{parameters:.2f}",
-    ]
+    write_json(path / "net.subnet", subnet)
+    numbers = (100 - record.error, record.cost, macs, parameters)
+    return [str(path), *(f"{number:.2f}" for number in numbers)]
 
 
 def folder_for(path: Path, subnet: dict, supernet: str) -> Path:
@@ -97,12 +93,12 @@ def folder_for(path: Path, subnet: dict, supernet: str) -> Path:
     return candidate
 
 
-def holds(folder: Path, subnet: dict, supernet: str) -> bool:
-    """Was this very network written there before?"""
+def holds(folder: Path, subnet, supernet: str) -> bool:
+    """Whether this very network was written there before."""
     try:
-        provenance = json.loads((folder / "architecture.json").read_text())["provenance"]
-        return (provenance["subnet"], provenance["supernet"]) == (subnet, supernet)
-    except (OSError, ValueError, LookupError, TypeError):
+        provenance = read_json(folder / "architecture.json").get("provenance") or {}
+        return (provenance.get("subnet"), provenance.get("supernet")) == (subnet, supernet)
+    except (UserError, AttributeError):
         return False
 
 

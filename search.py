@@ -1,47 +1,40 @@
-"""SGNAS: train the unified supernet, then the architecture generator on it.
+"""SGNAS: train the supernet, then the architecture generator on it.
 
 Source: Huang and Chu, "Searching by Generating: Flexible and Efficient One-Shot NAS with
 Architecture Generator", CVPR 2021. Stage 1 is `warm_up`, stage 2 `train_generator`.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from model.costs.lookup_table import CostTable
-from model.forecast import forecast, forecast_elastic
+import torch
+from torch import Tensor, nn
+
+from model.ranking.supernet_accuracy import AccuracyRecipe, SupernetAccuracy
 from model.sgnas.answers import (
-    GENERATOR_FILE,
-    LATENCY_FILE,
+    Answers,
     Generated,
     ReadyGenerator,
-    find_generator,
+    answers,
+    evaluated_targets,
     miss_table,
+    rows_of,
 )
-from model.sgnas.generator import PriorPool
-from model.sgnas.generator_training import Answers, GeneratorTraining, answers, evaluated_targets
-from model.sgnas.warm_up import PathValidation, WarmUp, supernet_payload, top1_of_all, validation_of
-from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.nasbench201.benchmark_table import CellTable
-from model.spaces.nasbench201.space import CellSpace
-from model.spaces.nasbench201.supernet import CellSupernet
-from model.spaces.registry import (
-    Supernet,
-    build_cost_table,
-    build_hardware_loss,
-    build_space,
-    build_supernet,
-    load_supernet,
-    prior_pool,
-    search_loader,
-)
-from model.spaces.unified.supernet import UnifiedSupernet
+from model.sgnas.dry_run import dry_run
+from model.sgnas.generator_training import GeneratorRecipe, GeneratorTraining
+from model.sgnas.hardware_loss import HardwareLoss
+from model.sgnas.prior_pool import PoolRecipe, PriorPool, open_pool
+from model.sgnas.runs import GENERATOR_FILE, LATENCY_FILE, find_generator
+from model.sgnas.warm_up import WarmUp, WarmUpRecipe, supernet_payload
+from model.spaces.registry import Problem, open_problem
 from utils import distributed
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, command
 from utils.config import Config, load_config
-from utils.data import HELD_OUT_BY_DEFAULT, SearchImages, load_dataset, split_for_search
+from utils.data import SearchImages, load_dataset, split_for_search
 from utils.engine import DeviceContext
 from utils.errors import UserError
+from utils.json_file import write_json
+from utils.loader import BatchRecipe
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table
@@ -51,111 +44,98 @@ from utils.table import format_table
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = load_config(args.cfg, args.set + ["strict_data=true"] * args.strict_data)
-    truth = open_table(args.table, config)
+    problem = open_problem(config)
+    truth = open_benchmark(args.table, problem, config)
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
-    supernet = build_supernet(config).to(context.device)
+    supernet = problem.supernet(config).to(context.device)
     if args.dry_run:
-        return dry_run(config, supernet, context)
+        return dry_run(problem, supernet, config, context)
 
-    load_pretrained(supernet, config, args.cfg)
-    dataset = load_dataset(
-        config.dataset,
-        config.dataset_dir,
-        config.input_size,
-        config.classes,
-        strict=config.strict_data,
-    )
-    # bad portions show before anything is written
-    split_for_search(dataset, config.train_portion, config.seed)
+    load_pretrained(supernet, problem, config, args.cfg)
+    source = (config.dataset, config.dataset_dir, config.input_size, config.classes)
+    dataset = load_dataset(*source, strict=config.strict_data)
+    split_for_search(dataset, config.train_portion, config.seed)  # bad portions show before writing
     run = RunFolder.open("search", config, args.title or Path(args.cfg).stem, args.resume)
     run.minutes = args.checkpoint_minutes
-    generates = config.supernet != "elastic"  # an elastic supernet is for msunas.py
-    table = build_cost_table(config, supernet.space) if generates else None
-    pool = open_prior_pool(config, table, run) if generates else None
-    check_latencies(config, run)
+    generates = problem.kind.has_generator
+    pool = open_prior_pool(config, problem, run) if generates else None
+    check_latencies(problem, run)
     run.begin(config, context.device)
     if generates:
-        keep_latencies(config, run)
+        keep_latencies(problem, run)
         save_prior_pool(pool, config, run)
     images = split_for_search(dataset, config.train_portion, config.seed, run.file("split.json"))
     if config.warmup_epochs:
-        warm_up(supernet, images, config, run, context)
+        warm_up(supernet, problem, images, config, run, context)
     if generates and config.search_epochs:
-        train_generator(supernet, pool, table, images, config, run, context)
-        ready = find_generator(config, run.path)
+        train_generator(supernet, pool, problem, images, config, run, context)
+        ready = find_generator(config, problem, run.path)
         report(ready, config, run)
         if truth is not None:
-            look_up(truth, ready, config, run)
+            look_up(truth, ready, targets_of(config), run)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("--cfg", required=True, help="config file (YAML)")
-    parser.add_argument(
-        "--title", help="name of the run folder under log_dir; default: the config's name"
+    option = parser.add_argument
+    option("--cfg", required=True, help="config file (YAML)")
+    option("--title", help="name of the run folder under log_dir; default: the config's name")
+    resume = (
+        "auto: resume where this title stopped; none: move an earlier run aside and start again; "
+        "PATH: start with the state of another run folder"
     )
-    parser.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|none|PATH",
-        help="auto: go on where this title stopped; none: move an earlier run aside and begin anew; "
-        "PATH: begin with the state of another run folder",
-    )
+    option("--resume", default="auto", metavar="auto|none|PATH", help=resume)
     add_config_options(parser)
     add_checkpoint_minutes(parser)
-    parser.add_argument(
-        "--strict-data", action="store_true", help="stop at an image that cannot be read"
-    )
-    parser.add_argument(
-        "--table", metavar="FILE", help="true accuracies of NAS-Bench-201 (docs/nasbench201.md)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what the run would need, and stop"
-    )
+    option("--strict-data", action="store_true", help="stop at an image that cannot be read")
+    option("--table", metavar="FILE", help="true accuracies (docs/nasbench201.md)")
+    option("--dry-run", action="store_true", help="say what the run would need, and stop")
     return parser.parse_args(argv)
 
 
-def open_table(file: str | None, config: Config) -> CellTable | None:
+def targets_of(config: Config) -> Tensor:
+    """The evaluated targets."""
+    return evaluated_targets(config.low_flops, config.high_flops, config.eval_step)
+
+
+def open_benchmark(file: str | None, problem: Problem, config: Config):
+    """The published accuracies of the space, where a file of them is given."""
     if file is None:
         return None
-    if config.supernet != "nasbench201" or build_space(config) != CellSpace():
-        raise UserError(
-            f"--table {file}: it is of the published cells and their network; the config is of others"
-        )
     if not config.search_epochs:
         raise UserError(f"--table {file}: with search_epochs 0 there are no answers to look up")
-    return CellTable.load(file)
+    return problem.kind.benchmark(file, problem.space)
 
 
-def load_pretrained(supernet: Supernet, config: Config, cfg: str) -> None:
+def load_pretrained(supernet: nn.Module, problem: Problem, config: Config, cfg: str) -> None:
     """Without a warm-up, the supernet must come from `model_pretrained`."""
     if config.warmup_epochs == 0:
         if not config.model_pretrained:
             raise UserError(
                 f"{cfg}: model_pretrained: with warmup_epochs 0 it must name a trained supernet"
             )
-        load_supernet(supernet, config.model_pretrained)
+        problem.kind.load(supernet, config.model_pretrained)
 
 
-def open_prior_pool(config: Config, table: CostTable, run: RunFolder) -> PriorPool:
-    """The pool of the run that is continued or begun from, else the config's."""
+def open_prior_pool(config: Config, problem: Problem, run: RunFolder) -> PriorPool:
+    """The pool of the run that is resumed or started from, else the config's."""
     folder = run.path if run.continues else run.origin
-    return prior_pool(config, table, folder / "prior_pool.json" if folder else None)
+    kept = folder / "prior_pool.json" if folder else None
+    return open_pool(config.part(PoolRecipe), problem.table, kept)
 
 
-def check_latencies(config: Config, run: RunFolder) -> None:
-    """A run that goes on must still have the latency table that it began with."""
-    kept = run.file(LATENCY_FILE)
-    asked = Path(config.latency_table) if config.cost == "latency" else kept
-    if run.continues and kept.exists() and kept.read_bytes() != asked.read_bytes():
+def check_latencies(problem: Problem, run: RunFolder) -> None:
+    """A run that is resumed must still have the latency table that it started with."""
+    kept, latencies = run.file(LATENCY_FILE), getattr(problem.table, "latencies", None)
+    if latencies and run.continues and kept.exists() and kept.read_text() != latencies.text:
         raise UserError(
-            f"latency_table: {asked}: it has changed since this run began, whose own is {kept}"
+            f"{latencies.where}: it has changed since this run started, whose own is {kept}"
         )
 
 
-def keep_latencies(config: Config, run: RunFolder) -> None:
-    if config.cost == "latency":
-        run.write_text(LATENCY_FILE, Path(config.latency_table).read_text())
+def keep_latencies(problem: Problem, run: RunFolder) -> None:
+    if latencies := getattr(problem.table, "latencies", None):
+        run.write_text(LATENCY_FILE, latencies.text)
 
 
 def save_prior_pool(pool: PriorPool, config: Config, run: RunFolder) -> None:
@@ -166,39 +146,45 @@ def save_prior_pool(pool: PriorPool, config: Config, run: RunFolder) -> None:
             pool.save(file)
 
 
-# -- stage 1 ---------------------------------------------------------------------------------------
+# -- stage 1 -------------------------------------------------------------------------------------
 
 
 def warm_up(
-    supernet: Supernet, images: SearchImages, config: Config, run: RunFolder, context: DeviceContext
+    supernet: nn.Module,
+    problem: Problem,
+    images: SearchImages,
+    config: Config,
+    run: RunFolder,
+    context: DeviceContext,
 ) -> None:
-    """Train all sub-networks by fairly sampled single paths (SGNAS, section 3.2); the best supernet
-    stays loaded.
-
-    Those of an elastic supernet by the sandwich rule.
-    """
-    batches = search_loader(images.train, config, "warm-up", training=True)
-    validation = validation_of(supernet, images, config, context)
-    validated = validation.sample(config.validation_paths, stream(config.seed, "validation paths"))
-    training = WarmUp(supernet, len(batches), config, context, run.checkpoint("supernet_last"))
+    """Train all sub-networks at once (SGNAS, section 3.2); the best supernet stays loaded."""
+    kind, recipe = problem.kind, config.part(WarmUpRecipe)
+    batches = config.part(BatchRecipe).batches(images.train, "warm-up", training=True)
+    rng = stream(config.seed, "validation paths")
+    validated = kind.choices(problem.space, config.validation_paths, rng)
+    costs = problem.table(validated).tolist()
+    accuracy = SupernetAccuracy.on_search_images(
+        kind, supernet, images, config.part(AccuracyRecipe), context
+    )
+    last = run.checkpoint("supernet_last")
+    training = WarmUp(kind, supernet, len(batches), recipe, context, last)
 
     def one_epoch(epoch: int) -> None:
         title = f"warm-up {epoch + 1}/{config.warmup_epochs}"
         with Progress(title, len(batches), config.print_freq, training.meter.steps) as progress:
             means = training.epoch(batches, epoch, progress)
-        top1 = top1_of_all(validation, validated)
+        top1 = accuracy.top1_of_all(validated)
         mean = sum(top1) / len(top1)
         print(f"{title} loss {means.loss:.4f}, random networks top-1 {mean:.2f} %", flush=True)
         run.log("warm-up", epoch + 1, loss=means.loss, top1=means.top1, random_path_top1=mean)
-        write_validation(validation.costs(validated), top1, config, run)
+        write_validation(costs, top1, config, run)
         if mean > training.best_top1:
             training.best_top1 = mean
-            run.save(
-                "supernet_best", supernet_payload(supernet, epoch + 1), config.path_to_save_model
-            )
+            payload = supernet_payload(supernet, epoch + 1)
+            run.save("supernet_best", payload, config.path_to_save_model)
 
     run.train("warm-up", "supernet_last", training, config.warmup_epochs, one_epoch)
-    load_supernet(supernet, run.checkpoint("supernet_best"))
+    kind.load(supernet, run.checkpoint("supernet_best"))
 
 
 def write_validation(costs: list[float], top1: list[float], config: Config, run: RunFolder) -> None:
@@ -206,36 +192,40 @@ def write_validation(costs: list[float], top1: list[float], config: Config, run:
     run.write_csv("supernet_evaluate.csv", ("flops", "top1"), rows, config.path_to_supernet_eval)
 
 
-# -- stage 2 ---------------------------------------------------------------------------------------
+# -- stage 2 -------------------------------------------------------------------------------------
 
 
 def train_generator(
-    supernet: UnifiedSupernet | CellSupernet,
+    supernet: nn.Module,
     pool: PriorPool,
-    table: CostTable,
+    problem: Problem,
     images: SearchImages,
     config: Config,
     run: RunFolder,
     context: DeviceContext,
 ) -> None:
-    """Train the architecture generator against the frozen supernet (SGNAS, section 3.4)."""
-    hardware_loss = build_hardware_loss(config)
-    batches = search_loader(images.feed, config, "generator", training=True)
-    validation = PathValidation(supernet, images, config, context)
-    frozen, last = supernet.eval().frozen(), run.checkpoint("generator_last")
+    """Train the architecture generator against the soft supernet (SGNAS, section 3.4)."""
+    kind, table = problem.kind, problem.table
+    batches = config.part(BatchRecipe).batches(images.feed, "generator", training=True)
+    accuracy = SupernetAccuracy.on_search_images(
+        kind, supernet, images, config.part(AccuracyRecipe), context
+    )
+    hardware_loss, targets = config.part(HardwareLoss), targets_of(config)
+    soft, last = kind.soft(supernet.eval()), run.checkpoint("generator_last")
+    recipe = config.part(GeneratorRecipe)
     training = GeneratorTraining(
-        frozen, pool, table, hardware_loss, len(batches), config, context, last
+        soft, pool, table, hardware_loss, len(batches), recipe, context, last
     )
 
     def one_epoch(epoch: int) -> None:
         title = f"generator {epoch + 1}/{config.search_epochs}"
         with Progress(title, len(batches), config.print_freq, training.meter.steps) as progress:
             training.epoch(batches, epoch, progress)
-        ready = ReadyGenerator(
-            training.average.module.eval(), pool, table, title, config.priors_per_target
-        )
-        answered = answers(ready, hardware_loss, config)
-        [top1] = top1_of_all(validation, [supernet.space.encode(answered.middle.architecture)])
+        average = training.average.module.eval()
+        ready = ReadyGenerator(average, pool, table, title, config.priors_per_target)
+        answered = answers(ready, hardware_loss, targets)
+        middle = problem.space.encode(answered.middle.architecture)
+        [top1] = accuracy.top1_of_all(middle[None])
         log_answers(answered, top1, table.unit, title, epoch + 1, run)
         keep_generator(training, answered, top1, epoch + 1, config, run)
 
@@ -247,15 +237,14 @@ def log_answers(
 ) -> None:
     middle = answered.middle
     print(
-        f"{title} hardware loss {answered.hardware_loss:.4f}, Kendall tau {answered.kendall_tau:.3f}, "
-        f"mean miss {100 * answered.mean_miss:.2f} %, target {middle.target:g} {unit}: {middle.cost:.2f} {unit}, "
-        f"top-1 {top1:.2f} %",
+        f"{title} hardware loss {answered.hardware_loss:.4f}, "
+        f"Kendall tau {answered.kendall_tau:.3f}, mean miss {100 * answered.mean_miss:.2f} %, "
+        f"target {middle.target:g} {unit}: {middle.cost:.2f} {unit}, top-1 {top1:.2f} %",
         flush=True,
     )
     names = ("hardware_loss", "kendall_tau", "mean_miss", "prior_kept")
-    run.log(
-        "generator", epochs, **{name: getattr(answered, name) for name in names}, middle_top1=top1
-    )
+    numbers = {name: getattr(answered, name) for name in names}
+    run.log("generator", epochs, **numbers, middle_top1=top1)
 
 
 def keep_generator(
@@ -266,16 +255,13 @@ def keep_generator(
     config: Config,
     run: RunFolder,
 ) -> None:
-    """The generator of this epoch as the last; and as the best where it is, by hardware loss or by
-    accuracy.
-    """
+    """The generator of this epoch as the last; as the best where it is, by loss or by accuracy."""
     payload = training.payload(epochs)
     write_evaluation(answered, "generator_evaluate.csv", run, config.path_to_generator_eval)
     if answered.hardware_loss < training.best_loss:
         training.best_loss = answered.hardware_loss
-        write_evaluation(
-            answered, "generator_evaluate_avg.csv", run, config.path_to_generator_eval_avg
-        )
+        mirror = config.path_to_generator_eval_avg
+        write_evaluation(answered, "generator_evaluate_avg.csv", run, mirror)
         run.save(GENERATOR_FILE, payload, config.path_to_best_avg_generator)
     if answered.hardware_loss < config.hardware_loss_limit and top1 > training.best_top1:
         training.best_top1 = top1
@@ -290,114 +276,46 @@ def write_evaluation(answered: Answers, name: str, run: RunFolder, mirror: str |
 
 
 def write_validated(found: Generated, top1: float, run: RunFolder, mirror: str | None) -> None:
-    row = (f"{found.target:g}", f"{found.cost:.4f}", f"{top1:.2f}", choices_text(found))
-    run.write_csv(
-        "evaluate_architecture.csv", ("true_flops", "gen_flops", "top1", "choices"), [row], mirror
-    )
+    columns = ("true_flops", "gen_flops", "top1", "choices")
+    row = (f"{found.target:g}", f"{found.cost:.4f}", f"{top1:.2f}", found.architecture.text)
+    run.write_csv("evaluate_architecture.csv", columns, [row], mirror)
 
 
-def choices_text(found: Generated) -> str:
-    """Choices as one CSV cell: layers apart by spaces, sub-blocks by dashes, 0 for skip."""
-    return " ".join(
-        "-".join(str(choice or 0) for choice in row) for row in found.architecture.choices
-    )
-
-
-# -- what comes out --------------------------------------------------------------------------------
+# -- results -------------------------------------------------------------------------------------
 
 
 def report(ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
-    """Generate for all evaluated targets with the generator of least hardware loss; a table and its
-    files.
-    """
-    answered = answers(ready, build_hardware_loss(config), config)
+    """The answers of the generator of least hardware loss: a table and its files."""
+    answered = answers(ready, config.part(HardwareLoss), targets_of(config))
     found = answered.found
-    run.write_text("architectures.json", json.dumps([g.to_dict() for g in found]) + "\n")
-    rows = [(f"{g.target:g}", f"{g.cost:.4f}", choices_text(g)) for g in found]
-    run.write_csv(
-        "architecture.csv",
-        ("true_flops", "gen_flops", "choices"),
-        rows,
-        config.path_to_save_architecture,
-    )
+    if distributed.rank() == 0:
+        write_json(run.file("architectures.json"), rows_of(found, ready.table.space))
+    rows = [(f"{g.target:g}", f"{g.cost:.4f}", g.architecture.text) for g in found]
+    columns, mirror = ("true_flops", "gen_flops", "choices"), config.path_to_save_architecture
+    run.write_csv("architecture.csv", columns, rows, mirror)
     print(format_table(*miss_table(found)))
     print(
-        f"mean miss {100 * answered.mean_miss:.2f} % of the target, Kendall tau {answered.kendall_tau:.3f}, "
+        f"mean miss {100 * answered.mean_miss:.2f} % of the target, "
+        f"Kendall tau {answered.kendall_tau:.3f}, "
         f"{100 * answered.prior_kept:.0f} % of the choices are those of the priors"
     )
     print(f"all files are in {run.path}")
 
 
-def look_up(truth: CellTable, ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
-    """What the answers are really worth: for each target, a ceiling, beside the best that it
-    allows.
-    """
-    found, _ = ready.repaired(evaluated_targets(config), at_most=True)
+def look_up(truth, ready: ReadyGenerator, targets: Tensor, run: RunFolder) -> None:
+    """The true accuracy of each answer, and the best that its target, a ceiling, allows."""
+    found, _ = ready.repaired(targets, at_most=True)
+    paths = torch.stack([ready.table.space.encode(g.architecture) for g in found])
     columns = ("target M", "cost M", "true top-1 %", "optimum %", "regret")
     rows = []
-    for g in found:
-        accuracy, best = (
-            float(truth.accuracy(ready.table.space.encode(g.architecture))),
-            truth.optimum(g.target),
-        )
-        rows.append(
-            (
-                f"{g.target:g}",
-                f"{g.macs_m:.3f}",
-                f"{accuracy:.2f}",
-                f"{best:.2f}",
-                f"{best - accuracy:.2f}",
-            )
-        )
+    for g, accuracy in zip(found, truth.accuracy(paths).tolist(), strict=True):
+        best = truth.optimum(g.target)
+        numbers = (f"{accuracy:.2f}", f"{best:.2f}", f"{best - accuracy:.2f}")
+        rows.append((f"{g.target:g}", f"{g.macs_m:.3f}", *numbers))
     run.write_csv("true_accuracy.csv", columns, rows, None)
     print(format_table(list(columns), [list(row) for row in rows]))
-    print(
-        f"mean regret {sum(float(row[-1]) for row in rows) / len(rows):.2f} points; {run.file('true_accuracy.csv')}"
-    )
-
-
-def dry_run(config: Config, supernet: Supernet, context: DeviceContext) -> None:
-    """Print the reachable costs, the parameters, and the memory and time that the run would take."""
-    rng, space = stream(config.seed, "dry run"), supernet.space
-    if elastic := isinstance(supernet, ElasticSupernet):
-        needs = forecast_elastic(supernet, config.batch_size, config.paths_per_step, context, rng)
-        unit, (least, most) = "M", space.costs(space.extremes())[0] / 1e6
-    else:
-        needs = forecast(
-            supernet, config.batch_size, config.paths_per_step, config.sampled_paths, context, rng
-        )
-        table = build_cost_table(config, space)
-        unit, (least, most) = table.unit, table.reach()
-    print(f"reachable cost    {least:.3f} to {most:.3f} {unit}{' multiply-adds' * (unit == 'M')}")
-    if not elastic:
-        print(f"targets           {config.low_flops:g} to {config.high_flops:g} {unit}")
-    print(f"parameters        supernet {sum(p.numel() for p in supernet.parameters()) / 1e6:.2f} M")
-    print(
-        f"peak memory       about {needs.peak_bytes / 2**30:.2f} GiB at batch {config.batch_size}"
-    )
-    steps = f"warm-up {needs.warmup_seconds:.2f} s"
-    steps += "" if elastic else f", generator {needs.generator_seconds:.2f} s"
-    print(
-        f"time of a step    {steps} on {context.device}, scaled from a batch of {min(config.batch_size, 16)}"
-    )
-    try:
-        dataset = load_dataset(
-            config.dataset, config.dataset_dir, config.input_size, config.classes, download=False
-        )
-    except UserError as error:
-        return print(f"projected time    unknown: {error}")
-    images = len(dataset.train.labels)
-    portion = config.train_portion if config.train_portion < 1 else HELD_OUT_BY_DEFAULT
-    train, held_out = portion * images, (1 - portion) * images
-    if dataset.held_out is not None:
-        train, held_out = images, len(dataset.held_out.labels)
-    warm_up_minutes = config.warmup_epochs * train / config.batch_size * needs.warmup_seconds / 60
-    generator_minutes = (
-        config.search_epochs * 0.75 * held_out / config.batch_size * needs.generator_seconds / 60
-    )
-    stages = f"warm-up {warm_up_minutes:.1f} min"
-    stages += "" if elastic else f", generator {generator_minutes:.1f} min"
-    print(f"projected time    {stages}, validation not counted")
+    mean = sum(float(row[-1]) for row in rows) / len(rows)
+    print(f"mean regret {mean:.2f} points; {run.file('true_accuracy.csv')}")
 
 
 if __name__ == "__main__":

@@ -14,18 +14,10 @@ import argparse
 import time
 from pathlib import Path
 
-from model.sgnas.answers import choose, choose_from_file, newest_config
-from model.spaces.elastic.space import ElasticArchitecture
-from model.spaces.network_spec import (
-    ElasticSpec,
-    NetConfigSpec,
-    NetworkSpec,
-    load_spec,
-    spec_of,
-)
-from model.spaces.registry import build_space
-from model.spaces.unified.space import Architecture
-from model.training.from_scratch import build_network, check_compiler, read_size, train_from_scratch
+from model.sgnas.runs import newest_config
+from model.spaces.registry import load_spec
+from model.trained import Named, check_options, named_network, target_of
+from model.training.from_scratch import ScratchRecipe, check_compiler, train_from_scratch
 from utils.command import (
     Parser,
     add_checkpoint_minutes,
@@ -70,24 +62,24 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = open_config(args)
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
-    run = RunFolder.open(
-        "train_cifar", config, args.title or default_title(args, config.unit), args.resume
-    )
+    title = args.title or default_title(args, config.unit)
+    run = RunFolder.open("train_cifar", config, title, args.resume)
     run.minutes = args.checkpoint_minutes
-    spec, target, source = stored_choice(run, args, config) or new_choice(config, args)
-    print(f"architecture from {source}")
-    check_compiler(config, context)
-    # then what it inherited is in its own weights
-    continued = run.continues and run.checkpoint("last").exists()
-    network = build_network(spec, config, inherit=not continued)
-    size = read_size(spec, config)
-    dataset = load_dataset(
-        config.dataset, config.dataset_dir, size, config.classes, strict=config.strict_data
-    )
-    began = time.monotonic()
-    provenance = {"source": source, "target": target, "unit": config.unit}
-    result = train_from_scratch(spec, network, dataset, config, run, context, provenance)
-    report(result, config.unit, time.monotonic() - began, run)
+    named = stored(run, args, config) or named_network(config, args.flops, args.architecture)
+    check_options(named.spec, {"se": args.se, "activation": args.activation})
+    print(f"architecture from {named.source}")
+    check_compiler(config.compile, context)
+    recipe = config.part(ScratchRecipe)
+    resumed = run.continues and run.checkpoint("last").exists()  # it has its own weights then
+    network = recipe.network(named.spec, inherit=not resumed)
+    size = recipe.read_size(named.spec)
+    source = (config.dataset, config.dataset_dir, size, config.classes)
+    dataset = load_dataset(*source, strict=config.strict_data)
+    started = time.monotonic()
+    provenance = {"source": named.source, "target": named.target, "unit": config.unit}
+    run.begin(config, context.device)
+    result = train_from_scratch(named.spec, network, dataset, recipe, run, context, provenance)
+    report(result, config.unit, time.monotonic() - started, run)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -264,77 +256,22 @@ def default_title(args: argparse.Namespace, unit: str) -> str:
     )
 
 
-# What is trained, the target it answers when there is one, and where it comes from.
-Choice = tuple[NetworkSpec, float | None, str]
-
-
-def new_choice(config: Config, args: argparse.Namespace) -> Choice:
-    """The architecture in a file, else that of the config's generator."""
-    if config.supernet == "none":
-        return described_network(config), None, config.network_config
-    if config.supernet == "elastic":
-        file = args.architecture
-        if file is None:
-            raise UserError(
-                "--architecture: an elastic space has no generator; it must name an architecture.json"
-            )
-        spec, record = load_spec(file)
-        if not isinstance(spec, ElasticSpec):
-            raise UserError(f"{file}: its space is not that of the config")
-        if spec.classes != config.classes:
-            raise UserError(
-                f"{file}: it is for {spec.classes} classes, the config for {config.classes}"
-            )
-        if args.se is not None or args.activation is not None:
-            raise UserError(
-                "--se, --activation: elastic networks have them as their architecture says"
-            )
-        return spec, record.get("provenance", {}).get("target"), str(file)
-    space = build_space(config)
-    chosen = choose(config, space, args.flops, args.architecture)
-    return spec_of(space, chosen.architecture), chosen.target, chosen.source
-
-
-def described_network(config: Config) -> NetConfigSpec:
-    """That of the config's `network_config`, for its classes."""
-    network = NetConfigSpec.load(config.network_config, config.network_size or config.input_size)
-    return network.with_classes(config.classes)
-
-
-def stored_choice(run: RunFolder, args: argparse.Namespace, config: Config) -> Choice | None:
-    """The architecture that a continued run was begun with: a newer generator must not change it
-    half-way.
-    """
+def stored(run: RunFolder, args: argparse.Namespace, config: Config) -> Named | None:
+    """The network that a resumed run started with: a newer generator must not change it."""
     file = run.file("architecture.json")
     if not (run.continues and file.exists()):
         return None
     spec, record = load_spec(file)
-    target = record.get("provenance", {}).get("target")
-    if config.supernet == "none":
-        if described_network(config) != spec:
-            raise UserError(
-                f"--title {run.path.name}: {config.network_config} was another network when this run began"
-            )
-    elif args.architecture is not None:
-        if named_architecture(spec, args, config.unit) != spec.architecture:
-            raise UserError(
-                f"--title {run.path.name}: this run trains another architecture; choose another title"
-            )
+    target, title = target_of(record), f"--title {run.path.name}"
+    if args.network_config is not None or args.architecture is not None:
+        named = named_network(config, args.flops, args.architecture).spec
+        if named.architecture != spec.architecture:
+            raise UserError(f"{title}: this run trains another architecture; choose another title")
     elif target != args.flops:
-        begun = f"for {target:g} {config.unit}" if target is not None else "from a file"
-        raise UserError(
-            f"--title {run.path.name}: this run was begun {begun}, not for {args.flops:g} {config.unit}"
-        )
-    return spec, target, f"{file}, as this run was begun"
-
-
-def named_architecture(
-    spec: NetworkSpec, args: argparse.Namespace, unit: str
-) -> Architecture | ElasticArchitecture:
-    """What --architecture names, in the space of the spec."""
-    if isinstance(spec, ElasticSpec):
-        return load_spec(args.architecture)[0].architecture
-    return choose_from_file(spec.space, args.flops, args.architecture, unit).architecture
+        started = f"for {target:g} {config.unit}" if target is not None else "from a file"
+        asked = f"{args.flops:g} {config.unit}"
+        raise UserError(f"{title}: this run was started {started}, not for {asked}")
+    return Named(spec, target, f"{file}, as this run was started")
 
 
 def report(result: dict, unit: str, seconds: float, run: RunFolder) -> None:
@@ -357,7 +294,8 @@ def report(result: dict, unit: str, seconds: float, run: RunFolder) -> None:
     ]
     print(format_table(columns, rows))
     print(
-        f"{result['epochs']} epochs, {seconds:.0f} s in this sitting; checkpoints and result.json are in {run.path}"
+        f"{result['epochs']} epochs, {seconds:.0f} s in this session; "
+        f"checkpoints and result.json are in {run.path}"
     )
 
 

@@ -24,15 +24,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from model.sgnas.answers import choose
-from model.spaces.network_spec import (
-    NetConfigSpec,
-    NetworkSpec,
-    costs_of,
-    load_spec,
-    spec_of,
-)
-from model.spaces.registry import build_space
+from model.spaces.contracts import NetworkSpec
+from model.spaces.elastic.net_config import NetConfigSpec
+from model.spaces.registry import costs_of, load_spec, record_of, save_spec
+from model.trained import Named, check_options, named_network, target_of
 from model.training.from_scratch import ScratchTraining
 from model.training.imagenet import MEAN, STD, build_training, loaders
 from model.training.imagenet_flags import add_imagenet_flags, flags_that_matter
@@ -40,9 +35,10 @@ from utils import checkpoint, distributed
 from utils.command import Parser, command
 from utils.config import load_config
 from utils.data import load_dataset
-from utils.engine import DeviceContext, EpochMeter, Score
+from utils.engine import DeviceContext, Score
 from utils.errors import UserError
 from utils.loader import FileLoader
+from utils.recipe import EpochMeter
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table
@@ -55,21 +51,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add_imagenet_flags(parser)
     args = parser.parse_args(argv)
-    context = DeviceContext(
-        pick_device(args.cuda), args.channels_last, args.amp, getattr(torch, args.amp_dtype)
-    )
-    run = RunFolder.open(
-        "train_imagenet", Flags.of(args), args.experiment or default_name(args), args.resume
-    )
+    precision = (args.amp, getattr(torch, args.amp_dtype))
+    context = DeviceContext(pick_device(args.cuda), args.channels_last, *precision)
+    flags = Flags.of(args)
+    title = args.experiment or default_name(args)
+    run = RunFolder.open("train_imagenet", flags, title, args.resume)
     run.minutes = args.checkpoint_minutes
-    spec, source = stored(run) or chosen(args)
+    network_named = stored(run) or named(args)
+    spec = network_named.spec
     size = args.img_size or spec.image_size
-    network = build_network(
-        spec, args, context, from_checkpoint=not run.checkpoint("last").exists()
-    )
-    dataset = load_dataset(
-        kind_of(args), args.data, size, None, strict=args.strict_data, in_memory=0
-    )
+    started = run.checkpoint("last").exists()
+    network = build_network(spec, args, context, from_checkpoint=not started)
+    source = (data_set(args), args.data, size, None)
+    dataset = load_dataset(*source, strict=args.strict_data, in_memory=0)
     classes = int(dataset.train.labels.max()) + 1
     if classes > spec.classes or (classes < spec.classes and args.num_classes is None):
         raise UserError(
@@ -81,10 +75,10 @@ def main(argv: list[str] | None = None) -> None:
     training, epochs = build_training(network, spec.classes, batches, described, args, context, run)
     if args.dry_run:
         return dry_run(training, batches, epochs, costs, args)
-    run.begin(Flags.of(args), context.device)
-    print(f"architecture from {source}")
-    provenance = {"source": source, "target": args.target_flops}
-    run.write_once("architecture.json", lambda file: spec.save(file, costs, provenance))
+    run.begin(flags, context.device)
+    print(f"architecture from {network_named.source}")
+    provenance = {"source": network_named.source, "target": args.target_flops}
+    run.write_once("architecture.json", lambda file: save_spec(file, spec, costs, provenance))
     scores = train(training, batches, test, epochs, args, run)
     report(scores, costs, epochs, run)
 
@@ -111,23 +105,17 @@ class Flags:
         return cls(yaml.safe_load(file.read_text()))
 
 
-def kind_of(args: argparse.Namespace) -> str:
+def data_set(args: argparse.Namespace) -> str:
     """The data set, as `utils/data.py` names it."""
     return "imagenet_lmdb" if args.lmdb else "imagenet"
 
 
 def describe(spec: NetworkSpec, args: argparse.Namespace, size: int, classes: int) -> dict:
-    """What a checkpoint says of its network and of its data, so that `validate.py` needs nothing
-    else.
-    """
-    data = {
-        "dataset": kind_of(args),
-        "dataset_dir": args.data,
-        "mean": list(MEAN),
-        "std": list(STD),
-    }
-    data |= {"image_size": size, "classes": classes, "in_memory": 0}
-    return {**spec.describe(), "options": options_of(spec, args), "data": data}
+    """What a checkpoint says of its network and its data, so that `validate.py` needs no more."""
+    data = {"dataset": data_set(args), "dataset_dir": args.data}
+    data |= {"mean": list(MEAN), "std": list(STD), "in_memory": 0}
+    data |= {"image_size": size, "classes": classes}
+    return {**record_of(spec), "options": options_of(spec, args), "data": data}
 
 
 def default_name(args: argparse.Namespace) -> str:
@@ -139,62 +127,54 @@ def default_name(args: argparse.Namespace) -> str:
     return "-".join([*parts, *([str(args.img_size)] if args.img_size else [])])
 
 
-# -- what is trained -------------------------------------------------------------------------------
+# -- what is trained -----------------------------------------------------------------------------
 
 
-def stored(run: RunFolder) -> tuple[NetworkSpec, str] | None:
-    """The architecture that a run was begun with that is continued, or whose state a new one begins
-    with.
-    """
+def stored(run: RunFolder) -> Named | None:
+    """The network that a resumed run started with, or whose state a new one starts with."""
     folder = run.path if run.continues else run.origin
     if folder is None or not (folder / "architecture.json").exists():
         return None
-    return load_spec(folder / "architecture.json")[0], f"{folder}, as it was begun"
+    spec, record = load_spec(folder / "architecture.json")
+    return Named(spec, target_of(record), f"{folder}, as it was started")
 
 
-def chosen(args: argparse.Namespace) -> tuple[NetworkSpec, str]:
-    """The architecture of a file, of a `net.config`, or that a generator gives for a target."""
+def named(args: argparse.Namespace) -> Named:
+    """The network of a file, of a `net.config`, or that a generator gives for a target."""
     if args.model_config:
         spec = NetConfigSpec.load(args.model_config, args.img_size)
-        return (
-            spec.with_classes(args.num_classes) if args.reset_classifier else spec
-        ), args.model_config
+        spec = spec.with_classes(args.num_classes) if args.reset_classifier else spec
+        return Named(spec, None, args.model_config)
     if args.model != "get_model":
         raise UserError(
-            f"--model {args.model}: --model-config must name its net.config; or use --model get_model"
+            f"--model {args.model}: --model-config must name its net.config; "
+            "or use --model get_model"
         )
+    file = Path(args.architecture) if args.architecture else None
     if not args.config_path:
-        if not args.architecture:
+        if file is None:
             raise UserError(
                 "--architecture, or --config_path with --target_flops, must say what to train"
             )
-        return load_spec(args.architecture)[0], str(args.architecture)
-    if args.target_flops is None and not args.architecture:
+        return Named(load_spec(file)[0], None, str(file))
+    if args.target_flops is None and file is None:
         raise UserError("--target_flops or --architecture must say what to train")
-    config = load_config(
-        args.config_path, [f"classes={args.num_classes}"] if args.num_classes else []
-    )
-    space = build_space(config)
-    found = choose(
-        config, space, args.target_flops, Path(args.architecture) if args.architecture else None
-    )
-    return spec_of(space, found.architecture), found.source
+    classes = [f"classes={args.num_classes}"] if args.num_classes else []
+    return named_network(load_config(args.config_path, classes), args.target_flops, file)
 
 
 def options_of(spec: NetworkSpec, args: argparse.Namespace) -> dict:
-    """What makes the network of an architecture, beside the architecture."""
-    for name in ("se", "activation"):
-        if getattr(args, name) is not None and name not in spec.names:
-            raise UserError(f"--{name}: networks of this kind have it as their architecture says")
+    """The options of a network, besides its architecture."""
+    check_options(spec, {"se": args.se, "activation": args.activation})
     flags = {"se": bool(args.se), "activation": args.activation or "relu6"}
     flags |= {"dropout": args.drop, "drop_path": args.drop_path}
-    return {name: flags[name] for name in spec.names}
+    return {name: flags[name] for name in spec.options}
 
 
 def build_network(
     spec: NetworkSpec, args: argparse.Namespace, context: DeviceContext, from_checkpoint: bool
 ) -> nn.Module:
-    """With the weights of --initial-checkpoint, unless those of a continued run will replace them."""
+    """With the weights of --initial-checkpoint, unless those of a resumed run will replace them."""
     rng, options = stream(args.seed, "imagenet"), options_of(spec, args)
     classes = spec.classes
     if args.num_classes not in (None, classes):
@@ -202,22 +182,21 @@ def build_network(
         raise UserError(f"--num-classes {args.num_classes}: the network has {classes}{change}")
     network = spec.network(options, rng)
     if args.initial_checkpoint and from_checkpoint:
-        weights = checkpoint.weights(
-            checkpoint.load(args.initial_checkpoint), args.initial_checkpoint
-        )
+        file = args.initial_checkpoint
+        weights = checkpoint.weights(checkpoint.load(file), file)
         if args.reset_classifier:
             own = network.state_dict()
             weights |= {key: own[key] for key in own if key.startswith("classifier.")}
-        checkpoint.load_into(network, weights, args.initial_checkpoint)
+        checkpoint.load_into(network, weights, file)
     if args.bn_momentum is not None:
-        for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
-            norm.momentum = args.bn_momentum
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = args.bn_momentum
     if args.sync_bn:
         if context.device.type != "cuda":
             raise UserError("--sync-bn: it needs GPUs")
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    layout = torch.channels_last if context.channels_last else torch.contiguous_format
-    return network.to(context.device, memory_format=layout)
+    return context.put(network)
 
 
 # -- training, and what came of it -----------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Accuracy and cost of a checkpoint on the test images.
 
     python3 validate.py --checkpoint logs/NAME/checkpoints/last.pth
-    python3 validate.py IMAGENET_DIR --checkpoint WEIGHTS.pth --config_path config_file/imagenet_config.yml \\
-        --target_flops 365 --se True --activation hswish
-    python3 validate.py --dataset cifar10 --data DIR --model net.config --pretrained WEIGHTS --img-size 224
+    python3 validate.py IMAGENET_DIR --checkpoint WEIGHTS.pth \\
+        --config_path config_file/imagenet_config.yml --target_flops 365 --se True --activation hswish
+    python3 validate.py --dataset cifar10 --data DIR --model net.config --pretrained WEIGHTS \\
+        --img-size 224
 
 A checkpoint of `train_cifar.py` knows its architecture, options and data set. For other weights the
 config and the target (or a file, or a `net.config` of NSGANetV2) say which architecture they belong
@@ -17,10 +18,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from model.spaces.network_spec import costs_of
+from model.ranking.bn_recalibration import reset_norms
+from model.spaces.registry import costs_of
 from model.trained import Trained, add_network_options, check_network_options, open_trained
 from utils.command import Parser, boolean, command, not_negative, positive
-from utils.engine import DeviceContext, evaluate, reset_norms
+from utils.engine import DeviceContext, evaluate
 from utils.runtime import pick_device, stream
 from utils.table import format_table
 
@@ -52,31 +54,21 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{score.images} test images of {trained.data['dataset']}; checkpoint {args.checkpoint}")
     if args.norms:
         print(f"batch norms were re-estimated on {args.norms} training images")
-    if result["chosen_by"]:
-        print(
-            f"this checkpoint was chosen by {result['chosen_by']}: on them it looks better than it is"
-        )
+    if trained.chosen_by:
+        print(f"this checkpoint was chosen by {trained.chosen_by}, on which it looks too good")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_network_options(parser)
-    parser.add_argument("-b", "--batch-size", type=positive, default=256)
-    parser.add_argument(
-        "-j", "--workers", type=not_negative, default=0, help="processes that read images"
-    )
-    norms = "training images that re-estimate batch norms first, where a short training left them behind (default 0)"
-    parser.add_argument("--norms", type=not_negative, default=0, metavar="N", help=norms)
-    parser.add_argument(
-        "--cuda",
-        type=boolean,
-        default=True,
-        metavar="BOOL",
-        help="use an accelerator when there is one",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one line of JSON instead of a table"
-    )
+    option = parser.add_argument
+    option("-b", "--batch-size", type=positive, default=256)
+    option("-j", "--workers", type=not_negative, default=0, help="processes that read images")
+    norms = "training images that re-estimate batch norms first, after a short training (default 0)"
+    option("--norms", type=not_negative, default=0, metavar="N", help=norms)
+    cuda = "use an accelerator when there is one"
+    option("--cuda", type=boolean, default=True, metavar="BOOL", help=cuda)
+    option("--json", action="store_true", help="print one line of JSON instead of a table")
     args = parser.parse_args(argv)
     check_network_options(parser, args)
     return args

@@ -1,35 +1,144 @@
-"""A trained network and its data: what a checkpoint says of them, or a command line for weights
-that say nothing.
+"""Which network a command line names; and a trained network with its data and weights.
 
-A checkpoint of `train_cifar.py` or `train_imagenet.py` knows its architecture, options and data
-set. For other weights a config and a target (or a file, or a `net.config` of NSGANetV2) say which
-architecture they belong to.
+A config and a target, an architecture.json, a list of architectures, a `net.config` of NSGANetV2 or
+a checkpoint of ours: all of them name a network, and all stages and tools ask here which.
 """
 
 import argparse
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
+import torch
 from torch import nn
 
-from model.sgnas.answers import choose
-from model.spaces import network_spec as network_specs
-from model.spaces.network_spec import NetworkSpec
-from model.spaces.registry import build_space
+from model.sgnas.answers import read_generated
+from model.sgnas.runs import find_generator
+from model.spaces.contracts import NetworkSpec
+from model.spaces.elastic.net_config import NetConfigSpec
+from model.spaces.registry import (
+    KINDS,
+    Problem,
+    described,
+    describes_network,
+    kind_of,
+    load_spec,
+    open_problem,
+    spec_of,
+    spec_of_record,
+)
 from utils import checkpoint
 from utils.command import Parser, boolean, positive, positive_number
-from utils.config import load_config
+from utils.config import Config, load_config
 from utils.data import SETS, SMALL, load_test_images, load_training_images
 from utils.errors import UserError
 from utils.image_sets import IMAGE_SETS, known_set
 from utils.images import EncodedImages, Images
+from utils.json_file import as_type, read_json
 from utils.loader import Loader, Normalisation, Resized, loader
 
-T = TypeVar("T")
+# -- which network -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Named:
+    """A network, the target that it answers when there is one, and where it comes from."""
+
+    spec: NetworkSpec
+    target: float | None
+    source: str
+
+
+def named_network(config: Config, target: float | None, file: Path | None) -> Named:
+    """The network of a config: of `file`, or of its generator for `target`.
+
+    `file` is an architecture.json, or a list of which the target nearest to `target` counts.
+    UserError when the config, the target and the file do not fit together.
+    """
+    fixed = kind_of(config).spec_of_config(config)
+    if fixed is not None:
+        return Named(fixed, None, config.network_config)
+    problem = open_problem(config)
+    if file is not None:
+        found = _of_list(problem, target, file) if _is_list(file) else _of_file(problem, target, file)
+    elif problem.kind.has_generator:
+        ready = find_generator(config, problem)
+        targets = torch.tensor([target], dtype=torch.float64)
+        ready.check(targets)
+        architecture = ready.generate(targets)[0].architecture
+        found = Named(spec_of(problem.space, architecture), target, ready.source)
+    else:
+        raise UserError(
+            f"--architecture: a space of kind {problem.kind.name} has no generator; "
+            "it must name an architecture.json"
+        )
+    if found.spec.classes != config.classes:
+        raise UserError(
+            f"{file}: it is for {found.spec.classes} classes, the config for {config.classes}"
+        )
+    return found
+
+
+def _of_file(problem: Problem, target: float | None, file: Path) -> Named:
+    stored, record = load_spec(file)
+    try:
+        spec = problem.kind.adopt(problem.space, stored)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return Named(spec, target or target_of(record), str(file))
+
+
+def _of_list(problem: Problem, target: float | None, file: Path) -> Named:
+    found, unit = read_generated(file), problem.unit
+    if target is None and len(found) != 1:
+        raise UserError(f"{file}: it holds {len(found)} architectures; a target must choose one")
+    nearest = found[0]
+    if target is not None:
+        if nearest.unit != unit:
+            raise UserError(
+                f"{file}: its targets are in {nearest.unit}; those of the config are in {unit}"
+            )
+        nearest = min(found, key=lambda one: abs(one.target - target))
+        if abs(nearest.target / target - 1) > 0.01:
+            raise UserError(
+                f"{file}: its target nearest to {target:g} {unit} is {nearest.target:g} {unit}"
+            )
+    problem.space.check(nearest.architecture)
+    return Named(spec_of(problem.space, nearest.architecture), nearest.target, str(file))
+
+
+def _is_list(file: Path) -> bool:
+    try:
+        return file.read_text(encoding="utf-8").lstrip().startswith("[")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as an architecture ({error})") from None
+
+
+def target_of(record: dict) -> float | None:
+    """The target that the record of an architecture.json answers, when there is one."""
+    return as_type(record.get("provenance") or {}, dict, "provenance", "a record").get("target")
+
+
+def spec_of_file(file: str | Path, image_size: int | None = None) -> NetworkSpec:
+    """The network of an architecture.json, or of a `net.config`, which says no format."""
+    if _is_list(Path(file)):
+        raise UserError(
+            f"{file}: a list of architectures does not say their space; give an architecture.json"
+        )
+    if "format" not in read_json(file, dict, "an architecture"):
+        return NetConfigSpec.load(file, image_size)
+    return load_spec(file)[0]
+
+
+def check_options(spec: NetworkSpec, given: dict) -> dict:
+    """Those of the flags `given` that are not None; UserError for one that the kind has not."""
+    for name, value in given.items():
+        if value is not None and name not in spec.options:
+            raise UserError(f"--{name}: networks of this kind have it as their architecture says")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+# -- a trained network ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,58 +228,30 @@ class Trained:
         return Resized(batches, size, "bicubic") if size else batches
 
 
-# -- command lines ---------------------------------------------------------------------------------
+# -- command lines -------------------------------------------------------------------------------
 
 
 def add_network_options(parser: Parser) -> None:
-    """Which network, and on which data; `check_network_options` reads the rest out of what was
-    given.
-    """
-    parser.add_argument(
-        "data",
-        nargs="?",
-        help="folder of the data set; default: what the checkpoint or config says",
-    )
-    parser.add_argument(
-        "--data", dest="data_dir", metavar="DIR", help="the same, as NSGANetV2 spells it"
-    )
-    parser.add_argument("--checkpoint", "--pretrained", required=True, type=Path)
-    parser.add_argument(
-        "--config_path",
-        "--cfg",
-        metavar="CFG",
-        help="config file of weights that know no architecture",
-    )
-    parser.add_argument(
-        "--target_flops",
-        type=positive_number,
-        help="target whose architecture the config's generator gives",
-    )
-    parser.add_argument(
-        "--architecture",
-        type=Path,
-        metavar="FILE",
-        help="architecture.json, or a list, instead of a target",
-    )
-    parser.add_argument(
-        "-m", "--model", metavar="NET.CONFIG", help="the published description of a network"
-    )
-    parser.add_argument(
-        "--dataset", choices=tuple(IMAGE_SETS), help="with --model: the data set's name"
-    )
-    parser.add_argument(
-        "--img-size",
-        type=positive,
-        help="with --model: pixels at which the network sees the images",
-    )
-    parser.add_argument("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
-    parser.add_argument("--activation", help="relu6 or hswish")
-    parser.add_argument(
-        "--lmdb", action="store_true", help="the folder holds LMDB files (utils/folder2lmdb.py)"
-    )
-    parser.add_argument(
-        "--strict-data", action="store_true", help="stop at an image that cannot be read"
-    )
+    """Which network, and on which data; `check_network_options` completes what was given."""
+    option = parser.add_argument
+    option("data", nargs="?", help="folder of the data set; default: as checkpoint or config say")
+    option("--data", dest="data_dir", metavar="DIR", help="the same, as NSGANetV2 spells it")
+    option("--checkpoint", "--pretrained", required=True, type=Path)
+    cfg = "config file of weights that know no architecture"
+    option("--config_path", "--cfg", metavar="CFG", help=cfg)
+    target = "target whose architecture the config's generator gives"
+    option("--target_flops", type=positive_number, help=target)
+    file = "architecture.json, or a list, instead of a target"
+    option("--architecture", type=Path, metavar="FILE", help=file)
+    option("-m", "--model", metavar="NET.CONFIG", help="the published description of a network")
+    option("--dataset", choices=tuple(IMAGE_SETS), help="with --model: the data set's name")
+    size = "with --model: pixels at which the network sees the images"
+    option("--img-size", type=positive, help=size)
+    option("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
+    option("--activation", help="relu6 or hswish")
+    lmdb = "the folder holds LMDB files (utils/folder2lmdb.py)"
+    option("--lmdb", action="store_true", help=lmdb)
+    option("--strict-data", action="store_true", help="stop at an image that cannot be read")
 
 
 def check_network_options(parser: Parser, args: argparse.Namespace) -> None:
@@ -182,34 +263,26 @@ def check_network_options(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def open_trained(args: argparse.Namespace) -> Trained:
-    """What a command line with `add_network_options` names: as the checkpoint says, unless the line
-    says otherwise.
-    """
+    """The network of a command line: as its checkpoint says, unless the line says otherwise."""
     payload = checkpoint.load(args.checkpoint)
     if args.model:
-        spec, options, data = _published(args, payload)
-    elif payload.get("kind") in network_specs.KINDS:
-        own = _own(args.checkpoint, payload)
-        spec, options, data = own.spec, own.options, own.data
+        trained = _published(args, payload)
+    elif describes_network(payload):
+        trained = _own(args.checkpoint, payload)
     else:
-        spec, options, data = _by_config(args)
-    for name in ("se", "activation"):
-        if getattr(args, name) is not None:
-            if name not in spec.names:
-                raise UserError(
-                    f"--{name}: networks of this kind have it as their architecture says"
-                )
-            options[name] = getattr(args, name)
+        trained = _by_config(args, payload)
+    options, data = trained.options, dict(trained.data)
+    given = {"se": args.se, "activation": args.activation}
+    options = options | check_options(trained.spec, given)
     if args.data:
         data["dataset_dir"] = args.data
     if args.data and not args.lmdb and data["dataset"] == "imagenet_lmdb" and not args.config_path:
         data["dataset"] = "imagenet"
     if args.lmdb:
         data["dataset"] = "imagenet_lmdb"
-    # the published line, on any config
     elif args.data and args.config_path and (Path(args.data) / "val").is_dir():
-        data |= {"dataset": "imagefolder", "part": "val"}
-    return Trained(args.checkpoint, payload, spec, options, data)
+        data |= {"dataset": "imagefolder", "part": "val"}  # the published line, on any config
+    return replace(trained, options=options, data=data)
 
 
 def open_own(file: Path) -> Trained:
@@ -219,140 +292,113 @@ def open_own(file: Path) -> Trained:
 
 def _own(file: Path, payload: dict) -> Trained:
     spec, options = own_network(file, payload)
-    return Trained(file, payload, spec, options, _own_data(file, payload, spec))
-
-
-# -- without data ----------------------------------------------------------------------------------
-
-
-def load_network(
-    architecture: str | Path | None, file: str | Path | None, kinds: tuple[str, ...], options: dict
-) -> nn.Module:
-    """The network of an architecture.json or net.config, or else of the checkpoint `file`; in
-    evaluation mode.
-
-    With the weights in `file`, or without one at random; its `options` are what the checkpoint
-    says, unless they are given. UserError when the network is of none of `kinds`, or anything does
-    not fit.
-    """
-    if architecture is None and file is None:
-        raise UserError("architecture or checkpoint must be given")
-    payload = checkpoint.load(file) if file is not None else {}
-    described, own = None, {}
-    if payload.get("kind") in network_specs.KINDS:
-        described, own = own_network(Path(file), payload)
-    elif architecture is None:
-        raise UserError(f"{file}: it does not say its architecture; give one, too")
-    spec = _read_spec(Path(architecture)) if architecture is not None else described
-    if spec.kind not in kinds:
-        raise UserError(
-            f"{architecture or file}: a network of kind {spec.kind}; here it must be {' or '.join(kinds)}"
-        )
-    unknown = sorted(options.keys() - set(spec.names))
-    if unknown:
-        allowed = ", ".join(spec.names) or "none"
-        raise UserError(f"option {unknown[0]}: networks of kind {spec.kind} have {allowed}")
-    if file is None:
-        return spec.network(options).eval()
-    weights = checkpoint.weights(payload, file)
-    classifier = weights.get(network_specs.CLASSIFIER[0])
-    if isinstance(spec, network_specs.NetConfigSpec) and classifier is not None:
-        spec = spec.with_classes(len(classifier))
-    network = spec.network({**{name: own[name] for name in own if name in spec.names}, **options})
-    checkpoint.load_into(network, weights, file)
-    return network.eval()
-
-
-def _read_spec(file: Path) -> NetworkSpec:
-    """That of an architecture.json, or of a `net.config`, which says no format."""
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as an architecture ({error})") from None
-    if isinstance(record, list):
-        raise UserError(
-            f"{file}: a list of architectures does not say their space; give an architecture.json"
-        )
-    if isinstance(record, dict) and "format" not in record:
-        return network_specs.NetConfigSpec.load(file)
-    return network_specs.load_spec(file)[0]
-
-
-# -- what describes a network ----------------------------------------------------------------------
+    return Trained(file, payload, spec, options, described(str(file), lambda: own_data(payload, spec)))
 
 
 def own_network(file: Path, payload: dict) -> tuple[NetworkSpec, dict]:
-    """The network that a checkpoint of ours describes, and its options; UserError where something
-    is missing.
-    """
+    """The network that a checkpoint of ours describes, and its options."""
 
     def read() -> tuple[NetworkSpec, dict]:
-        spec = network_specs.described(payload)
-        return spec, {name: payload["options"][name] for name in spec.names if name != "drop_path"}
+        spec = spec_of_record(payload)
+        values = dict[str, bool | int | float | str]
+        options = as_type(payload.get("options"), values, "options", "a record of options")
+        return spec, {name: options[name] for name in spec.options if name != "drop_path"}
 
-    return _of_checkpoint(file, read)
-
-
-def _own_data(file: Path, payload: dict, spec: NetworkSpec) -> dict:
-    def read() -> dict:
-        data = payload["data"]
-        return {
-            **{name: str(data[name]) for name in ("dataset", "dataset_dir")},
-            **{name: tuple(map(float, data[name])) for name in ("mean", "std")},
-            "image_size": int(data.get("image_size", spec.image_size)),
-            "classes": int(data.get("classes", spec.classes)),
-            "in_memory": int(data.get("in_memory", SMALL)),
-            "network_size": int(data.get("network_size") or 0),
-        }
-
-    return _of_checkpoint(file, read)
+    return described(str(file), read)
 
 
-def _of_checkpoint(file: Path, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except UserError as error:
-        raise UserError(f"{file}: it does not describe its network ({error})") from None
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{file}: it does not describe its network ({type(error).__name__}: {error})"
-        ) from None
+@dataclass(frozen=True)
+class _Data:
+    """What a checkpoint says of the data that its network was trained on."""
+
+    dataset: str
+    dataset_dir: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int | None = None
+    network_size: int | None = None
+    classes: int | None = None
+    in_memory: int = SMALL
+
+    def __post_init__(self):
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be above 0")
+        if any(size is not None and size < 0 for size in (self.image_size, self.network_size)):
+            raise ValueError("image sizes must not be negative")
 
 
-def _published(args: argparse.Namespace, payload: dict) -> tuple[NetworkSpec, dict, dict]:
-    """A `net.config` with weights of its own, on a data set by name, as NSGANetV2's command line
-    says it.
-    """
+def own_data(payload: dict, spec: NetworkSpec) -> dict:
+    """The data that a checkpoint of ours describes; sizes in pixels."""
+    data = as_type(payload.get("data"), _Data, "data", "a record of a data set")
+    return {
+        **vars(data),
+        "image_size": data.image_size or spec.image_size,
+        "network_size": data.network_size or 0,
+        "classes": data.classes or spec.classes,
+    }
+
+
+def _published(args: argparse.Namespace, payload: dict) -> Trained:
+    """A `net.config` with its weights on a data set by name, as NSGANetV2's command line says it."""
     if args.dataset is None or args.data is None:
         raise UserError("--model: --dataset and --data must say what its network is validated on")
-    known, weights = known_set(args.dataset), checkpoint.weights(payload, args.checkpoint)
-    spec = network_specs.NetConfigSpec.load(args.model, args.img_size)
+    known = known_set(args.dataset)
+    spec = NetConfigSpec.load(args.model, args.img_size)
     size, network_size = known.sizes(spec.image_size)
-    classifier = weights.get(network_specs.CLASSIFIER[0])
-    spec = spec.with_classes(len(classifier)) if classifier is not None else spec
+    spec = spec.fitted_to(checkpoint.weights(payload, args.checkpoint))
     data = {"dataset": args.dataset, "dataset_dir": args.data, "mean": known.mean, "std": known.std}
     data |= {"image_size": size, "network_size": network_size, "in_memory": 0, "view": known.view}
-    return spec, {}, data
+    return Trained(args.checkpoint, payload, spec, {}, data)
 
 
-def _by_config(args: argparse.Namespace) -> tuple[NetworkSpec, dict, dict]:
+def _by_config(args: argparse.Namespace, payload: dict) -> Trained:
     if not args.config_path:
         raise UserError(
-            f"{args.checkpoint}: it does not say its architecture; give --config_path with --target_flops "
-            "or --architecture"
+            f"{args.checkpoint}: it does not say its architecture; give --config_path with "
+            "--target_flops or --architecture"
         )
     if args.target_flops is None and args.architecture is None:
         raise UserError(
             "--target_flops or --architecture must say which architecture these weights belong to"
         )
     config = load_config(args.config_path)
-    space = build_space(config)
-    architecture = choose(config, space, args.target_flops, args.architecture).architecture
-    data = {
-        "dataset": config.dataset,
-        "dataset_dir": config.dataset_dir,
-        "mean": config.mean,
-        "std": config.std,
-    }
-    options = {"se": config.se, "activation": config.activation, "dropout": config.dropout}
-    return network_specs.spec_of(space, architecture), options, data
+    spec = named_network(config, args.target_flops, args.architecture).spec
+    data = {name: getattr(config, name) for name in ("dataset", "dataset_dir", "mean", "std")}
+    options = {name: getattr(config, name) for name in spec.options if name != "drop_path"}
+    return Trained(args.checkpoint, payload, spec, options, data)
+
+
+# -- without data --------------------------------------------------------------------------------
+
+
+def load_network(
+    architecture: str | Path | None, file: str | Path | None, paper: str, options: dict
+) -> nn.Module:
+    """The network of an architecture.json or net.config, or of the checkpoint `file`.
+
+    In evaluation mode, with the weights in `file`, or without one with initial weights; its
+    `options` are what the checkpoint says, unless they are given. UserError when the network is of
+    another `paper`, or anything does not fit.
+    """
+    if architecture is None and file is None:
+        raise UserError("architecture or checkpoint must be given")
+    payload = checkpoint.load(file) if file is not None else {}
+    spec, own = None, {}
+    if describes_network(payload):
+        spec, own = own_network(Path(file), payload)
+    elif architecture is None:
+        raise UserError(f"{file}: it does not say its architecture; give one, too")
+    spec = spec_of_file(architecture) if architecture is not None else spec
+    if KINDS[spec.kind].paper != paper:
+        raise UserError(f"{architecture or file}: a network of kind {spec.kind}, not of {paper}")
+    unknown = sorted(options.keys() - set(spec.options))
+    if unknown:
+        allowed = ", ".join(spec.options) or "none"
+        raise UserError(f"option {unknown[0]}: networks of kind {spec.kind} have {allowed}")
+    if file is None:
+        return spec.network(options).eval()
+    weights = checkpoint.weights(payload, file)
+    kept = {name: own[name] for name in own if name in spec.options}
+    network = spec.fitted_to(weights).network({**kept, **options})
+    checkpoint.load_into(network, weights, file)
+    return network.eval()

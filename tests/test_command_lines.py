@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from model.spaces.network_spec import NetConfigSpec
 
 import msunas
 import post_search
@@ -17,7 +18,6 @@ import search
 import train_cifar
 import validate
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.network_spec import NetConfigSpec
 from tests.conftest import rng
 from tests.model.nsganetv2.test_msunas import SPACE
 from tests.test_stages import refused

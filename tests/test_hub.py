@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from model.spaces.nasbench201.space import CellSpace
 from model.spaces.network_spec import (
     CellSpec,
     ElasticSpec,
     NetConfigSpec,
     UnifiedSpec,
 )
+
+from model.spaces.nasbench201.space import CellSpace
 from model.spaces.unified.space import Architecture
 from tests.conftest import mixed_space, rng
 from tests.model.spaces.elastic.test_elastic import SMALL

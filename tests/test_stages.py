@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from model.spaces.network_spec import UnifiedSpec
 
 import search
 import train_cifar
@@ -16,7 +17,6 @@ import validate
 from model import forecast
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.network_spec import UnifiedSpec
 from model.spaces.registry import build_space, load_supernet
 from model.spaces.unified.network import SubNet
 from model.spaces.unified.space import Architecture

@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from model.forecast import saved_bytes, seconds
+from model.spaces.network_spec import NetworkSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.forecast import saved_bytes, seconds
 from model.ranking.supernet_accuracy import NORMS_IMAGES
-from model.spaces.network_spec import NetworkSpec
 from model.trained import Trained, open_own
 from model.training.from_scratch import check_compiler, network_options, train_from_scratch
 from utils import checkpoint

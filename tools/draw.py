@@ -10,6 +10,7 @@ expansion ratio.
 from pathlib import Path
 
 from model.spaces.network_spec import load_spec
+
 from tools.reporting import figures
 from tools.reporting.pictures import picture_of, spoken
 from tools.reporting.run_results import Design

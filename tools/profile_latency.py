@@ -28,13 +28,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from model.costs.latency_parts import Part, parts_of
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
-from model.costs.latency_parts import Part, parts_of
 from model.layers.bn_folding import folded
 from model.sgnas.answers import read_generated
 from model.spaces.elastic.network import MobileNetV3

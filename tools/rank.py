@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from model.spaces.network_spec import spec_of
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -32,7 +33,6 @@ from model.nsganetv2.archive import last_archive
 from model.sgnas.answers import find_generator, run_config, supernet_of
 from model.sgnas.warm_up import PathValidation, top1_of_all
 from model.spaces.nasbench201.space import from_string
-from model.spaces.network_spec import spec_of
 from model.spaces.registry import build_cost_table, build_space, build_supernet, load_supernet
 from model.spaces.unified.space import Architecture
 from model.training.from_scratch import build_network, train_from_scratch

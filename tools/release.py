@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import torch
 import yaml
+from model.spaces.network_spec import KINDS, costs_of
 from torch import Tensor
 
 from model.sgnas.answers import GENERATOR_FILE, LATENCY_FILE, run_config, supernet_of
-from model.spaces.network_spec import KINDS, costs_of
 from model.trained import open_own
 from utils import checkpoint
 from utils.command import Parser, command

@@ -7,8 +7,9 @@ python3 -m tools.summary --architectures FILE.json --cfg CFG --result RUN/result
 import json
 from pathlib import Path
 
-from model.sgnas.answers import read_generated
 from model.spaces.network_spec import spec_of
+
+from model.sgnas.answers import read_generated
 from model.spaces.registry import build_space
 from model.spaces.unified.network import count_macs, count_parameters
 from utils.command import Parser, command

@@ -89,11 +89,7 @@ def add_checkpoint_minutes(parser: argparse.ArgumentParser) -> None:
 
 def add_supernet_options(parser: argparse.ArgumentParser) -> None:
     """Which supernet an evolutionary search is about."""
-    parser.add_argument(
-        "--space",
-        choices=("elastic", "unified", "nasbench201"),
-        help="kind of supernet (default: as --cfg says)",
-    )
+    parser.add_argument("--space", metavar="KIND", help="of the supernet (default: as --cfg says)")
     parser.add_argument("--cfg", help="config file (YAML): space, data set and normalisation")
     parser.add_argument(
         "--supernet_path", default="./data/ofa_mbv3_d234_e346_k357_w1.0", metavar="CHECKPOINT"

@@ -241,6 +241,25 @@ class Config:
         ]
         return _plain(values)
 
+    where = "config"
+
+    def part(self, kind):
+        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
+
+    def require(self, *keys):
+        pass
+
+    def check_targets(self):
+        pass
+
+    def check_layers(self):
+        pass
+
+    @property
+    def space(self):
+        part = self.elastic or self.cell
+        return _plain({k: v for k, v in dataclasses.asdict(part).items()}) if part else None
+
     @classmethod
     def read(cls, file: Path) -> "Config":
         """From a file, as `load_config`."""
@@ -534,3 +553,8 @@ def _check_values(config: Config, where: str) -> None:
             raise UserError(
                 f"{where}: {key}: lr must be above 0, weight_decay at least 0, momentum and beta in [0, 1)"
             )
+
+
+def as_record(cls, values, where, prefix):
+    import msgspec
+    return msgspec.convert(values, cls)

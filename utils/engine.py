@@ -47,6 +47,11 @@ class DeviceContext:
         images = images.to(self.device, non_blocking=True, memory_format=layout)
         return images, labels.to(self.device, non_blocking=True)
 
+    def put(self, network: nn.Module) -> nn.Module:
+        """The network on the device, in its memory format."""
+        network = network.to(self.device)
+        return network.to(memory_format=torch.channels_last) if self.channels_last else network
+
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, dtype=self.amp_dtype) if self.amp else nullcontext()
 

@@ -1,10 +1,12 @@
 """JSON files: checked for their types where they are read, and errors that name the place."""
 
+import json
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from utils.checkpoint import write_text
 from utils.errors import UserError
 
 T = TypeVar("T")
@@ -36,3 +38,8 @@ def one_line(error: BaseException, most: int = 200) -> str:
     """The text of an error without line breaks, at most so many characters of it."""
     text = " ".join(str(error).split())
     return text if len(text) <= most else text[: most - 4] + " ..."
+
+
+def write_json(path: str | Path, value, indent: int | None = None) -> None:
+    """Write plain values as a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")

@@ -363,3 +363,23 @@ def _batch_stream(batches: Loader, epoch: int, number: int) -> torch.Generator:
 def _batches(images: int, batch_size: int, training: bool) -> int:
     """Training drops the last, smaller batch, unless it is the only one."""
     return images // batch_size if training and images >= batch_size else -(-images // batch_size)
+
+
+@dataclass(frozen=True)
+class BatchRecipe:
+    """How images become the batches of a stage."""
+
+    batch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    horizontal_flip: bool
+    num_workers: int
+    seed: int
+
+    def batches(self, images: Images, purpose: str, training: bool) -> Loader:
+        """Batches for a part of the work; each `purpose` has random streams of its own."""
+        augment = Augmentation(self.crop_padding, self.horizontal_flip) if training else None
+        seed = stream(self.seed, purpose).initial_seed()
+        normalise = Normalisation(self.mean, self.std)
+        return loader(images, self.batch_size, normalise, augment, seed, self.num_workers)

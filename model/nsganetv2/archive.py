@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from model.nsganetv2.nsga2_search import Record, Search
-from model.spaces.genome import Genome
+from model.spaces.contracts import Genome
 from utils import distributed
 from utils.checkpoint import write_text
 from utils.errors import UserError
@@ -80,7 +80,7 @@ class SearchFolder:
         file = folder / f"iter_{done}.stats"
         record = _read(file)
         failed = record.get("failed", [_read(failure) for failure in _failures(folder, done)])
-        search.failed = {tuple(search.genome.genes(found)) for found in failed}
+        search.failed = {tuple(search.genome.from_json(found)) for found in failed}
         search.add(_recosted(archive_of(record, search.genome, file), search))
         try:
             search.predicted = [(float(a), float(b)) for a, b in record["foretold"]]
@@ -138,7 +138,7 @@ class SearchFolder:
         self, iteration: int, search: Search, new: list[Record], hypervolume: float, surrogate: dict
     ) -> None:
         """iter_k.stats as published, and beside that what resuming needs."""
-        rows = [[search.genome.record(r.genes), r.error, r.cost] for r in search.archive]
+        rows = [[search.genome.to_json(r.genes), r.error, r.cost] for r in search.archive]
         record = {
             "archive": rows,
             "candidates": rows[-len(new) :],
@@ -150,7 +150,7 @@ class SearchFolder:
             "reference": list(self.reference),
             "foretold": search.predicted,
             # of an origin, too
-            "failed": [search.genome.record(row) for row in sorted(search.failed)],
+            "failed": [search.genome.to_json(row) for row in sorted(search.failed)],
             "sec_obj": search.objective.name,
         }
         _write_once(self._stats(iteration), record)
@@ -178,7 +178,7 @@ def archive_of(record: dict, genome: Genome, file: Path) -> list[Record]:
     """The archive in an iter_k.stats record; UserError when it is none of this space."""
     try:
         rows = [
-            (tuple(genome.genes(found)), error, cost) for found, error, cost in record["archive"]
+            (tuple(genome.from_json(found)), error, cost) for found, error, cost in record["archive"]
         ]
         return [Record(genes, float(error), float(cost)) for genes, error, cost in rows]
     except (KeyError, TypeError, ValueError) as error:

@@ -22,8 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from model.nsganetv2.pareto import hypervolume, most_expected, non_dominated, spread_subset
 from model.nsganetv2.surrogate import Quality, Surrogate, make_surrogate, quality
-from model.spaces.elastic.space import Genes
-from model.spaces.genome import Genome, features
+from model.spaces.contracts import Genes, Genome
 
 Draw = Callable[[int, np.random.Generator], Genes]  # so many random genes, not yet canonical
 # the reference point of a hypervolume, in units of the worst error and cost (published)
@@ -32,6 +31,19 @@ NADIR = 1.01
 # those whose deviation is overrated: all of it found worse fronts than a quarter of it on four of
 # five synthetic oracles, and none of it on all five.
 CURIOSITY = 0.25
+
+
+def features(genome: Genome, genes: Genes) -> NDArray[np.float64]:
+    """`[N, F]` for models that learn from few architectures: each gene one-hot, and its value from
+    0 to 1.
+
+    A gene that is not expressed has no one-hot, and a half for its value.
+    """
+    largest, expressed = genome.largest_genes, genome.expressed(genes)
+    values = np.arange(largest.max() + 1)
+    one_hot = (genes[:, :, None] == values) & expressed[:, :, None]
+    level = np.where(expressed, genes / np.maximum(largest, 1), 0.5)
+    return np.concatenate([one_hot[:, values <= largest[:, None]], level], axis=1)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.costs.lookup_table import CostTable
+from model.spaces.contracts import CostTable
 
 
 @dataclass(frozen=True)

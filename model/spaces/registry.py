@@ -1,222 +1,212 @@
-"""From a config to objects: the join that the stages share."""
+"""The kinds of search space there are, and what opens a config, a checkpoint or a file.
 
-from collections.abc import Iterable
-from dataclasses import asdict
+A new kind is a folder in `model/spaces/` and a line in `KINDS`.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import nn
 
-from model.costs.latency import Latencies, UnifiedLatency
-from model.costs.lookup_table import CostTable, HardwareLoss, LookUpTable
-from model.sgnas.generator import PriorPool
-from model.spaces.elastic.space import ElasticSpace
-from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.elastic.supernet import from_published as once_for_all
-from model.spaces.nasbench201.space import CellSpace
-from model.spaces.nasbench201.supernet import CellSupernet
-from model.spaces.unified.space import LayerSpec, UnifiedSpace
-from model.spaces.unified.supernet import UnifiedSupernet, from_published
+from model.costs.counting import count_macs, count_parameters
+from model.spaces.contracts import CostTable, NetworkSpec, SearchSpace, SpaceKind
+from model.spaces.elastic import kind as elastic
+from model.spaces.elastic import net_config
+from model.spaces.nasbench201 import kind as nasbench201
+from model.spaces.unified import kind as unified
 from utils import checkpoint
 from utils.config import Config
-from utils.engine import DeviceContext, Recipe
 from utils.errors import UserError
-from utils.images import Images
-from utils.loader import Augmentation, Loader, Normalisation, loader
-from utils.optim import Schedule, make_optimizer
+from utils.json_file import read_json, write_json
 from utils.runtime import stream
 
+T = TypeVar("T")
 
-def build_space(config: Config) -> UnifiedSpace | CellSpace:
-    """The search space of a config with targets; UserError when the space cannot reach them."""
-    if config.supernet in ("elastic", "none"):
-        raise UserError(
-            f"supernet: {config.supernet}: this needs a config of a supernet with a generator"
-        )
-    if config.supernet == "nasbench201":
-        space = CellSpace(
-            config.cell.channels, config.cell.cells, config.cell.image_size, config.classes
-        )
-    else:
-        space = build_unified_space(config)
-    table = build_cost_table(config, space)
-    least, most = table.reach()
-    for key in ("low_flops", "high_flops"):
-        if not least <= getattr(config, key) <= most:
-            reach = f"this space reaches {least:.2f} to {most:.2f} {table.unit}"
-            raise UserError(f"{key}: {getattr(config, key):g} {table.unit}; {reach}")
-    return space
+KINDS: dict[str, SpaceKind] = {
+    "unified": unified.KIND,
+    "elastic": elastic.KIND,
+    "nasbench201": nasbench201.KIND,
+    "none": net_config.KIND,  # one network, described by its net.config
+}
 
 
-def build_cost_table(config: Config, space: UnifiedSpace | CellSpace) -> CostTable:
-    """What the targets of a config are in: multiply-adds, or milliseconds by its table."""
-    if config.cost == "flops":
-        return LookUpTable(space)
-    if not isinstance(space, UnifiedSpace):
-        raise UserError(
-            f"cost: {config.cost}: generators are trained for it in unified spaces only"
-        )
-    return UnifiedLatency(Latencies.read(config.latency_table), space, config.se, config.activation)
+def kind_named(name: str, where: str = "supernet") -> SpaceKind:
+    if name not in KINDS:
+        raise UserError(f"{where}: {name!r} is not allowed; it must be {' or '.join(KINDS)}")
+    return KINDS[name]
 
 
-def build_unified_space(config: Config) -> UnifiedSpace:
-    """The layers of `l_cfgs`; UserError when the config is of another supernet."""
-    if config.supernet != "unified":
-        raise UserError(f"supernet: {config.supernet}: this needs a config of the unified supernet")
-    layers, channels = [], config.first_channels
-    for index, row in enumerate(config.l_cfgs):
-        residual = row.stride == 1 and row.out_channels == channels
-        may_vanish = row.skip and residual and index not in config.static_layers
-        layers.append(
-            LayerSpec(
-                channels,
-                row.out_channels,
-                row.stride,
-                row.expansion,
-                row.kernels,
-                row.skip,
-                may_vanish,
-                row.se,
-            )
-        )
-        channels = row.out_channels
-    return UnifiedSpace(
-        layers=tuple(layers),
-        image_size=config.input_size,
-        classes=config.classes,
-        stem_channels=config.stem_channels,
-        stem_stride=config.stem_stride or (1 if config.input_size < 64 else 2),
-        first_channels=config.first_channels,
-        head_channels=config.head_channels,
-        min_expansion=config.min_expansion,
-    )
+def kind_of(config: Config) -> SpaceKind:
+    """The kind that a config names."""
+    return kind_named(config.supernet, f"{config.where}: supernet")
 
 
-def build_elastic_space(config: Config) -> ElasticSpace:
-    """The elastic space of a config."""
-    keys = asdict(config.elastic)
-    if len(keys["head"]) != 2:
-        raise UserError(f"elastic.head: {list(keys['head'])}: expected two numbers of channels")
-    return ElasticSpace(**keys, classes=config.classes)
+# -- what is searched ----------------------------------------------------------------------------
 
 
-Supernet = UnifiedSupernet | CellSupernet | ElasticSupernet
+@dataclass(frozen=True)
+class Problem:
+    """A search space and what is paid for in it: built once, in `main`, and handed on."""
+
+    space: SearchSpace
+    table: CostTable
+
+    @property
+    def kind(self) -> SpaceKind:
+        return KINDS[self.space.kind]
+
+    @property
+    def unit(self) -> str:
+        """Of its costs: M or ms."""
+        return self.table.unit
+
+    def supernet(self, config: Config) -> nn.Module:
+        """The supernet of a config, with initial weights."""
+        return self.kind.supernet(self.space, config, stream(config.seed, "supernet"))
+
+    def trained_supernet(self, config: Config, path: str) -> nn.Module:
+        """With the weights of a checkpoint, ours or a published release's."""
+        supernet = self.supernet(config)
+        self.kind.load(supernet, path)
+        return supernet.eval()
 
 
-def build_supernet(config: Config) -> Supernet:
-    """The supernet of a config, with its first weights."""
-    rng = stream(config.seed, "supernet")
-    if config.supernet == "none":
-        raise UserError("supernet: none: this needs a config of a supernet")
-    if config.supernet == "elastic":
-        return ElasticSupernet(build_elastic_space(config), rng)
-    space = build_space(config)
-    if config.supernet == "nasbench201":
-        return CellSupernet(space, rng, config.cell.supernet_cells, config.input_size)
-    return UnifiedSupernet(space, rng, config.alignment)
+def open_problem(config: Config) -> Problem:
+    """The space of a config and its costs; UserError when its targets are out of reach."""
+    kind = kind_of(config)
+    space = kind.space(config)
+    table = kind.table(space, config)
+    if kind.has_generator:
+        config.check_targets()
+        least, most = table.reach()
+        for key in ("low_flops", "high_flops"):
+            if not least <= getattr(config, key) <= most:
+                reach = f"this space reaches {least:.2f} to {most:.2f} {table.unit}"
+                raise UserError(f"{key}: {getattr(config, key):g} {table.unit}; {reach}")
+    return Problem(space, table)
 
 
-def load_supernet(supernet: Supernet, path: str) -> None:
-    """Weights of a supernet checkpoint, ours or a published release's; UserError when it is
-    neither.
-    """
-    state = checkpoint.weights(checkpoint.load(path), path)
-    if isinstance(supernet, ElasticSupernet):
-        state = once_for_all(state)
-    elif any(".depthwise.blocks.0.blocks." in key for key in state):
-        state = from_published(supernet.space, state)
-    checkpoint.load_into(supernet, state, path)
+# -- supernets by their checkpoints --------------------------------------------------------------
 
 
-def load_published_elastic(path: str, classes: int | None, fine_tuned: bool) -> ElasticSupernet:
-    """A once-for-all supernet by its checkpoint alone: one of ours says its space, a published one
-    shows its width.
+def supernet_record(supernet: nn.Module) -> dict:
+    """What a checkpoint says of its supernet, beside the weights."""
+    space = supernet.space
+    return {"kind": "supernet", "space_kind": space.kind, "space": space.to_dict()}
 
-    UserError when it was trained for another number of classes, unless candidates are to be
-    `fine_tuned` with a classifier of their own.
-    """
+
+def open_supernet(path: str) -> nn.Module:
+    """The trained supernet of a checkpoint that says its space, or of a once-for-all release."""
     payload = checkpoint.load(path)
-    state = once_for_all(checkpoint.weights(payload, path))
-    if "space" in payload:
-        try:
-            space = ElasticSpace.from_dict(payload["space"])
-        except (TypeError, AttributeError):
-            raise UserError(
-                f"{path}: no elastic supernet; --cfg must name the config of another kind"
-            ) from None
+    name = payload.get("space_kind")
+    if name is None:  # as written before, or by others
+        space = payload.get("space")
+        name = space.get("kind", "elastic") if isinstance(space, dict) else "elastic"
+    return described(
+        path, lambda: kind_named(name, "space").supernet_of_checkpoint(path, payload), "supernet"
+    )
+
+
+# -- networks by their records -------------------------------------------------------------------
+
+FORMAT = "architecture/2"
+
+
+def record_of(spec: NetworkSpec) -> dict:
+    """The record of an architecture, in files and checkpoints alike."""
+    return {
+        "format": FORMAT,
+        "kind": spec.kind,
+        "space": spec.space.to_dict(),
+        "architecture": spec.to_json(),
+    }
+
+
+def spec_of(space: SearchSpace, architecture) -> NetworkSpec:
+    return KINDS[space.kind].spec(space, architecture)
+
+
+def describes_network(payload: dict) -> bool:
+    """Whether a checkpoint says its network, in a form of ours."""
+    kind = payload.get("kind")
+    return isinstance(kind, str) and kind in KINDS.keys() | _OLDER_KINDS.keys()
+
+
+def spec_of_record(record: dict) -> NetworkSpec:
+    """The network that a record describes, also one of an older form; UserError if it is none."""
+    record = upgraded(record)
+    kind = kind_named(record["kind"], "kind")
+    space = kind.space_from_dict(record["space"])
+    return kind.spec(space, kind.architecture(space, record["architecture"]))
+
+
+def save_spec(path: Path, spec: NetworkSpec, costs: dict, provenance: dict) -> None:
+    """Write `architecture.json`, what every stage hands to the next."""
+    write_json(path, {**record_of(spec), "costs": costs, "provenance": provenance}, indent=1)
+
+
+def load_spec(path: str | Path) -> tuple[NetworkSpec, dict]:
+    """What `architecture.json` holds, and the whole record; UserError if it is none."""
+    record = read_json(path, dict, "an architecture")
+    return described(str(path), lambda: spec_of_record(record), "architecture"), record
+
+
+def described(where: str, read: Callable[[], T], what: str = "network") -> T:
+    """What `read` gives; whatever it lacks becomes a UserError that names `where`."""
+    try:
+        return read()
+    except UserError as error:
+        raise UserError(f"{where}: it does not describe its {what} ({error})") from None
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{where}: it does not describe its {what} ({reason})") from None
+
+
+_OLDER_KINDS = {
+    "subnet": "unified",
+    "cell-network": "nasbench201",
+    "elastic-subnet": "elastic",
+    "mobilenetv3": "none",
+}
+_OLDER_FORMATS = {
+    "architecture/1": lambda record: (record["space"]["kind"], record["choices"]),
+    "elastic-architecture/1": lambda record: ("elastic", record["architecture"]),
+}
+
+
+def upgraded(record: dict) -> dict:
+    """A record of an older form, of a file or a checkpoint, in today's."""
+    name, kind = record.get("format"), record.get("kind")
+    if name == FORMAT:
+        return record
+    if "config" in record:  # network-config/1, mobilenetv3
+        size = {"image_size": record["image_size"]}
+        return {"kind": "none", "space": size, "architecture": record["config"]}
+    if name in _OLDER_FORMATS:
+        kind, architecture = _OLDER_FORMATS[name](record)
+    elif kind in _OLDER_KINDS:
+        kind, architecture = _OLDER_KINDS[kind], record["architecture"]
     else:
-        stem, head = state.get("first_conv.conv.weight"), state.get("classifier.linear.weight")
-        widths = {ElasticSpace(width=width).channels[0]: width for width in (1.0, 1.2)}
-        if stem is None or head is None or len(stem) not in widths:
-            raise UserError(f"{path}: no once-for-all supernet of width 1.0 or 1.2")
-        space = ElasticSpace(width=widths[len(stem)], classes=len(head))
-    if classes not in (None, space.classes) and not fine_tuned:
-        raise UserError(
-            f"--n_classes {classes}: {path} has {space.classes}; --n_epochs above 0 fine-tunes for others"
-        )
-    supernet = ElasticSupernet(space)
-    checkpoint.load_into(supernet, state, path)
-    return supernet.eval()
+        raise UserError(f"its format is {name!r}, not {FORMAT!r}")
+    return {"kind": kind, "space": record["space"], "architecture": architecture}
 
 
-def prior_pool(config: Config, table: CostTable, run_file: Path | None) -> PriorPool:
-    """The pool of the run being continued, else that in `path_to_prior_pool`, else a new one."""
-    for path in (run_file, config.path_to_prior_pool):
-        if path and Path(path).exists():
-            print(f"prior pool from {path}")
-            pool = PriorPool.load(path, table.space)
-            pool.check(table, str(path))
-            return pool
-    rng = stream(config.seed, "prior pool")
-    low, high, size = config.low_flops, config.high_flops, config.pool_size
-    return PriorPool.build(table, low, high, size, rng, config.pool_chain, config.pool_tolerance)
+def parse_architecture(record, kind: str | None = None) -> tuple[SpaceKind, Any]:
+    """The kind and the architecture of a JSON form; of older files, the first kind that reads it."""
+    kinds = [kind_named(kind, "kind")] if kind else KINDS.values()
+    for candidate in kinds:
+        with suppress(UserError):
+            return candidate, candidate.parse(record)
+    raise UserError(f"architecture: no kind of space reads {str(record)[:60]}")
 
 
-def build_hardware_loss(config: Config) -> HardwareLoss:
-    return HardwareLoss(
-        config.alpha,
-        config.loss_penalty,
-        config.cost_tolerance,
-        config.cost_unit,
-        relative=config.hardware_loss == "relative",
-    )
-
-
-def search_loader(images: Images, config: Config, purpose: str, training: bool) -> Loader:
-    """Batches for a part of the search; each `purpose` has random streams of its own."""
-    augment = Augmentation(config.crop_padding, config.horizontal_flip) if training else None
-    normalise = Normalisation(config.mean, config.std)
-    seed = stream(config.seed, purpose).initial_seed()
-    return loader(images, config.batch_size, normalise, augment, seed, config.num_workers)
-
-
-def build_recipe(
-    parameters: Iterable[nn.Parameter],
-    steps_per_epoch: int,
-    config: Config,
-    context: DeviceContext,
-    purpose: str,
-    checkpoint: Path,
-    **options,
-) -> Recipe:
-    """How supernet warm-up and training from scratch learn; `purpose` names their random streams,
-    `options` go on.
-    """
-    schedule = Schedule(
-        config.lr_scheduler,
-        config.optim_state.lr,
-        config.epochs,
-        steps_per_epoch,
-        config.step_size,
-        config.decay_ratio,
-        config.lr_warmup_steps,
-    )
-    return Recipe(
-        nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
-        make_optimizer(parameters, config.optim_state),
-        schedule,
-        context,
-        (config.seed, purpose),
-        checkpoint,
-        config.clip_grad,
-        **options,
-    )
+def costs_of(spec: NetworkSpec, network: nn.Module, image_size: int) -> dict[str, float]:
+    """Costs in M: by the table of its space, counted on `image_size` pixels, and parameters."""
+    return {
+        "macs_m": spec.macs_m,
+        "macs_m_counted": count_macs(network, image_size),
+        "params_m": count_parameters(network),
+    }

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.spaces.registry import load_published_elastic
-from model.spaces.unified.space import UnifiedSpace, space_from_dict
-from model.spaces.unified.supernet import UnifiedSupernet
+from model.spaces.registry import KINDS, open_supernet
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -32,15 +30,15 @@ class Teacher(nn.Module):
 
 
 def load_teacher(name: str, classes: int, weights: str | None = None) -> Teacher:
-    """The largest sub-network of the supernet checkpoint `name`; or timm's network `name`, with its
-    published weights or those in the file `weights`. UserError when there is none, or when it has
-    other classes.
+    """The teacher of that name: a supernet checkpoint, or a network of timm.
+
+    A supernet teaches by its largest sub-network; timm's network has its published weights or those
+    in the file `weights`. UserError when there is none, or when it has other classes.
     """
     if Path(name).exists():
         network, by_batch = _largest(name), True
-        found = [module for module in network.modules() if isinstance(module, nn.Linear)][
-            -1
-        ].out_features
+        layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        found = layers[-1].out_features
     elif timm.is_model(name):
         network, by_batch = _of_timm(name, classes, weights), False
         found = network.num_classes
@@ -54,41 +52,32 @@ def load_teacher(name: str, classes: int, weights: str | None = None) -> Teacher
 
 
 def _largest(path: str) -> nn.Module:
-    """That of a unified or an elastic supernet, ours or a published once-for-all one."""
-    payload = checkpoint.load(path)
-    try:
-        space = space_from_dict(payload["space"])
-    except (LookupError, TypeError, AttributeError, ValueError):
-        elastic = load_published_elastic(path, classes=None, fine_tuned=False)
-        return elastic.extract(elastic.space.decode(elastic.space.extremes()[1]))
-    if not isinstance(space, UnifiedSpace):
-        raise UserError(f"--teacher {path}: a supernet of cells is no teacher")
-    supernet = UnifiedSupernet(space)
-    checkpoint.load_into(supernet, checkpoint.weights(payload, path), path)
-    return supernet.extract(space.extremes()[1], exact=False, dropout=0.0)
+    """That of a supernet checkpoint that says its space, or of a published once-for-all one."""
+    supernet = open_supernet(path)
+    return KINDS[supernet.space.kind].largest(supernet)
 
 
 def _of_timm(name: str, classes: int, weights: str | None) -> nn.Module:
     if weights is not None:
         network = timm.create_model(name, num_classes=classes)
-        checkpoint.load_into(
-            network, checkpoint.weights(checkpoint.load(weights), weights), weights
-        )
+        state = checkpoint.weights(checkpoint.load(weights), weights)
+        checkpoint.load_into(network, state, weights)
         return network
     try:
         return timm.create_model(name, pretrained=True)
     except Exception as error:  # no network, no such weights: what a download may end in
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--teacher {name}: its weights cannot be fetched ({reason}); --teacher-checkpoint names a file of them"
+            f"--teacher {name}: its weights cannot be fetched ({reason}); "
+            "--teacher-checkpoint names a file of them"
         ) from None
 
 
 class DistillationLoss(nn.Module):
-    """Published: 2 (ratio KD + CE) / (ratio + 1), KD the cross entropy with the teacher's
-    probabilities.
+    """Published: 2 (ratio KD + CE) / (ratio + 1).
 
-    The targets are labels `[B]` or `[B, classes]`, and beside them those probabilities.
+    KD is the cross entropy with the teacher's probabilities. The targets are labels, `[B]` or
+    `[B, classes]`, and those probabilities.
     """
 
     def __init__(self, ratio: float = 1.0, label_smoothing: float = 0.0):

@@ -3,30 +3,28 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from model.spaces.network_spec import NetworkSpec, costs_of
-from model.spaces.registry import build_recipe
-from utils.config import Config
+from model.spaces.contracts import NetworkSpec
+from model.spaces.registry import costs_of, record_of, save_spec
 from utils.data import Dataset
-from utils.engine import (
-    DeviceContext,
+from utils.engine import DeviceContext, Score, evaluate
+from utils.errors import UserError
+from utils.loader import Augmentation, BatchRecipe, Loader, Normalisation, Resized, loader
+from utils.optim import moving_average
+from utils.recipe import (
     EpochMeter,
     Forwards,
+    LearningRecipe,
     Recipe,
-    Score,
     average_norms,
-    evaluate,
     train_epoch,
 )
-from utils.errors import UserError
-from utils.loader import Augmentation, Loader, Normalisation, Resized, loader
-from utils.optim import moving_average
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, stream
 
@@ -35,8 +33,8 @@ class ScratchTraining:
     """A network, the average of its weights when there is one, and what trains them.
 
     `move_average(steps)` is called after each step. `forwards` are the passes of a step where they
-    are not just one through the network. `batch_size` is that of a step; a run that goes on with
-    another one goes on behind as many images.
+    are not just one through the network. `batch_size` is that of a step; a run that resumes with
+    another one resumes after as many images.
     """
 
     def __init__(
@@ -78,14 +76,10 @@ class ScratchTraining:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.scores = {name: Score(**score) for name, score in state["scores"].items()}
-        self.epochs, self.meter, self.best_top1 = (
-            state["epoch"],
-            EpochMeter(**state["tally"]),
-            state["best_top1"],
-        )
-        self.meter.steps = (
-            self.meter.steps * state.get("batch_size", self.batch_size) // self.batch_size
-        )
+        self.epochs, self.best_top1 = state["epoch"], state["best_top1"]
+        self.meter = EpochMeter(**state["tally"])
+        images = self.meter.steps * state.get("batch_size", self.batch_size)
+        self.meter.steps = images // self.batch_size
 
     def epoch(self, batches: Loader, epoch: int, progress: Progress) -> EpochMeter:
         """What is left of an epoch, after the steps in `meter`."""
@@ -105,8 +99,7 @@ class ScratchTraining:
         log: Callable[[int, EpochMeter, dict[str, Score]], None],
         mirror: str | None = None,
     ) -> dict[str, Score]:
-        """All epochs that are left, each scored on `test` and logged; the scores of the final
-        weights, by name.
+        """All epochs that are left, each scored and logged; the final scores by name of weights.
 
         `every` is the number of steps between two lines of progress, `mirror` where `best` is
         copied to.
@@ -170,44 +163,81 @@ def mixup(alpha: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor
     return v2.MixUp(alpha=alpha, num_classes=classes)
 
 
-# -- the stage -------------------------------------------------------------------------------------
+# -- the stage -----------------------------------------------------------------------------------
 
 
-def network_options(spec: NetworkSpec, config: Config) -> dict:
-    """What makes the network of an architecture, beside the architecture."""
-    return {key: getattr(config, key) for key in spec.names}
+@dataclass(frozen=True)
+class ScratchRecipe(LearningRecipe, BatchRecipe):
+    """The keys by which a network is trained from scratch."""
+
+    dataset: str
+    dataset_dir: str
+    classes: int
+    input_size: int
+    network_size: int | None
+    se: bool
+    activation: str
+    dropout: float
+    drop_path: float
+    inherit: str | None
+    autoaugment: bool
+    cutout: int
+    mixup: float
+    ema: float
+    compile: bool
+    print_freq: int
+    path_to_save_scratch: str | None
+
+    def options(self, spec: NetworkSpec) -> dict:
+        """The options of a network, besides its architecture."""
+        return {name: getattr(self, name) for name in spec.options}
+
+    def network(self, spec: NetworkSpec, inherit: bool = True) -> nn.Module:
+        """The network to train, with the weights of `inherit` where that names a file."""
+        rng, options = stream(self.seed, "scratch"), self.options(spec)
+        if self.inherit is None or not inherit:
+            return spec.network(options, rng)
+        return spec.inherited(self.inherit, options, rng)
+
+    def read_size(self, spec: NetworkSpec) -> int:
+        """The side in pixels at which images are read.
+
+        Small images that a network is to see larger are read as they are.
+        """
+        return self.input_size if self.network_size else spec.image_size
+
+    def loaders(self, dataset: Dataset) -> tuple[Loader, Loader]:
+        """Training batches, augmented, and test batches."""
+        normalise = Normalisation(self.mean, self.std)
+        crops = (self.crop_padding, self.horizontal_flip)
+        augment = Augmentation(*crops, autoaugment=self.autoaugment, cutout=self.cutout)
+        seed = stream(self.seed, "scratch batches").initial_seed()
+        how = (normalise, augment, seed, self.num_workers)
+        train = loader(dataset.train, self.batch_size, *how)
+        test = loader(dataset.test, self.batch_size, normalise, workers=self.num_workers)
+        if self.network_size:
+            train, test = (Resized(part, self.network_size, "bicubic") for part in (train, test))
+        return train, test
+
+    def describe(self, spec: NetworkSpec) -> dict:
+        """What a checkpoint says of its network and its data."""
+        data = {name: getattr(self, name) for name in ("dataset", "dataset_dir", "network_size")}
+        data |= {"mean": list(self.mean), "std": list(self.std), "image_size": self.read_size(spec)}
+        return {**record_of(spec), "options": self.options(spec), "data": data}
 
 
-def build_network(spec: NetworkSpec, config: Config, inherit: bool = True) -> nn.Module:
-    """The network to train; where the config names a supernet to `inherit` from, with its weights."""
-    rng, options = stream(config.seed, "scratch"), network_options(spec, config)
-    if config.inherit is None or not inherit:
-        return spec.network(options, rng)
-    return spec.inherited(config.inherit, options, rng)
-
-
-def check_compiler(config: Config, context: DeviceContext) -> None:
+def check_compiler(wanted: bool, context: DeviceContext) -> None:
     """UserError where a network is to be compiled, and nothing is there to do it."""
-    if (
-        config.compile
-        and context.device.type == "cpu"
-        and not any(map(shutil.which, ("c++", "g++", "clang++")))
-    ):
+    compilers = ("c++", "g++", "clang++")
+    if wanted and context.device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError("compile: on a CPU it needs a C++ compiler, and none is there")
-
-
-def read_size(spec: NetworkSpec, config: Config) -> int:
-    """The side in pixels at which images are read: small ones that a network is to see larger are
-    read as they are.
-    """
-    return config.input_size if config.network_size else spec.image_size
 
 
 def train_from_scratch(
     spec: NetworkSpec,
     network: nn.Module,
     dataset: Dataset,
-    config: Config,
+    recipe: ScratchRecipe,
     run: RunFolder,
     context: DeviceContext,
     provenance: dict,
@@ -217,29 +247,17 @@ def train_from_scratch(
     On all training images; `provenance` is what `architecture.json` says of where the architecture
     comes from.
     """
-    run.begin(config, context.device)
-    costs = costs_of(spec, network, config.network_size or spec.image_size)
-    run.write_once("architecture.json", lambda file: spec.save(file, costs, provenance))
-    described = {
-        **spec.describe(),
-        "options": network_options(spec, config),
-        "data": {
-            "dataset": config.dataset,
-            "dataset_dir": config.dataset_dir,
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "image_size": read_size(spec, config),
-            "network_size": config.network_size,
-        },
-    }
-    scores = _train(network.to(context.device), dataset, config, run, context, described)
+    costs = costs_of(spec, network, recipe.network_size or spec.image_size)
+    run.write_once("architecture.json", lambda file: save_spec(file, spec, costs, provenance))
+    described = recipe.describe(spec)
+    scores = _train(network.to(context.device), dataset, recipe, run, context, described)
     result = {
         "target": provenance["target"],
         "unit": provenance["unit"],
         **costs,
         **scores["last"].to_dict(),
         "ema": scores["ema"].to_dict() if "ema" in scores else None,
-        "epochs": config.epochs,
+        "epochs": recipe.epochs,
         "checkpoint": str(run.checkpoint("last")),
     }
     run.write_text("result.json", json.dumps(result, indent=1) + "\n")
@@ -249,58 +267,34 @@ def train_from_scratch(
 def _train(
     network: nn.Module,
     dataset: Dataset,
-    config: Config,
+    recipe: ScratchRecipe,
     run: RunFolder,
     context: DeviceContext,
     described: dict,
 ) -> dict[str, Score]:
     """All epochs; returns the test scores of the final weights, "last" and maybe "ema"."""
-    normalise = Normalisation(config.mean, config.std)
-    augment = Augmentation(
-        config.crop_padding,
-        config.horizontal_flip,
-        autoaugment=config.autoaugment,
-        cutout=config.cutout,
-    )
-    seed = stream(config.seed, "scratch batches").initial_seed()
-    batches = loader(dataset.train, config.batch_size, normalise, augment, seed, config.num_workers)
-    test = loader(dataset.test, config.batch_size, normalise, workers=config.num_workers)
-    if config.network_size:
-        batches, test = (Resized(part, config.network_size, "bicubic") for part in (batches, test))
-    recipe = build_recipe(
-        network.parameters(), len(batches), config, context, "scratch", run.checkpoint("last")
-    )
-    if config.mixup:
-        recipe = replace(recipe, mix=mixup(config.mixup, config.classes))
+    batches, test = recipe.loaders(dataset)
+    file = run.checkpoint("last")
+    learning = recipe.build(network.parameters(), len(batches), context, "scratch", file)
+    if recipe.mixup:
+        learning = replace(learning, mix=mixup(recipe.mixup, recipe.classes))
     network = network.to(memory_format=torch.channels_last) if context.channels_last else network
-    average = moving_average(network, config.ema) if config.ema else None
-    training = ScratchTraining(
-        network,
-        recipe,
-        described,
-        config.batch_size,
-        average,
-        (lambda steps: average.update_parameters(network))
-        if average is not None
-        else lambda steps: None,
-        partial(one_pass, torch.compile(network) if config.compile else network, context),
-    )
+    average = moving_average(network, recipe.ema) if recipe.ema else None
+
+    def move_average(steps: int) -> None:
+        if average is not None:
+            average.update_parameters(network)
 
     def log(epoch: int, means: EpochMeter, scores: dict[str, Score]) -> None:
-        numbers = {
-            "train_loss": means.loss,
-            "train_top1": means.top1,
-            "test_loss": scores["last"].loss,
-        }
-        numbers |= {"top1": scores["last"].top1, "top5": scores["last"].top5}
-        run.log(
-            "scratch",
-            epoch,
-            **numbers,
-            **({"ema_top1": scores["ema"].top1} if "ema" in scores else {}),
-        )
+        last = scores["last"]
+        numbers = {"train_loss": means.loss, "train_top1": means.top1, "test_loss": last.loss}
+        numbers |= {"top1": last.top1, "top5": last.top5}
+        numbers |= {"ema_top1": scores["ema"].top1} if "ema" in scores else {}
+        run.log("scratch", epoch, **numbers)
 
-    mirror = config.path_to_save_scratch
-    return training.train(
-        batches, test, config.epochs, run, "scratch", config.print_freq, log, mirror
-    )
+    compiled = torch.compile(network) if recipe.compile else network
+    forwards = partial(one_pass, compiled, context)
+    parts = (network, learning, described, recipe.batch_size, average, move_average, forwards)
+    epochs, every, mirror = recipe.epochs, recipe.print_freq, recipe.path_to_save_scratch
+    training = ScratchTraining(*parts)
+    return training.train(batches, test, epochs, run, "scratch", every, log, mirror)

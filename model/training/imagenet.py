@@ -1,5 +1,4 @@
-"""The published ImageNet recipes: batches, optimiser, schedule, averaged weights and teacher, by
-timm.
+"""The published ImageNet recipes, by timm: batches, optimiser, schedule, averages and teacher.
 
 SGNAS, section 4.1; NSGANetV2, section 4. The flags are those of `model/training/imagenet_flags.py`.
 """
@@ -19,11 +18,12 @@ from model.training.distillation import DistillationLoss, Teacher, load_teacher
 from model.training.from_scratch import ScratchTraining
 from utils import distributed
 from utils.data import Dataset
-from utils.engine import DeviceContext, Recipe
+from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.image_sets import IMAGE_SETS
 from utils.loader import FileLoader, Normalisation, evaluation_transform
 from utils.optim import TimmSchedule
+from utils.recipe import Recipe
 from utils.run_folder import RunFolder
 from utils.runtime import stream
 
@@ -31,9 +31,7 @@ MEAN, STD = IMAGE_SETS["imagenet"].mean, IMAGE_SETS["imagenet"].std
 
 
 def loaders(dataset: Dataset, size: int, args: argparse.Namespace) -> tuple[FileLoader, FileLoader]:
-    """Training batches of all processes and all accumulated parts together, augmented by timm; and
-    test batches.
-    """
+    """Training batches of all processes and accumulated parts together; and test batches."""
     try:
         augment = create_transform(
             size,

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from model.spaces.network_spec import NetConfigSpec, NetworkSpec, load_spec
 
 from model.nsganetv2.archive import read_archive
 from model.sgnas.answers import read_generated
 from model.spaces.elastic.space import ElasticArchitecture
 from model.spaces.nasbench201.space import CellSpace, from_string, to_string
-from model.spaces.network_spec import NetConfigSpec, NetworkSpec, load_spec
 from model.spaces.unified.space import Architecture, Choices
 from utils.errors import UserError
 

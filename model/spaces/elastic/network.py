@@ -7,7 +7,6 @@ older one is written. Source: Howard et al., "Searching for MobileNetV3", ICCV 2
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from torchvision.ops import StochasticDepth
 from model.layers.blocks import conv, initialise, new_classifier
 from model.layers.depthwise import DepthwiseConv
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, Layer, make_divisible
-from utils.errors import UserError
 
 ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "h_swish": nn.Hardswish, None: nn.Identity}
 
@@ -165,126 +163,7 @@ class MobileNetV3(nn.Module):
         """A new classifier at random, N(0, 0.01), for `classes`."""
         self.classifier["linear"] = new_classifier(self.classifier["linear"], classes, rng)
 
-    # -- the published description -----------------------------------------------------------------
-
-    def config(self) -> dict:
-        """The published `net.config` of this network."""
-        wide, last = self.head_channels
-        stem, classifier = self.first_conv.conv, self.classifier["linear"]
-        return {
-            "name": "MobileNetV3",
-            "bn": {"momentum": self.first_conv.bn.momentum, "eps": self.first_conv.bn.eps},
-            "first_conv": _conv_config(3, stem.out_channels, 3, stem.stride[0]),
-            "blocks": [_block_config(layer) for layer in self.layers],
-            "final_expand_layer": _conv_config(self.layers[-1].out_channels, wide),
-            "feature_mix_layer": _conv_config(wide, last, norm=False),
-            "classifier": {
-                "name": "LinearLayer",
-                "in_features": classifier.in_features,
-                "out_features": classifier.out_features,
-                "bias": True,
-                "use_bn": False,
-                "act_func": None,
-                "dropout_rate": 0,
-                "ops_order": "weight_bn_act",
-            },
-        }
-
-    @classmethod
-    def from_config(cls, config: dict, **options) -> "MobileNetV3":
-        """From a published `net.config` of either spelling; UserError when it is none."""
-        try:
-            layers = [_layer(block) for block in config["blocks"]]
-            stem, classifier = config["first_conv"], config["classifier"]
-            head = (
-                config["final_expand_layer"]["out_channels"],
-                config["feature_mix_layer"]["out_channels"],
-            )
-            network = cls(
-                stem["out_channels"], stem["stride"], layers, head, classifier["out_features"],
-                **{"dropout": classifier["dropout_rate"], **options},
-            )  # fmt: skip
-            for norm in (
-                module for module in network.modules() if isinstance(module, nn.BatchNorm2d)
-            ):
-                norm.momentum, norm.eps = config["bn"]["momentum"], config["bn"]["eps"]
-        except (LookupError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"net.config: not the description of a MobileNetV3 ({error!r})"
-            ) from None
-        return network
-
 
 def first_layer(space: ElasticSpace) -> Layer:
     """The fixed block behind the stem."""
     return Layer(space.channels[0], space.channels[0], 3, 1, 1, "relu", False)
-
-
-def _conv_config(
-    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, norm: bool = True
-) -> dict:
-    return {
-        "name": "ConvLayer",
-        "kernel_size": kernel,
-        "stride": stride,
-        "dilation": 1,
-        "groups": 1,
-        "bias": False,
-        "has_shuffle": False,
-        "in_channels": in_channels,
-        "out_channels": out_channels,
-        "use_bn": norm,
-        "act_func": "h_swish",
-        "dropout_rate": 0,
-        "ops_order": "weight_bn_act",
-    }
-
-
-def _block_config(layer: Layer) -> dict:
-    identity = {
-        "name": "IdentityLayer",
-        "in_channels": [layer.in_channels],
-        "out_channels": [layer.in_channels],
-        "use_bn": False,
-        "act_func": None,
-        "dropout_rate": 0,
-        "ops_order": "weight_bn_act",
-    }
-    return {
-        "name": "MobileInvertedResidualBlock",
-        "mobile_inverted_conv": {
-            "name": "MBInvertedConvLayer",
-            "in_channels": layer.in_channels,
-            "out_channels": layer.out_channels,
-            "kernel_size": layer.kernel,
-            "stride": layer.stride,
-            "expand_ratio": layer.expansion,
-            "mid_channels": layer.middle if layer.expansion > 1 else None,
-            "act_func": layer.activation,
-            "use_se": layer.se,
-        },
-        "shortcut": identity if layer.residual else None,
-    }
-
-
-def _layer(block: dict) -> Layer:
-    """A block of `net.config` in either spelling."""
-    part = block.get("mobile_inverted_conv") or block["conv"]
-    layer = Layer(
-        part["in_channels"],
-        part["out_channels"],
-        part["kernel_size"],
-        part["stride"],
-        part["expand_ratio"],
-        part["act_func"],
-        part["use_se"],
-    )
-    if bool(block.get("shortcut")) != layer.residual:
-        raise UserError(
-            "net.config: a block has a shortcut where its shapes have no residual, or the other way round"
-        )
-    if layer.activation not in ACTIVATIONS:
-        raise UserError(
-            f"net.config: act_func {layer.activation!r} is unknown; allowed are relu, relu6, h_swish"
-        )
-    return layer if layer.expansion == 1 else replace(layer, fixed_middle=part["mid_channels"])

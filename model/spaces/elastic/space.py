@@ -1,5 +1,4 @@
-"""The elastic search space of NSGANetV2: depth, width, kernel and resolution of a once-for-all
-MobileNetV3.
+"""The elastic space of NSGANetV2: depth, width, kernel, resolution of a once-for-all MobileNetV3.
 
 An architecture is a row of integers, its *genes*: per stage the index of its depth, then those of
 the kernel and of the expansion ratio of each layer it could have, and at the end that of the
@@ -14,12 +13,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.checkpoint import write_text
 from utils.errors import UserError
 
 Genes = NDArray[np.int64]
@@ -27,9 +25,7 @@ Genes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ElasticArchitecture:
-    """Kernel sizes and expansion ratios of the layers that are there, stage after stage; depths;
-    resolution.
-    """
+    """Kernel sizes and expansion ratios of all layers; depths of the stages; resolution."""
 
     ks: tuple[int, ...]
     e: tuple[int, ...]
@@ -71,6 +67,8 @@ class ElasticSpace:
     The defaults are the published space for ImageNet.
     """
 
+    kind: ClassVar[str] = "elastic"
+
     stem_channels: int = 16
     stages: tuple[int, ...] = (24, 40, 80, 112, 160)
     strides: tuple[int, ...] = (2, 2, 2, 1, 2)
@@ -89,7 +87,8 @@ class ElasticSpace:
         for name in ("strides", "activations", "se"):
             if len(getattr(self, name)) != len(self.stages):
                 raise UserError(
-                    f"space: {name} has {len(getattr(self, name))} entries for {len(self.stages)} stages"
+                    f"space: {name} has {len(getattr(self, name))} entries for "
+                    f"{len(self.stages)} stages"
                 )
         for name in ("kernels", "expansions", "depths", "resolutions"):
             values = getattr(self, name)
@@ -127,9 +126,7 @@ class ElasticSpace:
         return make_divisible(self.head[0] * self.width), make_divisible(self.head[1] * self.width)
 
     def layer(self, stage: int, position: int, kernel: int, expansion: int) -> Layer:
-        """A layer of a stage; its first one, at position 0, takes the stride and the channels from
-        before.
-        """
+        """A layer of a stage; its first one takes the stride and the channels from before."""
         before, out = self.channels[stage], self.channels[stage + 1]
         stride = 1 if position else self.strides[stage]
         activation, se = self.activations[stage], self.se[stage]
@@ -142,12 +139,8 @@ class ElasticSpace:
             for stage, depth in enumerate(architecture.d)
             for position in range(depth)
         ]
-        return [
-            self.layer(stage, position, kernel, expansion)
-            for (stage, position), kernel, expansion in zip(
-                positions, architecture.ks, architecture.e, strict=True
-            )
-        ]
+        layers = zip(positions, architecture.ks, architecture.e, strict=True)
+        return [self.layer(*position, kernel, expansion) for position, kernel, expansion in layers]
 
     # -- genes -------------------------------------------------------------------------------------
 
@@ -160,9 +153,8 @@ class ElasticSpace:
     def largest_genes(self) -> Genes:
         """The greatest value of each gene `[G]`; the least is 0."""
         D = self.most_layers
-        stage = (
-            [len(self.depths) - 1] + D * [len(self.kernels) - 1] + D * [len(self.expansions) - 1]
-        )
+        depth, kernel, expansion = len(self.depths), len(self.kernels), len(self.expansions)
+        stage = [depth - 1] + D * [kernel - 1] + D * [expansion - 1]
         return np.array(len(self.stages) * stage + [len(self.resolutions) - 1])
 
     @cached_property
@@ -204,9 +196,8 @@ class ElasticSpace:
                 genes += [self.expansions.index(e) for e in architecture.e[layers]] + padding
                 first += depth
             if not first == len(architecture.ks) == len(architecture.e):
-                raise ValueError(
-                    f"{first} layers have {len(architecture.ks)} kernels, {len(architecture.e)} ratios"
-                )
+                lengths = f"{len(architecture.ks)} kernels, {len(architecture.e)} ratios"
+                raise ValueError(f"{first} layers have {lengths}")
             return [*genes, self.resolutions.index(architecture.r)]
         except ValueError as error:
             raise UserError(f"architecture: not one of this space ({error})") from None
@@ -221,19 +212,6 @@ class ElasticSpace:
             ks += [self.kernels[i] for i in stage[1 : 1 + depth]]
             es += [self.expansions[i] for i in stage[1 + self.most_layers :][:depth]]
         return ElasticArchitecture(tuple(ks), tuple(es), tuple(ds), self.resolutions[genes[-1]])
-
-    def architecture(self, record) -> ElasticArchitecture:
-        """From a published `net.subnet` record; UserError when it is none of this space."""
-        try:
-            found = ElasticArchitecture(
-                *(tuple(map(int, record[key])) for key in ("ks", "e", "d")), int(record["r"])
-            )
-        except (KeyError, TypeError, ValueError):
-            raise UserError(
-                'architecture: expected {"ks": [...], "e": [...], "d": [...], "r": ...}'
-            ) from None
-        self.encode(found)
-        return found
 
     def _stages(self, genes: Genes) -> Genes:
         """`[N, G]` as `[N, S, 1 + 2 D]`, without the resolution."""
@@ -254,52 +232,32 @@ class ElasticSpace:
         parameters = np.full(len(genes), stem * (27 + 2 + 9 + 2 + stem + 2))
         for stage, position, rows in self.positions(genes):
             there, kernel, expansion = rows
-            of_layer = np.array([
-                [self._layer_costs(self.layer(stage, position, k, e)) for e in self.expansions] for k in self.kernels
-            ])[kernel, expansion] * there[:, None]  # fmt: skip
+            layers = [
+                [self.layer(stage, position, k, e) for e in self.expansions] for k in self.kernels
+            ]
+            costs = np.array([[self._layer_costs(layer) for layer in row] for row in layers])
+            costs = costs[kernel, expansion] * there[:, None]
             after = -(-size // self.strides[stage]) if position == 0 else size
-            macs = (
-                macs
-                + of_layer[:, 0] * size**2
-                + of_layer[:, 1] * after**2
-                + of_layer[:, 2] * after
-                + of_layer[:, 3]
-            )
-            parameters = parameters + of_layer[:, 4]
-            size = after
-        wide, last = self.head_channels
-        macs = (
-            macs
-            + wide * (size**2 * (self.channels[-1] + 1) + size + 1)
-            + last * (wide + 1 + self.classes)
-        )
-        parameters = (
-            parameters
-            + wide * (self.channels[-1] + 2)
-            + last * (wide + self.classes)
-            + self.classes
-        )
-        return macs, parameters
+            times = np.stack([size**2, after**2, after, np.ones_like(size)], axis=1)
+            macs = macs + (costs[:, :4] * times).sum(axis=1)
+            parameters, size = parameters + costs[:, 4], after
+        (wide, last), out = self.head_channels, self.channels[-1]
+        macs = macs + wide * (size**2 * (out + 1) + size + 1) + last * (wide + 1 + self.classes)
+        return macs, parameters + wide * (out + 2) + last * (wide + self.classes) + self.classes
 
     def positions(self, genes: Genes) -> Iterator[tuple[int, int, tuple[Genes, Genes, Genes]]]:
-        """Each layer that can be: stage, position, and for all rows whether it is there, its
-        kernel, its expansion.
-        """
+        """Each layer that can be: stage, position, and (is there, kernel, expansion), all `[N]`."""
         stages, D = self._stages(genes), self.most_layers
         for stage in range(len(self.stages)):
             depth = np.array(self.depths)[stages[:, stage, 0]]
             for position in range(D):
-                kernel, expansion = (
-                    stages[:, stage, 1 + position],
-                    stages[:, stage, 1 + D + position],
-                )
-                yield stage, position, ((position < depth).astype(np.int64), kernel, expansion)
+                there = (position < depth).astype(np.int64)
+                kernel, expansion = stages[:, stage, [1 + position, 1 + D + position]].T
+                yield stage, position, (there, kernel, expansion)
 
     @staticmethod
     def _layer_costs(layer: Layer) -> tuple[int, int, int, int, int]:
-        """Multiply-adds per pixel before and after the stride, per row after it, and once;
-        parameters.
-        """
+        """Multiply-adds per pixel before and after the stride, per row, and once; parameters."""
         middle, swish = layer.middle, int(layer.activation == "h_swish")
         squeezed = make_divisible(middle // 4) if layer.se else 0
         before = middle * (layer.in_channels + swish)
@@ -312,52 +270,30 @@ class ElasticSpace:
         parameters += (2 * middle + 1) * squeezed + middle if layer.se else 0
         return before, after, middle if layer.se else 0, once, parameters
 
-    # -- records -----------------------------------------------------------------------------------
-
     def to_dict(self) -> dict:
-        """Plain values, as JSON holds them."""
+        """Plain values, as JSON and checkpoints hold them."""
         return json.loads(json.dumps(asdict(self)))
 
-    @classmethod
-    def from_dict(cls, record: dict) -> "ElasticSpace":
-        """The inverse of `to_dict`."""
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in record.items()
-            }
-        )
 
+class ElasticTable:
+    """`table(genes [N, G]) -> multiply-adds [N]` in millions, each at its own resolution."""
 
-ARCHITECTURE_FORMAT = "elastic-architecture/1"
+    unit, digest = "M", ""
 
+    def __init__(self, space: ElasticSpace):
+        self.space = space
 
-def save_elastic_architecture(
-    path: Path,
-    space: ElasticSpace,
-    architecture: ElasticArchitecture,
-    costs: dict,
-    provenance: dict,
-) -> None:
-    """Write `architecture.json`, what every stage hands to the next."""
-    record = {
-        "format": ARCHITECTURE_FORMAT,
-        "space": space.to_dict(),
-        "architecture": architecture.to_json(),
-        "costs": costs,
-        "provenance": provenance,
-    }
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    def __call__(self, genes: Genes) -> NDArray:
+        return self.space.costs(np.asarray(genes))[0] / 1e6
 
+    def parameters_m(self, genes: Genes) -> NDArray:
+        """Millions of parameters `[N]`."""
+        return self.space.costs(np.asarray(genes))[1] / 1e6
 
-def load_elastic_architecture(path: Path) -> tuple[ElasticSpace, ElasticArchitecture, dict]:
-    """The space, the checked architecture, and the whole record; UserError if the file holds none."""
-    try:
-        record = json.loads(Path(path).read_text())
-        space = ElasticSpace.from_dict(record["space"])
-        return space, space.architecture(record["architecture"]), record
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as an elastic architecture ({error})") from None
+    def reach(self, min_expansion: int = 1) -> tuple[float, float]:
+        """Cost in M of the smallest and of the largest architecture."""
+        least, most = self(self.space.extremes()).tolist()
+        return least, most
 
 
 def _middle(channels: int, expansion: int) -> int:

@@ -8,8 +8,10 @@ names are those of published checkpoints. Axes: B batch. Source: Cai et al., "On
 """
 
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +29,8 @@ from model.spaces.elastic.network import (
     squeeze_excite_width,
 )
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, Layer
+from utils.engine import DeviceContext
+from utils.loader import resize
 
 
 class ElasticKernel(nn.Module):
@@ -214,6 +218,31 @@ class ElasticSupernet(nn.Module):
         for mine, theirs, layer in searched:
             mine.hand_down(theirs, layer)
         return network.train(self.training)
+
+
+def sandwich(
+    supernet: ElasticSupernet,
+    networks: int,
+    context: DeviceContext,
+    images: Tensor,
+    labels: Tensor,
+    rng: torch.Generator,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The passes of a training step by the sandwich rule, all at one random resolution.
+
+    The largest sub-network learns the labels; the smallest, and random ones, its answers. Source:
+    Yu and Huang, "Universally Slimmable Networks", ICCV 2019 (the sandwich rule, in-place
+    distillation).
+    """
+    space, draw = supernet.space, np.random.default_rng(rng.initial_seed())
+    smallest, largest = space.extremes()
+    resolution = space.resolutions[draw.integers(len(space.resolutions))]
+    images, answers = resize(images, resolution), None
+    for genes in [largest, smallest, *space.sample(max(0, networks - 2), draw)]:
+        with context.autocast():
+            logits = supernet(images, space.decode(genes))
+        yield logits, (labels if answers is None else answers)
+        answers = logits.detach().float().softmax(dim=1) if answers is None else answers
 
 
 def from_published(weights: dict[str, Tensor]) -> dict[str, Tensor]:

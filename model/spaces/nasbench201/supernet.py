@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from model.costs.lookup_table import NEGLIGIBLE
 from model.layers.blocks import conv, initialise, new_classifier
 from model.spaces.nasbench201.space import CONV_1X1, CONV_3X3, EDGES, NODES, OPERATIONS, CellSpace
-from model.spaces.unified.space import Architecture
+from model.spaces.paths import Architecture, PathSupernet, hard_rows
 
 CONVOLUTIONS = {CONV_1X1: 1, CONV_3X3: 3}
 
@@ -36,20 +36,21 @@ def average_pool(x: Tensor) -> Tensor:
 
 
 class Cell(nn.Module):
-    """Four nodes, each the sum of what comes over its edges from the nodes before; the first is the
-    input.
+    """Four nodes: the input, and three sums of what comes over their edges from nodes before them.
 
     `offered` names the operations that each edge has weights for.
     """
 
     def __init__(self, channels: int, offered: list[tuple[str, ...]]):
         super().__init__()
-        self.edges = nn.ModuleList(
-            nn.ModuleDict({
-                name: ReLUConvBN(channels, channels, kernel) for name, kernel in CONVOLUTIONS.items() if name in names
-            })
-            for names in offered
-        )  # fmt: skip
+        self.edges = nn.ModuleList()
+        for names in offered:
+            convolutions = {name: k for name, k in CONVOLUTIONS.items() if name in names}
+            self.edges.append(
+                nn.ModuleDict(
+                    {name: ReLUConvBN(channels, channels, k) for name, k in convolutions.items()}
+                )
+            )
 
     def forward(self, x: Tensor, shares: list[list[float | Tensor]]) -> Tensor:
         """`shares [L][K]`: how much each operation counts on each edge, 1 or 0 on a hard path."""
@@ -71,18 +72,13 @@ class Cell(nn.Module):
         parts += [(average_pool(x), pool)] if _counts(pool) else []
         named = zip(CONVOLUTIONS, of_convolutions, strict=True)
         parts += [(convolutions[name](x), share) for name, share in named if _counts(share)]
-        return (
-            sum(y if isinstance(share, float) else share * y for y, share in parts)
-            if parts
-            else None
-        )
+        shared = [y if isinstance(share, float) and share == 1 else share * y for y, share in parts]
+        return sum(shared) if shared else None
 
 
 def _counts(share: float | Tensor) -> bool:
-    """Whether an operation must be computed: also one that has no share yet, but is to learn
-    whether it should.
-    """
-    return (isinstance(share, Tensor) and share.requires_grad) or bool(share > NEGLIGIBLE)
+    """Whether an operation must be computed: a share that learns may have to grow from nothing."""
+    return isinstance(share, Tensor) or share > NEGLIGIBLE
 
 
 class Reduction(nn.Module):
@@ -95,9 +91,8 @@ class Reduction(nn.Module):
         self.shortcut = conv(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(F.avg_pool2d(x, 2, stride=2, ceil_mode=True)) + self.conv_b(
-            self.conv_a(x)
-        )
+        pooled = F.avg_pool2d(x, 2, stride=2, ceil_mode=True)
+        return self.shortcut(pooled) + self.conv_b(self.conv_a(x))
 
 
 class _CellStack(nn.Module):
@@ -128,14 +123,8 @@ class _CellStack(nn.Module):
         """Features `[B, channels, H, W]` that all paths share."""
         return self.first(images)
 
-    def classify(self, features: Tensor, path: Tensor) -> Tensor:
-        """Logits `[B, classes]` of a path `[L, 1, K]` from the features of `stem`."""
-        rows = path[:, 0]
-        hard = not path.requires_grad and bool(((path == 0) | (path == 1)).all())
-        return self.through(features, rows.tolist() if hard else [list(row) for row in rows])
-
     def through(self, features: Tensor, shares: list[list[float | Tensor]]) -> Tensor:
-        """As `classify`, with `shares [L][K]` of the operations, as cells take them."""
+        """Logits from the features of `stem`, with `shares [L][K]` of the operations."""
         for index, stage in enumerate(self.stages):
             for cell in stage:
                 features = cell(features, shares)
@@ -144,9 +133,8 @@ class _CellStack(nn.Module):
         return self.classifier(self.last_bn(features).relu().mean(dim=(2, 3)))
 
 
-class CellSupernet(_CellStack):
-    """`supernet(images [B, 3, H, W], path [L, 1, K]) -> logits [B, classes]`, for hard and for soft
-    paths.
+class CellSupernet(_CellStack, PathSupernet):
+    """`supernet(images [B, 3, H, W], path [L, 1, K]) -> logits [B, classes]` of a hard path.
 
     `cells` in each stage may be fewer than those of `space`, of which the costs are; `image_size`
     is that of the images it is trained on.
@@ -162,31 +150,23 @@ class CellSupernet(_CellStack):
         super().__init__(space, cells, len(EDGES) * [OPERATIONS], rng)
         self.image_size = image_size
 
-    def forward(self, images: Tensor, path: Tensor) -> Tensor:
-        return self.classify(self.stem(images), path)
-
-    def frozen(self) -> "SoftCellSupernet":
-        """This supernet as it is now, for soft paths; it must be in evaluation mode."""
-        assert not self.training, "soft paths run in evaluation mode: call eval() first"
-        return SoftCellSupernet(self)
+    def classify(self, features: Tensor, path: Tensor) -> Tensor:
+        return self.through(features, [blocks[0] for blocks in hard_rows(path)])
 
     @torch.no_grad()
     def extract(self, path: Tensor) -> "CellNetwork":
-        """The stand-alone network of a one-hot path with inherited weights; in evaluation mode
-        equal to it.
+        """The stand-alone network of a hard path with inherited weights.
+
+        It equals the supernet in evaluation mode.
         """
-        network = CellNetwork(self.space, self.space.decode(path), self.cells).to(
-            self.classifier.weight.device
-        )
-        ours = self.state_dict()
+        network = CellNetwork(self.space, self.space.decode(path), self.cells)
+        network, ours = network.to(self.classifier.weight.device), self.state_dict()
         network.load_state_dict({key: ours[key] for key in network.state_dict()})
         return network.train(self.training)
 
 
 class CellNetwork(_CellStack):
-    """`network(images [B, 3, H, W]) -> logits [B, classes]`: an architecture with the weights it
-    needs.
-    """
+    """`network(images [B, 3, H, W]) -> logits [B, classes]` of one architecture."""
 
     def __init__(
         self,
@@ -195,10 +175,7 @@ class CellNetwork(_CellStack):
         cells: int | None = None,
         rng: torch.Generator | None = None,
     ):
-        offered = [
-            tuple(choice for choice in row if choice is not None) for row in architecture.choices
-        ]
-        super().__init__(space, cells or space.cells, offered, rng)
+        super().__init__(space, cells or space.cells, list(architecture.kernels), rng)
         self.shares = space.encode(architecture)[:, 0].tolist()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -210,21 +187,23 @@ class CellNetwork(_CellStack):
 
 
 class SoftCellSupernet(nn.Module):
-    """The supernet for soft paths, differentiable in the path alone.
+    """`soft(images, path) -> logits`: the supernet, differentiable in the path alone.
 
     Each batch is normalised by its own statistics. The running ones are those of all paths
     together, with which a single path scores unlike it does once its batch norms are re-estimated:
-    here that gap would be what is learnt.
+    here that gap would be what is learned.
     """
 
     def __init__(self, supernet: CellSupernet):
         super().__init__()
+        assert not supernet.training, "soft paths run in evaluation mode: call eval() first"
         self.space = supernet.space
         self.supernet = copy.deepcopy(supernet).requires_grad_(False).train()
-        for norm in (
-            module for module in self.supernet.modules() if isinstance(module, nn.BatchNorm2d)
-        ):
-            norm.momentum = 0.0  # nothing is learnt of the batches
+        for module in self.supernet.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.0  # nothing is learned of the batches
 
     def forward(self, images: Tensor, path: Tensor) -> Tensor:
-        return self.supernet(images, path)
+        rows = path[:, 0]
+        shares = [list(row) for row in rows] if path.requires_grad else rows.tolist()
+        return self.supernet.through(self.supernet.stem(images), shares)

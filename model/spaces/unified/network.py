@@ -1,14 +1,11 @@
 """The stand-alone network of an architecture: an ordinary CNN that knows nothing of search."""
 
-import copy
-
-import thop
 import torch
-from thop.vision.basic_hooks import count_convNd
 from torch import Tensor, nn
 
 from model.layers.blocks import ConvBN, InvertedBottleneck, head_stage, initialise, new_classifier
-from model.spaces.unified.space import Architecture, UnifiedSpace
+from model.spaces.paths import Architecture
+from model.spaces.unified.space import UnifiedSpace
 
 
 class SubNet(nn.Module):
@@ -74,30 +71,3 @@ class SubNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.last_stage(self.stages(self.first_mb(self.first(images))))
         return self.classifier(x.mean(dim=(2, 3)))
-
-
-def count_macs(network: nn.Module, image_size: int) -> float:
-    """Millions of multiply-adds of the convolutions of `network` on one square image, counted by
-    thop.
-    """
-    # of which some may be empty
-    containers = {type(m) for m in network.modules() if list(m.children())}
-    others = {type(m) for m in network.modules() if not isinstance(m, nn.Conv2d)} - containers
-    image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
-    network = copy.deepcopy(network)  # thop leaves counters behind as buffers
-    # thop goes by the very type
-    convolutions = {type(m) for m in network.modules() if isinstance(m, nn.Conv2d)}
-    counted = {**dict.fromkeys(others, _free), **dict.fromkeys(convolutions, count_convNd)}
-    macs, _ = thop.profile(network, inputs=(image,), custom_ops=counted, verbose=False)
-    return macs / 1e6
-
-
-def _free(module, inputs, output) -> None:
-    """What thop counts for a module that is no convolution: the cost table knows of convolutions
-    only.
-    """
-
-
-def count_parameters(network: nn.Module) -> float:
-    """Millions of trainable parameters."""
-    return sum(p.numel() for p in network.parameters() if p.requires_grad) / 1e6

@@ -1,4 +1,4 @@
-"""The frozen supernet, for soft paths: what the architecture generator is trained against.
+"""The soft supernet: what the architecture generator is trained against.
 
 `SoftSupernet` computes a soft mixture, with batch norms folded into the convolutions, and can
 only be differentiated in the path. Axes: B batch, L layers, E sub-blocks, K choices, C channels of
@@ -6,7 +6,6 @@ a sub-block. Source: SGNAS, section 3.4.
 """
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +17,22 @@ from model.costs.lookup_table import NEGLIGIBLE
 from model.layers.blocks import ConvBN, InvertedBottleneck, squeezed_channels
 from model.layers.depthwise import gradient_of_input
 from model.layers.pointwise import relu6_products
+from model.spaces.unified.block import UnifiedBlock
+from model.spaces.unified.supernet import UnifiedSupernet
 from model.spaces.unified.switchable_norm import Pixels
-
-if TYPE_CHECKING:
-    from model.spaces.unified.supernet import UnifiedBlock, UnifiedSupernet
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1x1 convolution, `weight [out, in]`, that keeps nothing of x for a weight without gradient,
-    as conv2d does.
-    """
+    """A 1x1 convolution by `weight [out, in]`, which keeps nothing of x for the weight's gradient."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 class _Mixture(torch.autograd.Function):
-    """`x [B, C, H, W]`, `p [C, kernels]` -> the p-weighted sum of relu6(depthwise convolution) over
-    the kernels.
+    """The mixture of branches: sum over kernels k of p_k relu6(depthwise convolution_k(x)).
 
-    Differentiable in x and p. Only x is kept; the branches are computed anew where the gradient
-    needs them, one at a time, so that the memory of a generator step is a fraction of that of the
-    plain sum.
+    For `x [B, C, H, W]` and `p [C, kernels]`, differentiable in both. Only x is kept; the branches
+    are computed again where the gradient needs them, one at a time, so that the memory of a
+    generator step is a fraction of that of the plain sum.
     """
 
     @staticmethod
@@ -78,41 +73,19 @@ def _branch(x: Tensor, branch: tuple[int, Tensor, Tensor], stride: int) -> Tenso
 
 
 class SoftBlock(nn.Module):
-    """A layer for soft paths: each sub-block gives the p-weighted sum of its kernel branches, skip
-    gives zero.
+    """A layer for soft paths: each sub-block gives the p-weighted sum of its kernel branches.
 
-    All weights are buffers with the batch norms folded in; the last norm, chosen by the rounded
-    number of skipped sub-blocks, is folded for each number that can occur.
+    Skip gives zero. All weights are buffers with the batch norms folded in.
     """
 
-    def __init__(self, block: "UnifiedBlock", choice_index: list[int]):
+    def __init__(self, block: UnifiedBlock, choice_index: list[int]):
         super().__init__()
         self.spec, self.kernels, self.choice_index = block.spec, block.kernels, choice_index
-        E, C = block.spec.expansion, block.spec.in_channels
-        if E > 1:
-            every = torch.arange(E, device=block.expand.device)
-            self._keep(
-                "expand", block.expand_bn.folded_into(block.expand.flatten(0, 1).flatten(1), every)
-            )
-        scale, shift = (part.view(-1, E, C) for part in block.depthwise_bn.affine())
-        for index, k in enumerate(self.kernels):
-            weight = block.depthwise[str(k)] * scale[index, :, :, None, None, None]
-            self._keep(f"depthwise_{k}", weight.flatten(0, 1))
-            self._keep(f"depthwise_bias_{k}", shift[index].flatten())
-        if block.spec.se:
-            for name in ("squeeze", "squeeze_bias", "excite", "excite_bias"):
-                self._keep(name, getattr(block, name))
-        scale, shift = block.project_bn.affine()
-        self._keep("project", block.project.flatten(1)[None] * scale[:, :, None])
-        self._keep("project_bias", shift)
-
-    def _keep(self, name: str, weight: Tensor) -> None:
-        self.register_buffer(name, weight.detach().clone(), persistent=False)
+        for name, weight in block.folded().items():
+            self.register_buffer(name, weight, persistent=False)
 
     def forward(self, x: Tensor, p: Tensor, skipped: int) -> Tensor:
-        """`p [E, kernels of this layer]`, entries that count zero already 0; `skipped`: rounded
-        number of skips.
-        """
+        """`p [E, kernels of this layer]`, negligible entries 0; `skipped`: rounded number of skips."""
         E, C = self.spec.expansion, self.spec.in_channels
         if skipped >= E:
             if self.spec.may_vanish:
@@ -123,9 +96,7 @@ class SoftBlock(nn.Module):
             pixels = Pixels.of(x)
             (y,) = map(pixels.maps, relu6_products(pixels.rows, self.expand, [E * C]))
         names = [(k, f"depthwise_{k}", f"depthwise_bias_{k}") for k in self.kernels]
-        branches = [
-            (k, getattr(self, w).to(y.dtype), getattr(self, b).to(y.dtype)) for k, w, b in names
-        ]
+        branches = [(k, *(getattr(self, name).to(y.dtype) for name in pair)) for k, *pair in names]
         y = _Mixture.apply(y, p.repeat_interleave(C, dim=0).to(y.dtype), branches, self.spec.stride)
         if self.spec.se:
             y = y * self._gate(y.mean(dim=(2, 3)), (E - skipped) * C)
@@ -134,24 +105,22 @@ class SoftBlock(nn.Module):
 
     def _gate(self, pooled: Tensor, middle: int) -> Tensor:
         width = squeezed_channels(middle)
-        squeezed = F.linear(
-            pooled, self.squeeze[:width].flatten(1), self.squeeze_bias[:width]
-        ).relu()
-        gate = F.linear(
-            squeezed, self.excite[:, :, :width].flatten(0, 1), self.excite_bias.flatten()
-        )
+        squeeze, excite = self.squeeze[:width], self.excite[:, :, :width]
+        squeezed = F.linear(pooled, squeeze.flatten(1), self.squeeze_bias[:width]).relu()
+        gate = F.linear(squeezed, excite.flatten(0, 1), self.excite_bias.flatten())
         return F.hardsigmoid(gate)[:, :, None, None]
 
 
 class SoftSupernet(nn.Module):
-    """`frozen(images [B, 3, H, W], path [L, E, K]) -> logits [B, classes]`, differentiable in the
-    path alone.
+    """`soft(images [B, 3, H, W], path [L, E, K]) -> logits [B, classes]`.
 
-    Entries of the path up to `NEGLIGIBLE` count as zero (SGNAS, stage 2).
+    A supernet as it is now, in evaluation mode, differentiable in the path alone. Entries of the
+    path up to `NEGLIGIBLE` count as zero (SGNAS, stage 2).
     """
 
-    def __init__(self, supernet: "UnifiedSupernet"):
+    def __init__(self, supernet: UnifiedSupernet):
         super().__init__()
+        assert not supernet.training, "soft paths run in evaluation mode: call eval() first"
         self.space = supernet.space
         self.stem = nn.Sequential(*_folded(supernet.first), *_folded(supernet.first_mb))
         index = self.space.kernels.index
@@ -166,9 +135,8 @@ class SoftSupernet(nn.Module):
 
     def forward(self, images: Tensor, path: Tensor) -> Tensor:
         kept = path * (path > NEGLIGIBLE)
-        skipped = (
-            (self.space.expansions - self.space.active(path.detach()).cpu()).round().long().tolist()
-        )
+        active = self.space.active(path.detach()).cpu()
+        skipped = (self.space.expansions - active).round().long().tolist()
         x = self.stem(images)
         for block, p, count in zip(self.stages, kept, skipped, strict=True):
             x = block(x, p[: block.spec.expansion, block.choice_index], count)

@@ -127,6 +127,11 @@ class SwitchableBatchNorm(nn.Module):
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale.detach(), (self.bias - self.running_mean * scale).detach()
 
+    def hand_down(self, bn: nn.BatchNorm2d, index: list[int]) -> None:
+        """Copy the norms `index`, one after another, into a stand-alone batch norm."""
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(bn, name).copy_(getattr(self, name)[index].flatten())
+
     def _picked(self, index: Tensor) -> list[Tensor]:
         return [
             part[index].flatten()

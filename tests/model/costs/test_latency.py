@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from model.costs.latency_parts import ends, fixed_parts, layer_key, mixed_key, parts_of
 
 import msunas
 import search
 import train_cifar
 from model.costs.latency import ElasticLatency, Latencies, UnifiedLatency
-from model.costs.latency_parts import ends, fixed_parts, layer_key, mixed_key, parts_of
 from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.registry import build_space

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from model.spaces.genome import ElasticGenome, UnifiedGenome, features
+from model.spaces.network_spec import load_spec
 
 import msunas
 import post_search
@@ -16,8 +18,6 @@ from model.nsganetv2.pareto import non_dominated
 from model.ranking.supernet_accuracy import CandidateEvaluation
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.genome import ElasticGenome, UnifiedGenome, features
-from model.spaces.network_spec import load_spec
 from model.spaces.registry import build_supernet
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from model.spaces.unified.supernet import UnifiedSupernet

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model.spaces.genome import CellGenome
+from model.spaces.network_spec import CellSpec, described
 from torch.nn import functional as F
 
 import msunas
@@ -25,11 +27,9 @@ from model.costs.lookup_table import LookUpTable
 from model.sgnas.generator import ArchitectureGenerator, PriorPool
 from model.sgnas.repair import Demand, repair
 from model.sgnas.warm_up import path_logits, supernet_payload
-from model.spaces.genome import CellGenome
 from model.spaces.nasbench201.benchmark_table import CellTable
 from model.spaces.nasbench201.space import EDGES, OPERATIONS, CellSpace, from_string, to_string
 from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet
-from model.spaces.network_spec import CellSpec, described
 from model.spaces.unified.network import count_macs, count_parameters
 from model.spaces.unified.space import (
     Architecture,

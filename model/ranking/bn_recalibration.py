@@ -1,0 +1,1 @@
+from utils.engine import recalibrated, reset_norms  # noqa

@@ -1,0 +1,103 @@
+"""The cells of NAS-Bench-201 as a kind of search space."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from model.spaces.contracts import Design, Genes
+from model.spaces.nasbench201.benchmark_table import CellTable
+from model.spaces.nasbench201.space import CellSpace, from_string, to_string
+from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet, SoftCellSupernet
+from model.spaces.paths import Architecture, PathGenome, PathKind, PathSpec
+from utils import checkpoint
+from utils.config import Config, as_record
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class CellKeys:
+    """The key `space`: the network whose costs and accuracies are searched, and the supernet."""
+
+    channels: int = 16  # of the first stage
+    cells: int = 5  # in each stage of that network
+    supernet_cells: int = 1  # and of the supernet
+    image_size: int = 32  # that network's; `input_size` is the supernet's
+
+    @classmethod
+    def of(cls, config: Config) -> "CellKeys":
+        keys = as_record(cls, config.space or {}, config.where, "space.")
+        if min(vars(keys).values()) < 1:
+            config.refuse("space", "numbers of at least 1")
+        return keys
+
+
+@dataclass(frozen=True)
+class CellSpec(PathSpec):
+    """A cell, in the network that its costs are of."""
+
+    def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        return CellNetwork(self.space, self.architecture, rng=rng)
+
+    def inherited(
+        self, supernet: str, options: dict, rng: torch.Generator | None = None
+    ) -> nn.Module:
+        """UserError when the supernet has another number of cells in each stage than the network."""
+        state = checkpoint.weights(checkpoint.load(supernet), supernet)
+        cells = max(1, len({key.split(".")[2] for key in state if "stages.0." in key}))
+        if cells != self.space.cells:
+            raise UserError(
+                f"{supernet}: it has {cells} cells in each stage, the network {self.space.cells}"
+            )
+        source = CellSupernet(self.space, cells=cells)
+        checkpoint.load_into(source, state, supernet)
+        return source.extract(self.space.encode(self.architecture))
+
+    def to_json(self) -> str:
+        return to_string(self.architecture)
+
+
+class CellGenome(PathGenome):
+    """A gene for each edge; cells that compute the same by different edges count as different."""
+
+    def sample(self, count: int, rng: np.random.Generator) -> Genes:
+        return rng.integers(0, self.largest_genes + 1, (count, len(self.largest_genes)))
+
+
+class CellKind(PathKind):
+    name, paper = "nasbench201", "sgnas"
+    space_type, spec_type, genome_type = CellSpace, CellSpec, CellGenome
+
+    def space(self, config: Config) -> CellSpace:
+        config.require("space", "low_flops", "high_flops")
+        keys = CellKeys.of(config)
+        return CellSpace(keys.channels, keys.cells, keys.image_size, config.classes)
+
+    def supernet(self, space: CellSpace, config: Config, rng: torch.Generator) -> CellSupernet:
+        return CellSupernet(space, rng, CellKeys.of(config).supernet_cells, config.input_size)
+
+    def image_size(self, supernet: CellSupernet) -> int:
+        return supernet.image_size
+
+    def soft(self, supernet: CellSupernet) -> SoftCellSupernet:
+        return SoftCellSupernet(supernet)
+
+    def parse(self, record) -> Architecture:
+        """From the published string, or in a form of older files: {"cell": string}, or rows."""
+        record = record.get("cell", record) if isinstance(record, dict) else record
+        return from_string(record) if isinstance(record, str) else super().parse(record)
+
+    def design(self, architecture: Architecture) -> Design:
+        return Design(cell=to_string(architecture))
+
+    def benchmark(self, file: str, space: CellSpace) -> CellTable:
+        if space != CellSpace():
+            raise UserError(
+                f"--table {file}: it is of the published cells and their network; "
+                "the config is of others"
+            )
+        return CellTable.load(file)
+
+
+KIND = CellKind()
