@@ -26,7 +26,7 @@ from model.sgnas.hardware_loss import HardwareLoss
 from model.sgnas.prior_pool import PoolRecipe, PriorPool, open_pool
 from model.sgnas.runs import GENERATOR_FILE, LATENCY_FILE, find_generator
 from model.sgnas.warm_up import WarmUp, WarmUpRecipe, supernet_payload
-from model.spaces.registry import Problem, open_problem
+from model.spaces.registry import Problem, completed, open_problem
 from utils import distributed
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, command
 from utils.config import Config, load_config
@@ -43,7 +43,8 @@ from utils.table import format_table
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    config = load_config(args.cfg, args.set + ["strict_data=true"] * args.strict_data)
+    strict = ["strict_data=true"] * args.strict_data
+    config = completed(load_config(args.cfg, args.set + strict))
     problem = open_problem(config)
     truth = open_benchmark(args.table, problem, config)
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)

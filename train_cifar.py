@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from model.sgnas.runs import newest_config
-from model.spaces.registry import load_spec
+from model.spaces.registry import completed, load_spec
 from model.trained import Named, check_options, named_network, target_of
 from model.training.from_scratch import ScratchRecipe, check_compiler, train_from_scratch
 from utils.command import (
@@ -60,7 +60,7 @@ NSGANETV2 = Path(__file__).parent / "config_file" / "nsganetv2_config.yml"
 @command
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    config = open_config(args)
+    config = completed(open_config(args))
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
     title = args.title or default_title(args, config.unit)
     run = RunFolder.open("train_cifar", config, title, args.resume)

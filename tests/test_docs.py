@@ -5,7 +5,6 @@ A mark is a comment above the block: <!-- needs a GPU -->, <!-- needs a download
 takes N min -->.
 """
 
-import dataclasses
 import importlib
 import re
 import subprocess
@@ -15,9 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from model.spaces.registry import build_supernet
 from tests.conftest import TINY_CONFIG
+from tools import config_page
 from utils.command import Parser
-from utils.config import Config
+from utils.config import Config, keys_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -178,11 +179,12 @@ def test_marked_python_compiles(block):
     "block", [b for b in of("yaml") if b.page == "docs/search_space.md"], ids=str
 )
 def test_spaces_are_spaces(block):
-    """Each of them completes a config."""
+    """Each of them completes a config, here one of images of 56 pixels."""
     values = yaml.safe_load(TINY_CONFIG.format(log_dir="logs"))
     for key in ("l_cfgs", "static_layers", "low_flops", "high_flops"):
         values.pop(key)
-    Config.from_dict({**values, **yaml.safe_load(block.text)})
+    config = Config.from_dict({**values, "input_size": 56, **yaml.safe_load(block.text)})
+    build_supernet(config)
 
 
 # -- links, tests and keys that are named ----------------------------------------------------------
@@ -211,27 +213,20 @@ def test_the_tests_that_numbers_are_checked_by_exist():
         assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), name
 
 
-def test_every_key_of_a_config_is_described_with_its_default():
-    text = (ROOT / "docs" / "configuration.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|", text, re.MULTILINE)
-    described = {key: text.strip().strip("`") for key, text in rows}
-    fields = {field.name: field for field in dataclasses.fields(Config)}
-    assert len(rows) == len(described)
-    assert set(described) == set(fields)
-    assert "All are none by default" in text  # the paths, whose tables have no column for it
-    for key, field in fields.items():
-        if key.startswith("path_to") or key.endswith("_pretrained"):
-            assert field.default is None
-        elif key in ("optim_state", "g_optim_state"):
-            default = field.default_factory()
-            assert described[key].lower() == default.optimizer
-            row = re.search(rf"^\| `{key}` .*$", text, re.MULTILINE)[0]
-            for name, value in re.findall(r"`(lr|momentum|weight_decay|beta)` ([\d.]+)", row):
-                assert float(value) == getattr(default, name)
-        elif field.default is dataclasses.MISSING:
-            assert described[key] == "-"
-        else:
-            default = list(field.default) if isinstance(field.default, tuple) else field.default
-            assert (
-                None if described[key] == "none" else yaml.safe_load(described[key])
-            ) == default, key
+def test_the_page_of_config_keys_is_what_its_tool_prints(capsys):
+    config_page.main([])
+    assert (ROOT / "docs" / "configuration.md").read_text() == capsys.readouterr().out
+
+
+def test_each_key_of_a_config_has_a_row_with_its_default():
+    text = (ROOT / "docs" / "configuration.md").read_text().split("## The key space")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \|[^|]*\| ([^|]*) \| [^|]+ \|$", text, re.MULTILINE)
+    assert [name for name, _ in rows if "." not in name] == list(keys_of(Config))
+    needed = [name for name, default in rows if default == "-"]
+    assert needed == ["dataset", "classes", "input_size"]
+    config = Config.from_dict(dict.fromkeys(needed, 1) | {"dataset": "-"}).to_dict()
+    for name, default in rows:
+        key, _, inner = name.partition(".")
+        if name not in needed and not default.startswith("as below"):
+            value = None if default == "none" else yaml.safe_load(default.strip("`"))
+            assert value == (config[key][inner] if inner else config[key]), name

@@ -54,9 +54,8 @@ def write_images(folder: Path, train: int = 8, size: int = 16) -> None:
 def valid(tmp_path_factory) -> Path:
     """A folder with everything that a broken input is made from: configs, images, finished runs."""
     root = tmp_path_factory.mktemp("valid")
-    (root / "tiny.yml").write_text(
-        TINY_CONFIG.format(log_dir="logs") + "warmup_epochs: 1\nsearch_epochs: 1\n"
-    )
+    text = TINY_CONFIG.format(log_dir="logs")
+    (root / "tiny.yml").write_text(re.sub(r"(warmup|search)_epochs: 2", r"\1_epochs: 1", text))
     text = TINY_CONFIG.format(log_dir="logs").replace(
         "dataset: digits", "dataset: imagefolder\ndataset_dir: images"
     )
@@ -176,12 +175,12 @@ BROKEN = {
     "learning rate zero": (
         yaml_with(optim_state={"lr": 0}),
         SEARCH,
-        "optim_state: lr must be above 0",
+        "optim_state.lr: 0.0 is not allowed; it must be above 0",
     ),
     "unknown optimiser": (
         yaml_with(optim_state={"optimizer": "x"}),
         SEARCH,
-        "allowed are sgd, adam",
+        "optim_state.optimizer: 'x' is not allowed; it must be sgd or adam",
     ),
     "unknown data set": (
         yaml_with(dataset="mnist"),
@@ -195,6 +194,13 @@ BROKEN = {
         "no such checkpoint",
     ),
     "copy onto a folder": (yaml_with(path_to_save_model="images"), SEARCH, "but it is a folder"),
+    "no network": (yaml_with(supernet="none"), TRAIN, "network_config: this key is missing"),
+    "unknown kind": (yaml_with(supernet="x"), SEARCH, "must be unified or elastic or nasbench201"),
+    "key twice": (
+        text_of("tiny.yml", "a: 1\na: 2"),
+        SEARCH,
+        "tiny.yml: a: this key is given twice",
+    ),
     "no YAML": (text_of("tiny.yml", "a: ["), SEARCH, "tiny.yml: no valid YAML"),
     "no mapping": (text_of("tiny.yml", "- 1"), SEARCH, "tiny.yml: it holds no keys"),
     "not text": (

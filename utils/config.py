@@ -1,47 +1,69 @@
-"""YAML -> `Config`, a frozen record of checked values. An unknown or wrong key is a UserError that
-names it.
+"""A config: the keys of a YAML file, checked, as the frozen record `Config`.
 
-The published YAMLs load unchanged. A `Config` is read by the stage scripts and their trainings
-(`model/sgnas/warm_up.py`, `model/sgnas/generator_training.py`, `model/training/from_scratch.py`), by the run folder,
-and where files become objects (`model/spaces/registry.py`, `model/sgnas/answers.py`); what lies below takes
-named values.
+All that is known of a key stands in one place, its line in `Config`: type, bounds, default and
+meaning. `tools/config_page.py` makes `docs/configuration.md` from it. What depends on the kind of
+`supernet` is checked by that kind. A part of the work takes a small record of the keys that it
+reads (`Config.part`), not the config.
 """
 
 import contextlib
 import dataclasses
 import difflib
 import json
+import operator
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import ClassVar
-
-import yaml
+from typing import Annotated, ClassVar, Literal, NoReturn, TypeVar
 
 from utils.errors import UserError
+from utils.yaml_file import parse_yaml, read_yaml
+
+T = TypeVar("T")
+
+# Types of keys with bounds, in the words of `_LIMITS`.
+Natural = Annotated[int, "at least 0"]
+Count = Annotated[int, "at least 1"]
+NotNegative = Annotated[float, "at least 0"]
+Positive = Annotated[float, "above 0"]
+Share = Annotated[float, "at least 0 and below 1"]
+_LIMITS = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
+
+NEEDED = dataclasses.MISSING  # the default of a key that has none
+
+
+def key(default, meaning: str, section: str = ""):
+    """A key as a dataclass field.
+
+    Args:
+        default: or NEEDED.
+        meaning: one line of Markdown, for the docs page.
+        section: the heading of the page's section that begins with this key.
+    """
+    return field(default=default, metadata={"meaning": meaning, "section": section})
 
 
 @dataclass(frozen=True)
 class OptimState:
-    """An optimiser: "sgd" uses momentum, "adam" beta (its first; the second is 0.999)."""
+    """An optimiser."""
 
-    optimizer: str = "sgd"
-    lr: float = 0.064
-    momentum: float = 0.9
-    weight_decay: float = 4e-4
-    beta: float = 0.5
+    optimizer: Literal["sgd", "adam"] = key("sgd", "its algorithm")
+    lr: Positive = key(0.064, "learning rate")
+    momentum: Share = key(0.9, "of sgd")
+    weight_decay: NotNegative = key(4e-4, "decay of the weights")
+    beta: Share = key(0.5, "the first beta of adam; the second is 0.999")
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A row of `l_cfgs`: [max expansion, output channels, kernels, stride, number of choices,
-    squeeze-excite].
-
-    The last two may be left out; a row overrides the global `expansion`, `split_blocks` and
-    `kernels_nums`.
-    """
+    """A row of `l_cfgs`: a layer of the unified space."""
 
     expansion: int
     out_channels: int
@@ -50,215 +72,273 @@ class LayerRow:
     stride: int
     se: bool = False
 
+    @classmethod
+    def read(cls, row, where: str, name: str) -> "LayerRow":
+        """From a list, whose last two entries may be left out; UserError when it is no layer."""
+        if not isinstance(row, (list, tuple)) or not 4 <= len(row) <= 6:
+            columns = "max expansion, output channels, kernels, stride, kernels_nums, se"
+            raise UserError(f"{where}: {name}: {row!r} is not [{columns}]")
+        expansion, out_channels, stride = (
+            _convert(Count, row[i], where, f"{name}[{i}]") for i in (0, 1, 3)
+        )
+        choices, place = row[2], f"{where}: {name}[2]: {row[2]!r}"
+        if not isinstance(choices, (list, tuple)) or len(set(map(str, choices))) < len(choices):
+            raise UserError(f"{place} is not a list of different kernel sizes, maybe with skip")
+        kernels = tuple(_convert(int, c, where, f"{name}[2]") for c in choices if c != "skip")
+        if not kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
+            raise UserError(f"{place}: kernel sizes must be odd and positive")
+        if "skip" in choices[:-1]:
+            raise UserError(f"{place}: skip must stand last")
+        if len(row) > 4 and _convert(int, row[4], where, f"{name}[4]") != len(choices):
+            counted = f"kernels_nums is {row[4]}, but the row has {len(choices)} choices"
+            raise UserError(f"{where}: {name}[4]: {counted}")
+        se = _convert(bool, row[5], where, f"{name}[5]") if len(row) > 5 else False
+        return cls(expansion, out_channels, kernels, "skip" in choices, stride, se)
 
-@dataclass(frozen=True)
-class ElasticKeys:
-    """The key `elastic`: a once-for-all space, see `model.spaces.elastic.space.ElasticSpace`; a list entry
-    for each stage.
-    """
-
-    stages: tuple[int, ...]  # output channels
-    strides: tuple[int, ...]
-    activations: tuple[str, ...]
-    se: tuple[bool, ...]
-    head: tuple[int, ...]
-    resolutions: tuple[int, ...]
-    stem_channels: int = 16
-    stem_stride: int = 2
-    kernels: tuple[int, ...] = (3, 5, 7)
-    expansions: tuple[int, ...] = (3, 4, 6)
-    depths: tuple[int, ...] = (2, 3, 4)
-    width: float = 1.0
-
-
-@dataclass(frozen=True)
-class CellKeys:
-    """The network of NAS-Bench-201 whose costs and accuracies are searched, and how much of it the
-    supernet has.
-    """
-
-    channels: int = 16  # of the first stage
-    cells: int = 5  # in each stage of that network
-    supernet_cells: int = 1  # and of the supernet
-    image_size: int = 32  # that network's; `input_size` is the supernet's
+    def to_list(self) -> list:
+        """The row, as `read` takes it."""
+        choices = [*self.kernels, *["skip"] * self.skip]
+        return [self.expansion, self.out_channels, choices, self.stride, len(choices), self.se]
 
 
-@dataclass(frozen=True)
+# Published keys that nothing here reads: they are accepted and checked, and have no effect.
+UNREAD = frozenset(
+    {"expansion", "split_blocks", "kernels_nums", "generator", "noise_weight", "ngpu"}
+)
+
+# Older spellings of keys; one that is null counts as not given.
+_SPELLINGS = {
+    "path_to_fianl_generator": "path_to_final_generator",
+    "elastic": "space",
+    "cell": "space",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """All keys of a config file. Costs are in millions of multiply-adds (M). A path of None is not
-    used.
+    """All keys of a config file, in the order of the docs page.
+
+    Costs are in millions of multiply-adds (M), in ms where `cost` is latency. A path of None is
+    not used.
     """
 
     title_flag: ClassVar[str] = "--title"
     length_keys: ClassVar[frozenset[str]] = frozenset({"warmup_epochs", "search_epochs", "epochs"})
 
-    # data
-    dataset: str
-    classes: int
-    input_size: int
-    # or "elastic" or "nasbench201": then the key below is the search space, else l_cfgs;
-    supernet: str = "unified"
-    # or "none": a network that only its network_config describes
-    elastic: ElasticKeys | None = None
-    cell: CellKeys | None = None
-    l_cfgs: tuple[LayerRow, ...] = ()  # search space
-    # what targets are in: multiply-adds (M), or "latency" (ms), by the table below
-    cost: str = "flops"
-    latency_table: str | None = None  # a YAML file of tools.profile_latency
-    # range of targets; this and whatever else is in M are in ms where cost is latency
-    low_flops: float = 0.0
-    high_flops: float = 0.0
-    dataset_dir: str = "./data/"
-    train_portion: float = 0.8
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    crop_padding: int = 4  # pixels of zero padding before the random crop of small images
-    horizontal_flip: bool = True
-    num_workers: int = 0
-    strict_data: bool = False  # stop at an image that cannot be read, instead of skipping it
-    # search space
-    static_layers: tuple[int, ...] = ()
-    min_expansion: int = 2
-    expansion: int = 6
-    split_blocks: int = 6
-    kernels_nums: int = 4
-    stem_stride: int | None = None  # None: 1 below input size 64, else 2
-    stem_channels: int = 32
-    first_channels: int = 16
-    head_channels: int = 1280
-    # supernet warm-up, and training from scratch
-    warmup_epochs: int = 50
-    epochs: int = 200  # of training from scratch, and the period of the cosine
-    batch_size: int = 512
-    paths_per_step: int = 4
-    path_sampling: str = "fair"  # within a step; or "uniform", each path on its own
-    # share of the initial weights that all sub-blocks have in common; 0: published
-    alignment: float = 0.0
-    lr_warmup_steps: int = 0  # steps of linear warm-up of the learning rate
-    clip_grad: float = 0.0  # largest norm of the gradients of a step; 0: any
-    # random paths whose accuracy is averaged after each epoch of the warm-up
-    validation_paths: int = 8
-    # training images that re-estimate BN before a path is validated; 0: none
-    bn_recalibration_images: int = 2048
-    label_smoothing: float = 0.1
-    dropout: float = 0.2
-    # this and the following: of the network trained from scratch; squeeze-excite in every block
-    se: bool = False
-    activation: str = "relu6"
-    drop_path: float = 0.0  # rate of stochastic depth in the last block, less in those before
-    # a supernet checkpoint whose weights it begins with; with network_config its own
-    inherit: str | None = None
-    network_config: str | None = None  # a published net.config
-    # pixels to which it gets its images resized; None: input_size, not resized
-    network_size: int | None = None
-    cutout: int = 0  # side in pixels
-    autoaugment: bool = False
-    mixup: float = 0.0  # alpha of the Beta distribution; 0: none
-    ema: float = 0.0  # decay of the averaged weights that are reported beside the last; 0: none
-    compile: bool = False
-    optim_state: OptimState = field(default_factory=OptimState)
-    lr_scheduler: str = "cosine"
-    step_size: int = 80  # epochs between two decays of the "step" scheduler
-    decay_ratio: float = 0.1
-    # generator training
-    search_epochs: int = 50
-    generator: str = "singan"
-    hc_dim: int = 10
-    g_optim_state: OptimState = field(
-        default_factory=lambda: OptimState("adam", 0.001, 0.9, 0.0, 0.5)
+    where: str = field(default="config", compare=False, repr=False)  # its file; not a key
+
+    dataset: str = key(NEEDED, "a name of [data_sets.md](data_sets.md)", "The data")
+    dataset_dir: str = key("./data/", "its folder")
+    classes: Count = key(NEEDED, "number of classes")
+    input_size: Count = key(NEEDED, "side of an image in pixels")
+    train_portion: Annotated[float, "above 0 and at most 1"] = key(
+        0.8, "share that trains the supernet (1: 0.8), unless [images are held out](data_sets.md)"
     )
-    pool_size: int = 1
-    pool_chain: bool = False  # each prior begins as its neighbour
-    # M between a prior and its mark; 0: 1 M, and 1 % where that is less
-    pool_tolerance: float = 0.0
-    # nearest priors from which a target is answered; the answer of least miss counts
-    priors_per_target: int = 1
-    targets_per_step: int = 1  # the first of them also goes through the supernet
-    logit_decay: float = 0.0  # weight of the mean square of the generator's logits in its loss
-    # paths of a generator step, sampled for its first target; 0: the mixture
-    sampled_paths: int = 0
-    # the hardware loss sees the discrete architecture, not the mixture
-    straight_through: bool = False
-    hardware_loss: str = "absolute"  # or "relative" to the target
-    g_lr_scheduler: str = "constant"  # or "cosine" over search_epochs
-    # decay of the averaged generator weights that are evaluated and kept; 0: none
-    generator_ema: float = 0.0
-    tau: float = 5.0
-    tau_decay: float = 0.95  # per epoch
-    alpha: float = 0.0003
-    loss_penalty: float = 1.2
-    noise_weight: float = 0.0  # never read, as in the published release
-    target_step: float = 5.0  # M between two training targets
-    target_jitter: float = 0.5  # M
-    cost_tolerance: float = 0.1  # M; no hardware loss within
-    cost_unit: float = 1.0  # M; the hardware loss is in squares of it
-    eval_step: float = 10.0  # M between two evaluated targets
-    # total over the evaluated targets, for the most accurate generator to be kept
-    hardware_loss_limit: float = 0.4
-    # run
-    cuda: bool = True
-    ngpu: int = 1
-    amp: bool = False
-    channels_last: bool = True
-    seed: int = 0
-    print_freq: int = 100  # steps between two lines of a log
-    log_dir: str = "./logs/"
-    write_dir: str | None = None  # TensorBoard events; None: in the run folder
-    # files read
-    model_pretrained: str | None = None
-    generator_pretrained: str | None = None
-    # files written, beside the run folder
-    path_to_save_model: str | None = None
-    path_to_save_generator: str | None = None
-    path_to_best_avg_generator: str | None = None
-    path_to_final_generator: str | None = None  # "path_to_fianl_generator" is accepted too
-    path_to_save_scratch: str | None = None
-    path_to_save_architecture: str | None = None
-    path_to_save_evaluate_architecture: str | None = None
-    path_to_prior_pool: str | None = None
-    path_to_generator_eval: str | None = None
-    path_to_generator_eval_avg: str | None = None
-    path_to_supernet_eval: str | None = None
+    mean: tuple[float, float, float] = key((0.5, 0.5, 0.5), "normalisation, per channel")
+    std: tuple[Positive, Positive, Positive] = key((0.5, 0.5, 0.5), "the same")
+    crop_padding: Natural = key(4, "pixels of zero padding before the random crop of small images")
+    horizontal_flip: bool = key(True, "whether small images are flipped")
+    num_workers: Natural = key(0, "processes that read images of more than 64 pixels")
+    strict_data: bool = key(False, "stop at an image that cannot be read, instead of skipping it")
+
+    supernet: str = key("unified", "kind of space, or `none`: see below", "The search space")
+    space: dict | None = key(None, "keys that describe the space, see below")
+    l_cfgs: tuple[LayerRow, ...] = key(
+        (),
+        "the layers of a unified space: `[max expansion, output channels, kernels, stride, "
+        "number of choices, squeeze-excite]` each; the last two may be left out",
+    )
+    static_layers: tuple[int, ...] = key((), "layers that may not vanish")
+    min_expansion: Count = key(2, "least active sub-blocks of a layer in sampled paths")
+    stem_stride: Literal[1, 2] | None = key(None, "of the stem; none: 1 below 64 pixels, else 2")
+    stem_channels: Count = key(32, "of the stem")
+    first_channels: Count = key(16, "of the first block")
+    head_channels: Count = key(1280, "of the head")
+    expansion: Count = key(6, "the rows of `l_cfgs` have it")
+    split_blocks: Count = key(6, "the same")
+    kernels_nums: Count = key(4, "the same")
+
+    cost: Literal["flops", "latency"] = key(
+        "flops",
+        "what targets are in: M, or milliseconds by `latency_table` (unified space; `se` and "
+        "`activation` are the networks')",
+        "Costs and targets",
+    )
+    latency_table: str | None = key(None, "a YAML file of `tools.profile_latency`")
+    low_flops: float = key(0.0, "least target, M; a space with a generator needs a range")
+    high_flops: float = key(0.0, "greatest target, M")
+
+    warmup_epochs: Natural = key(
+        50, "its length; 0 with `model_pretrained` skips it", "Supernet warm-up"
+    )
+    epochs: Count = key(200, "of training from scratch, and the period of the cosine of both")
+    batch_size: Annotated[int, "at least 2"] = key(  # batch norm needs two images
+        512, "images of a step, in all processes together"
+    )
+    paths_per_step: Count = key(4, "single paths whose gradients add up in a step")
+    path_sampling: Literal["fair", "uniform"] = key(
+        "fair", "a step's paths cover all choices, or each is drawn on its own"
+    )
+    alignment: Annotated[float, "at least 0 and at most 1"] = key(
+        0.0,
+        "share of the initial weights that all sub-blocks of a layer have in common; above 0, "
+        "larger kernels start as the smallest one, padded (0: published)",
+    )
+    validation_paths: Count = key(8, "random paths whose accuracy is averaged after each epoch")
+    bn_recalibration_images: Natural = key(
+        2048, "images that re-estimate a path's batch norms to validate it (0: none, as published)"
+    )
+    optim_state: OptimState = key(OptimState(), "the optimiser")
+    lr_scheduler: Literal["cosine", "step"] = key("cosine", "per step, or every `step_size` epochs")
+    step_size: Count = key(80, "epochs between two decays")
+    decay_ratio: Positive = key(0.1, "the factor of a decay")
+    lr_warmup_steps: Natural = key(0, "steps of linear warm-up of the learning rate")
+    clip_grad: NotNegative = key(0.0, "largest norm of the gradients of a step (0: any)")
+    label_smoothing: Share = key(0.1, "of the cross-entropy")
+
+    dropout: Share = key(0.2, "before the classifier", "Training from scratch")
+    se: bool = key(
+        False, "squeeze-excite in every block, not counted by targets (SGNAS-A: 371.15 of 373.18 M)"
+    )
+    activation: Literal["relu6", "hswish"] = key("relu6", "of the network")
+    drop_path: Share = key(0.0, "rate of stochastic depth in the last block, less in those before")
+    cutout: Natural = key(0, "side of the squares in pixels")
+    autoaugment: bool = key(False, "the policy for CIFAR-10; for images on disk that for ImageNet")
+    mixup: NotNegative = key(0.0, "alpha of the Beta distribution (0: none)")
+    ema: Share = key(0.0, "decay of the averaged weights, reported next to the last ones (0: none)")
+    inherit: str | None = key(
+        None, "a supernet checkpoint to start with; with `network_config` the network's own"
+    )
+    network_config: str | None = key(None, "a published `net.config` to train")
+    network_size: Count | None = key(
+        None, "pixels to which its small images are resized; none: `input_size`, not resized"
+    )
+    compile: bool = key(False, "compiles the training step")
+
+    search_epochs: Natural = key(50, "its length", "Generator training")
+    generator: Literal["singan"] = key("singan", "the published network")
+    hc_dim: Count = key(10, "maps that carry the target")
+    g_optim_state: OptimState = key(OptimState("adam", 0.001, 0.9, 0.0, 0.5), "the optimiser")
+    g_lr_scheduler: Literal["constant", "cosine"] = key("constant", "cosine: over `search_epochs`")
+    generator_ema: Share = key(0.0, "decay of the averaged weights evaluated and kept (0: none)")
+    pool_size: Count = key(1, "priors")
+    pool_chain: bool = key(False, "whether each prior starts as its neighbour")
+    pool_tolerance: NotNegative = key(
+        0.0, "M between a prior and the cost it is made for; 0: 1 M, and 1 % where that is less"
+    )
+    priors_per_target: Count = key(
+        1, "nearest priors that answer a target, at most all; the answer of the nearest cost counts"
+    )
+    targets_per_step: Count = key(1, "targets in a step; the first also goes through the supernet")
+    tau: Positive = key(
+        5.0, "Gumbel-softmax temperature; not used with `sampled_paths` and `straight_through`"
+    )
+    tau_decay: Positive = key(0.95, "its factor per epoch")
+    straight_through: bool = key(
+        False, "the hardware loss sees the discrete architecture instead of the mixture"
+    )
+    sampled_paths: Natural = key(
+        0,
+        "how many paths (not 1), sampled from the answer to the first target, go through the "
+        "supernet: their losses say which choices become likelier (REINFORCE, in standard "
+        "deviations); 0: the mixture does, as published",
+    )
+    logit_decay: NotNegative = key(
+        0.0,
+        "weight of the mean square of the logits in the loss: without, straight-through costs may "
+        "push them so far that nothing more is learned",
+    )
+    hardware_loss: Literal["absolute", "relative"] = key(
+        "absolute", "of the miss, in M or as a share of the target"
+    )
+    alpha: NotNegative = key(0.0003, "hardware loss `alpha ((cost - target) / cost_unit)^2`")
+    loss_penalty: Positive = key(1.2, "its factor above the target")
+    cost_unit: Positive = key(1.0, "M")
+    cost_tolerance: NotNegative = key(0.1, "M around the target without hardware loss")
+    target_step: Positive = key(5.0, "M between two training targets")
+    target_jitter: NotNegative = key(0.5, "their noise, M")
+    eval_step: Positive = key(10.0, "M between two evaluated targets")
+    hardware_loss_limit: Positive = key(
+        0.4, "total hardware loss under which the most accurate generator is kept"
+    )
+    noise_weight: NotNegative = key(0.0, "as published")
+
+    cuda: bool = key(
+        True, "an accelerator where there is one: CUDA, else Apple's MPS", "The machine and the run"
+    )
+    ngpu: Count = key(1, "processes are those of `torchrun`")
+    amp: bool = key(False, "bfloat16 autocast")
+    channels_last: bool = key(True, "the memory format")
+    seed: Natural = key(0, "of everything that is drawn")
+    print_freq: Count = key(100, "steps between two lines of a log")
+    log_dir: str = key("./logs/", "where run folders are")
+    write_dir: str | None = key(None, "TensorBoard events; none: in the run folder")
+
+    model_pretrained: str | None = key(
+        None, "a trained supernet, ours or a published one, for `warmup_epochs: 0`", "Files read"
+    )
+    generator_pretrained: str | None = key(None, "a trained generator")
+    path_to_prior_pool: str | None = key(None, "a prior pool; written where there is none")
+
+    path_to_save_model: str | None = key(None, "the best supernet", "Files written")
+    path_to_save_scratch: str | None = key(None, "`best.pth` of training from scratch")
+    path_to_best_avg_generator: str | None = key(None, "the generator of least total hardware loss")
+    path_to_save_generator: str | None = key(None, "the most accurate under `hardware_loss_limit`")
+    path_to_final_generator: str | None = key(
+        None, "the last one; `path_to_fianl_generator`, as published, is read too"
+    )
+    path_to_supernet_eval: str | None = key(None, "CSV: random paths")
+    path_to_generator_eval: str | None = key(None, "CSV: the targets of the last epoch")
+    path_to_generator_eval_avg: str | None = key(None, "CSV: those of the best generator")
+    path_to_save_architecture: str | None = key(None, "CSV: generated architectures")
+    path_to_save_evaluate_architecture: str | None = key(None, "CSV: the most accurate validated")
 
     @property
     def unit(self) -> str:
         """Of its targets."""
         return "ms" if self.cost == "latency" else "M"
 
+    def part(self, record: type[T]) -> T:
+        """The frozen dataclass `record`, each field filled from the key of the same name.
+
+        A part of the work states by it which keys it reads. All fields must be keys.
+        """
+        names = {part.name for part in fields(record)}
+        assert names <= keys_of(Config).keys(), f"{record}: no keys: {names - set(keys_of(Config))}"
+        return record(**{name: getattr(self, name) for name in names})
+
+    def refuse(self, name: str, allowed: str) -> NoReturn:
+        """UserError: the value of a key is not what is allowed."""
+        value = getattr(self, name)
+        raise UserError(f"{self.where}: {name}: {value!r} is not allowed; it must be {allowed}")
+
+    def require(self, *names: str) -> None:
+        """UserError when one of these keys is None, empty or 0."""
+        for name in names:
+            if not getattr(self, name):
+                raise UserError(f"{self.where}: {name}: this key is missing")
+
+    def check_targets(self) -> None:
+        """UserError when the targets of a generator are no range, or their steps leave it."""
+        self.require("low_flops", "high_flops")
+        if not 0 < self.low_flops < self.high_flops:
+            self.refuse("low_flops", f"above 0 and below high_flops ({self.high_flops:g})")
+        span = self.high_flops - self.low_flops
+        for name in ("target_step", "target_jitter", "eval_step"):
+            if getattr(self, name) > span:
+                self.refuse(name, f"at most high_flops - low_flops ({span:g})")
+
+    def check_layers(self) -> None:
+        """UserError when there are no layers, or layers that are not there are static."""
+        if not self.l_cfgs:
+            self.refuse("l_cfgs", "a list with a row for each layer")
+        if any(not 0 <= layer < len(self.l_cfgs) for layer in self.static_layers):
+            self.refuse("static_layers", f"numbers of layers, 0 to {len(self.l_cfgs) - 1}")
+
     def to_dict(self) -> dict:
         """Plain values, as YAML and JSON hold them; `from_dict` reads them back."""
-        values = dataclasses.asdict(self)
-        values["l_cfgs"] = [
-            [
-                r.expansion,
-                r.out_channels,
-                [*r.kernels, *["skip"] * r.skip],
-                r.stride,
-                len(r.kernels) + r.skip,
-                r.se,
-            ]
-            for r in self.l_cfgs
-        ]
-        return _plain(values)
-
-    where = "config"
-
-    def part(self, kind):
-        return kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
-
-    def require(self, *keys):
-        pass
-
-    def check_targets(self):
-        pass
-
-    def check_layers(self):
-        pass
-
-    @property
-    def space(self):
-        part = self.elastic or self.cell
-        return _plain({k: v for k, v in dataclasses.asdict(part).items()}) if part else None
+        values = {name: getattr(self, name) for name in keys_of(Config)}
+        return _plain({**values, "l_cfgs": [row.to_list() for row in self.l_cfgs]})
 
     @classmethod
     def read(cls, file: Path) -> "Config":
@@ -267,43 +347,34 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict, where: str = "config") -> "Config":
-        """Check and convert plain values; UserError naming `where`, the key, the value and what is
-        allowed.
-        """
-        values = {_SPELLINGS.get(key, key): value for key, value in values.items()}
-        for key in _SPACE_KEYS.get(str(values.get("supernet", "unified")), ()):
-            if values.get(key) is None:
-                raise UserError(f"{where}: {key}: this key is missing")
-        config = _record(cls, values, where, "")
-        _check_values(config, where)
+        """From plain values; UserError naming `where`, the key, the value and what is allowed."""
+        config = replace(as_record(cls, _renamed(values, where), where, ""), where=where)
+        if config.sampled_paths == 1:  # each is compared with the others
+            config.refuse("sampled_paths", "0, or at least 2")
+        if config.cost == "latency" and config.latency_table is None:
+            wanted = "a file that tools.profile_latency wrote, as cost is latency"
+            config.refuse("latency_table", wanted)
         return config
 
 
-# What describes the search space of each kind of supernet.
-_SPACE_KEYS = {
-    "unified": ("l_cfgs", "low_flops", "high_flops"),
-    "elastic": ("elastic",),
-    "none": ("network_config",),
-    "nasbench201": ("cell", "low_flops", "high_flops"),
-}
-_SPELLINGS = {"path_to_fianl_generator": "path_to_final_generator"}
+def keys_of(kind: type) -> dict[str, dataclasses.Field]:
+    """The fields of a dataclass that are keys, by name."""
+    return {part.name: part for part in fields(kind) if part.compare}
 
 
-def _plain(value):
-    """Lists for tuples, all the way down."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+# -- files and command lines -----------------------------------------------------------------------
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML file; `overrides` are `key=value`, with dots for keys inside `optim_state` and
-    `g_optim_state`.
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file; `overrides` are `key=value`, with dots for keys inside a key.
+
+    The value of a key of text is the text as it is; that of others is YAML.
     """
     path = Path(path)
-    values = _read_yaml(path, path.resolve().parent)
+    values = _read(path, path.resolve().parent)
     if not isinstance(values, dict):
         raise UserError(f"{path}: it holds no keys")
+    values = _renamed(values, str(path))
     for override in overrides:
         _override(values, override)
     return Config.from_dict(values, str(path))
@@ -311,101 +382,177 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
 def as_overrides(values: dict) -> list[str]:
     """Plain values as `load_config` takes them."""
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in values.values()]
+    return [f"{name}={text}" for name, text in zip(values, texts, strict=True)]
 
 
-def _read_yaml(path: Path, root: Path):
-    """Safe YAML with `!include FILE`, relative to the including file and inside `root`."""
+def _read(path: Path, root: Path, around: tuple[Path, ...] = ()):
+    """A YAML file with `!include FILE`, relative to the including file and inside `root`."""
+    around = (*around, path.resolve())
 
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def include(loader: yaml.SafeLoader, node: yaml.Node):
-        target = (path.parent / str(loader.construct_scalar(node))).resolve()
+    def include(name: str):
+        target = (path.parent / name).resolve()
         if not target.is_relative_to(root):
+            outside = f"it lies outside the config's folder {root}"
+            raise UserError(f"{path}: !include {name}: {outside}")
+        if target in around:
             raise UserError(
-                f"{path}: !include {node.value}: it lies outside the config's folder {root}"
+                f"{path}: !include {name}: a file cannot include itself, nor in a circle"
             )
-        if target == path.resolve():
-            raise UserError(f"{path}: !include {node.value}: a file cannot include itself")
-        return _read_yaml(target, root)
+        return _read(target, root, around)
 
-    Loader.add_constructor("!include", include)
-    try:
-        text = path.read_text(encoding="utf-8")
-        return yaml.load(text, Loader=Loader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no valid YAML ({' '.join(str(error).split())})") from None
-    except RecursionError:
-        raise UserError(f"{path}: !include runs in a circle") from None
+    return read_yaml(path, include=include)
+
+
+def _renamed(values: dict, where: str) -> dict:
+    """The values under the names of today; UserError when two spellings of a key have one."""
+    found, spelled = {}, {}
+    for name, value in values.items():
+        new = _SPELLINGS.get(name, name)
+        if value is None and (new != name or new in found):
+            continue
+        if found.get(new) is not None:
+            raise UserError(f"{where}: {name}: this key is given twice, as {spelled[new]}, too")
+        found[new], spelled[new] = value, name
+    return found
 
 
 def _override(values: dict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
+    """Set the value of `key=value` or `key.inner=value`."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
         raise UserError(f"--set {override}: it must be key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {key}: {text!r} is no valid YAML value") from None
-    *parents, last = key.split(".")
+    first, *inner = name.split(".")
+    *parents, last = [_SPELLINGS.get(first, first), *inner]
+    kind = Config
     for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise UserError(f"--set {key}: {parent} has no keys of its own")
-    values[last] = value
+        kind = types_of(kind).get(parent)
+        if not isinstance(values.get(parent) or {}, dict):
+            raise UserError(f"--set {name}: {parent} has no keys of its own")
+        values[parent] = dict(values.get(parent) or {})  # an alias may share it
+        values = values[parent]
+    kind, optional = _optional(types_of(kind).get(last))
+    if _base(kind) is not str:
+        values[last] = parse_yaml(text, f"--set {name}")
+    else:
+        values[last] = None if optional and text.lower() in ("", "null", "none", "~") else text
+
+
+def _plain(value):
+    """Dictionaries and lists for records and tuples, all the way down."""
+    if is_dataclass(value):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 # -- checking --------------------------------------------------------------------------------------
 
 
-def _record(kind: type, values: dict, where: str, prefix: str):
-    """`values` as the dataclass `kind`."""
-    hints = typing.get_type_hints(kind)
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = (
-                f"; did you mean {near[0]}?"
-                if near
-                else f"; allowed are {', '.join(sorted(hints))}"
-            )
-            raise UserError(f"{where}: {prefix}{key}: unknown key{hint}")
-    for part in dataclasses.fields(kind):
-        defaults = (part.default, part.default_factory)
-        if defaults == (dataclasses.MISSING, dataclasses.MISSING) and part.name not in values:
-            raise UserError(f"{where}: {prefix}{part.name}: this key is missing")
-        if dataclasses.is_dataclass(hints[part.name]) and isinstance(values.get(part.name), dict):
-            # What the file does not say of an optimiser is that optimiser's default, not another
-            # one's.
-            values = {
-                **values,
-                part.name: {**dataclasses.asdict(part.default_factory()), **values[part.name]},
-            }
-    return kind(
-        **{key: _convert(hints[key], value, where, prefix + key) for key, value in values.items()}
-    )
+def as_record(cls: type[T], values, where: str, prefix: str = "") -> T:
+    """A mapping of plain values as the dataclass `cls`, whose fields are the keys.
+
+    Args:
+        where: the file that errors name.
+        prefix: what stands before a key in errors, such as "space.".
+
+    Raises:
+        UserError: an unknown or missing key, a wrong type, a value out of bounds.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {prefix.removesuffix('.')}: {values!r} holds no keys")
+    known, hints = keys_of(cls), types_of(cls)
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(sorted(known))}"
+            raise UserError(f"{where}: {prefix}{name}: unknown key; {hint}")
+    found = {}
+    for name, part in known.items():
+        if name in values:
+            value = values[name]
+            if is_dataclass(part.default) and isinstance(value, dict):
+                # what the file leaves out has the default of this key, not of its type
+                value = {**_plain(part.default), **value}
+            found[name] = _convert(hints[name], value, where, prefix + name)
+        elif part.default is NEEDED and part.default_factory is NEEDED:
+            raise UserError(f"{where}: {prefix}{name}: this key is missing")
+    return cls(**found)
 
 
-def _convert(hint, value, where: str, key: str):
+_TYPES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    dict: "a mapping",
+}
+
+
+def in_words(hint) -> str:
+    """What a key of this type may be, for the docs page."""
+    hint, optional = _optional(hint)
+    arguments = typing.get_args(hint)
+    if optional:
+        return f"{in_words(hint)}, or none"
+    if typing.get_origin(hint) is Annotated:
+        return f"{in_words(arguments[0])}, {hint.__metadata__[0]}"
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(str, arguments))
+    if typing.get_origin(hint) is tuple:
+        count = "" if arguments[-1] is ... else f" of {len(arguments)}"
+        return f"list{count}: {in_words(arguments[0])}"
+    return {float: "number", LayerRow: "layer"}.get(hint) or _TYPES[hint].removeprefix("a ")
+
+
+def types_of(cls: type | None) -> dict[str, type]:
+    """The annotations of a dataclass, by name; none of any other type."""
+    return typing.get_type_hints(cls, include_extras=True) if is_dataclass(cls) else {}
+
+
+def _optional(hint) -> tuple[type, bool]:
+    """A type without None, and whether None is allowed too."""
+    optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return (typing.get_args(hint)[0] if optional else hint), optional
+
+
+def _base(hint) -> type:
+    """The type of the values of a Literal or Annotated type; any other type as it is."""
+    if typing.get_origin(hint) is Literal:
+        return type(typing.get_args(hint)[0])
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def _within(value: float, allowed: str) -> bool:
+    """Whether a number is within bounds such as "at least 0 and below 1"."""
+    limits = [words.rsplit(" ", 1) for words in allowed.split(" and ")]
+    return all(_LIMITS[name](value, float(limit)) for name, limit in limits)
+
+
+def _convert(hint, value, where: str, name: str):
     """`value` as the annotated type, or a UserError that names both."""
+    hint, optional = _optional(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(arguments[0], value, where, key)
+    if optional and value is None:
+        return None
+    if origin in (Annotated, Literal):
+        value = _convert(_base(hint), value, where, name)
+        allowed = in_words(hint) if origin is Literal else hint.__metadata__[0]
+        if not (value in arguments if origin is Literal else _within(value, allowed)):
+            raise UserError(f"{where}: {name}: {value!r} is not allowed; it must be {allowed}")
+        return value
     if origin is tuple:
+        kind, *more = arguments
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where}: {key}: {value!r} is no list")
-        return tuple(
-            _convert(arguments[0], part, where, f"{key}[{i}]") for i, part in enumerate(value)
-        )
+            raise UserError(f"{where}: {name}: {value!r} is no list")
+        if more != [...] and len(value) != len(arguments):
+            raise UserError(f"{where}: {name}: {value!r} is not a list of {len(arguments)} numbers")
+        return tuple(_convert(kind, part, where, f"{name}[{i}]") for i, part in enumerate(value))
     if hint is LayerRow:
-        return _layer_row(value, where, key)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: {key}: {value!r} holds no keys")
-        return _record(hint, value, where, key + ".")
+        return LayerRow.read(value, where, name)
+    if is_dataclass(hint):
+        return as_record(hint, value, where, name + ".")
     if isinstance(value, str) and hint in (int, float):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)
@@ -414,147 +561,6 @@ def _convert(hint, value, where: str, key: str):
         return float(value)
     if hint is int and number and value == value // 1:
         return int(value)
-    if hint in (bool, str) and isinstance(value, hint):
+    if hint in (bool, str, dict) and isinstance(value, hint):
         return value
-    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-    raise UserError(f"{where}: {key}: {value!r} is not {names[hint]}")
-
-
-def _layer_row(row, where: str, key: str) -> LayerRow:
-    if not isinstance(row, (list, tuple)) or not 4 <= len(row) <= 6:
-        raise UserError(
-            f"{where}: {key}: {row!r} is not [max expansion, output channels, kernels, stride, kernels_nums, se]"
-        )
-    expansion, out_channels, stride = (
-        _convert(int, row[i], where, f"{key}[{i}]") for i in (0, 1, 3)
-    )
-    choices = row[2]
-    if not isinstance(choices, (list, tuple)) or len(set(map(str, choices))) < len(choices):
-        raise UserError(
-            f"{where}: {key}[2]: {choices!r} is not a list of different kernel sizes, maybe with skip"
-        )
-    kernels = tuple(_convert(int, c, where, f"{key}[2]") for c in choices if c != "skip")
-    if not kernels or any(k < 1 or k % 2 == 0 for k in kernels):
-        raise UserError(f"{where}: {key}[2]: {choices!r}: kernel sizes must be odd and positive")
-    for name, value in (
-        ("max expansion", expansion),
-        ("output channels", out_channels),
-        ("stride", stride),
-    ):
-        if value < 1:
-            raise UserError(f"{where}: {key}: {name} {value} is below 1")
-    if "skip" in choices[:-1]:
-        raise UserError(f"{where}: {key}[2]: {choices!r}: skip must stand last")
-    if len(row) > 4 and _convert(int, row[4], where, f"{key}[4]") != len(choices):
-        raise UserError(
-            f"{where}: {key}[4]: kernels_nums is {row[4]}, but the row has {len(choices)} choices"
-        )
-    se = _convert(bool, row[5], where, f"{key}[5]") if len(row) > 5 else False
-    return LayerRow(expansion, out_channels, kernels, "skip" in choices, stride, se)
-
-
-def _check_targets(config: Config, refuse: Callable[[str, str], None]) -> None:
-    if not 0 < config.low_flops < config.high_flops:
-        refuse("low_flops", f"above 0 and below high_flops ({config.high_flops:g})")
-    for key in ("target_step", "target_jitter", "eval_step"):
-        if getattr(config, key) > config.high_flops - config.low_flops:
-            refuse(
-                key, f"at most high_flops - low_flops ({config.high_flops - config.low_flops:g})"
-            )
-
-
-def _check_layers(config: Config, refuse: Callable[[str, str], None]) -> None:
-    if not config.l_cfgs:
-        refuse("l_cfgs", "a list with a row for each layer")
-    if any(not 0 <= layer < len(config.l_cfgs) for layer in config.static_layers):
-        refuse("static_layers", f"numbers of layers, 0 to {len(config.l_cfgs) - 1}")
-
-
-_AT_LEAST = {
-    0: "warmup_epochs search_epochs lr_warmup_steps clip_grad bn_recalibration_images crop_padding cutout mixup "
-    "num_workers noise_weight target_jitter cost_tolerance alpha seed "
-    "pool_tolerance sampled_paths logit_decay",
-    2: "batch_size",  # batch norm needs two images
-    1: "classes input_size paths_per_step validation_paths epochs hc_dim pool_size priors_per_target targets_per_step "
-    "stem_channels first_channels head_channels min_expansion expansion split_blocks kernels_nums step_size print_freq "
-    "ngpu",
-}
-_POSITIVE = (
-    "tau tau_decay loss_penalty hardware_loss_limit target_step cost_unit eval_step decay_ratio"
-)
-_ONE_OF = {
-    "generator": ("singan",),
-    "cost": ("flops", "latency"),
-    "supernet": ("unified", "elastic", "nasbench201", "none"),
-    "path_sampling": ("fair", "uniform"),
-    "lr_scheduler": ("cosine", "step"),
-    "activation": ("relu6", "hswish"),
-    "hardware_loss": ("absolute", "relative"),
-    "g_lr_scheduler": ("constant", "cosine"),
-}
-
-
-def _check_values(config: Config, where: str) -> None:
-    """Everything about the values that needs no data and no space."""
-
-    def refuse(key: str, allowed: str):
-        raise UserError(
-            f"{where}: {key}: {getattr(config, key)!r} is not allowed; it must be {allowed}"
-        )
-
-    if config.sampled_paths == 1:  # each is compared with the others
-        refuse("sampled_paths", "0, or at least 2")
-    for least, keys in _AT_LEAST.items():
-        for key in keys.split():
-            if getattr(config, key) < least:
-                refuse(key, f"at least {least}")
-    for key in _POSITIVE.split():
-        if getattr(config, key) <= 0:
-            refuse(key, "above 0")
-    for key, names in _ONE_OF.items():
-        if getattr(config, key) not in names:
-            refuse(key, " or ".join(names))
-    if not 0 < config.train_portion <= 1:
-        refuse("train_portion", "above 0 and at most 1")
-    for key in ("label_smoothing", "dropout", "drop_path", "ema", "generator_ema"):
-        if not 0 <= getattr(config, key) < 1:
-            refuse(key, "at least 0 and below 1")
-    if not 0 <= config.alignment <= 1:
-        refuse("alignment", "0 to 1")
-    if config.cost == "latency" and config.latency_table is None:
-        refuse("latency_table", "a file that tools.profile_latency wrote, as cost is latency")
-    if config.network_size is not None and config.network_size < 1:
-        refuse("network_size", "at least 1")
-    if config.stem_stride not in (None, 1, 2):
-        refuse("stem_stride", "1 or 2")
-    if config.supernet in ("unified", "nasbench201"):
-        _check_targets(config, refuse)
-    if config.supernet == "unified":
-        _check_layers(config, refuse)
-    if config.supernet == "nasbench201" and min(dataclasses.astuple(config.cell)) < 1:
-        refuse("cell", "numbers of at least 1")
-    for key in ("mean", "std"):
-        if len(getattr(config, key)) != 3:
-            refuse(key, "three numbers")
-    if min(config.std) <= 0:
-        refuse("std", "three numbers above 0")
-    for key in ("optim_state", "g_optim_state"):
-        state = getattr(config, key)
-        if state.optimizer not in ("sgd", "adam"):
-            raise UserError(
-                f"{where}: {key}.optimizer: {state.optimizer!r} is unknown; allowed are sgd, adam"
-            )
-        if (
-            state.lr <= 0
-            or state.weight_decay < 0
-            or not 0 <= state.momentum < 1
-            or not 0 <= state.beta < 1
-        ):
-            raise UserError(
-                f"{where}: {key}: lr must be above 0, weight_decay at least 0, momentum and beta in [0, 1)"
-            )
-
-
-def as_record(cls, values, where, prefix):
-    import msgspec
-    return msgspec.convert(values, cls)
+    raise UserError(f"{where}: {name}: {value!r} is not {_TYPES[hint]}")

@@ -68,7 +68,8 @@ def _by_checkpoint(args: argparse.Namespace) -> Searched:
 def _flags(args: argparse.Namespace, supernet: nn.Module) -> dict:
     """What the published flags say as keys of a config."""
     space = supernet.space
-    keys = {"supernet": space.kind, "space": space.to_dict(), "classes": space.classes}
+    described = {key: value for key, value in space.to_dict().items() if key != "classes"}
+    keys = {"supernet": space.kind, "space": described, "classes": space.classes}
     name = getattr(args, "dataset", None) or "imagenet"
     known = known_set(name)
     if known is None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from model.costs.latency import Latencies, Part
 from utils import checkpoint
-from utils.config import Config
+from utils.config import Config, as_record
 from utils.engine import DeviceContext
 from utils.errors import UserError
 
@@ -167,6 +167,7 @@ class SpaceKind:
     """A kind of search space. Subclasses override what their kind can do."""
 
     name: str
+    keys: type | None = None  # a dataclass: what the config's key `space` holds
     paper: str  # the entry of hubconf.py that loads its networks
     has_generator = False
     kinds_of_steps = 1  # how many warm-up steps differ in what they cost
@@ -176,6 +177,13 @@ class SpaceKind:
         return UserError(f"supernet: {self.name}: {what}")
 
     # -- spaces and what is paid in them ---------------------------------------------------------
+
+    def space_keys(self, config: Config):
+        """What a config says of its space, as a record of `keys`; None for a kind without any."""
+        if self.keys is None:
+            return None
+        config.require("space")
+        return as_record(self.keys, config.space, config.where, "space.")
 
     def space(self, config: Config) -> SearchSpace:
         """The space of a config; UserError naming the key that is wrong."""

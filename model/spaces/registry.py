@@ -5,7 +5,7 @@ A new kind is a folder in `model/spaces/` and a line in `KINDS`.
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,12 @@ def kind_named(name: str, where: str = "supernet") -> SpaceKind:
 def kind_of(config: Config) -> SpaceKind:
     """The kind that a config names."""
     return kind_named(config.supernet, f"{config.where}: supernet")
+
+
+def completed(config: Config) -> Config:
+    """The config with the defaults of its space written out, as run folders keep it."""
+    keys = kind_of(config).space_keys(config)
+    return config if keys is None else replace(config, space=asdict(keys))
 
 
 # -- what is searched ----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The once-for-all spaces of NSGANetV2 as a kind of search space."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from model.costs.latency import Latencies, Part
 from model.spaces.contracts import CostTable, Design, Forward, Genes, NetworkSpec, SpaceKind
+from model.spaces.elastic.keys import ElasticKeys
 from model.spaces.elastic.latency import ElasticLatency, parts_of
 from model.spaces.elastic.net_config import published_files
 from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, ElasticTable
 from model.spaces.elastic.supernet import ElasticSupernet, from_published, sandwich
 from utils import checkpoint
-from utils.config import Config, as_record
+from utils.config import Config
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.json_file import as_type
@@ -87,15 +88,13 @@ class ElasticGenome:
 
 
 class ElasticKind(SpaceKind):
-    name, paper = "elastic", "nsganetv2"
+    name, paper, keys = "elastic", "nsganetv2", ElasticKeys
     kinds_of_steps = 4  # of different resolutions
     # of the published space at width 1.0
     published_latency = str(Path(__file__).parents[3] / "config_file" / "latency_cpu.yaml")
 
     def space(self, config: Config) -> ElasticSpace:
-        config.require("space")
-        keys = {**config.space, "classes": config.classes}
-        return as_record(ElasticSpace, keys, config.where, "space.")
+        return ElasticSpace(**asdict(self.space_keys(config)), classes=config.classes)
 
     def space_from_dict(self, record: dict) -> ElasticSpace:
         return as_type(record, ElasticSpace, "space", "an elastic space")

@@ -8,29 +8,13 @@ from torch import nn
 
 from model.spaces.contracts import Design, Genes
 from model.spaces.nasbench201.benchmark_table import CellTable
+from model.spaces.nasbench201.keys import CellKeys
 from model.spaces.nasbench201.space import CellSpace, from_string, to_string
 from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet, SoftCellSupernet
 from model.spaces.paths import Architecture, PathGenome, PathKind, PathSpec
 from utils import checkpoint
-from utils.config import Config, as_record
+from utils.config import Config
 from utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class CellKeys:
-    """The key `space`: the network whose costs and accuracies are searched, and the supernet."""
-
-    channels: int = 16  # of the first stage
-    cells: int = 5  # in each stage of that network
-    supernet_cells: int = 1  # and of the supernet
-    image_size: int = 32  # that network's; `input_size` is the supernet's
-
-    @classmethod
-    def of(cls, config: Config) -> "CellKeys":
-        keys = as_record(cls, config.space or {}, config.where, "space.")
-        if min(vars(keys).values()) < 1:
-            config.refuse("space", "numbers of at least 1")
-        return keys
 
 
 @dataclass(frozen=True)
@@ -66,16 +50,16 @@ class CellGenome(PathGenome):
 
 
 class CellKind(PathKind):
-    name, paper = "nasbench201", "sgnas"
+    name, paper, keys = "nasbench201", "sgnas", CellKeys
     space_type, spec_type, genome_type = CellSpace, CellSpec, CellGenome
 
     def space(self, config: Config) -> CellSpace:
-        config.require("space", "low_flops", "high_flops")
-        keys = CellKeys.of(config)
+        config.require("low_flops", "high_flops")
+        keys = self.space_keys(config)
         return CellSpace(keys.channels, keys.cells, keys.image_size, config.classes)
 
     def supernet(self, space: CellSpace, config: Config, rng: torch.Generator) -> CellSupernet:
-        return CellSupernet(space, rng, CellKeys.of(config).supernet_cells, config.input_size)
+        return CellSupernet(space, rng, self.space_keys(config).supernet_cells, config.input_size)
 
     def image_size(self, supernet: CellSupernet) -> int:
         return supernet.image_size

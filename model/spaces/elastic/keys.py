@@ -1,0 +1,26 @@
+"""What a config says of an elastic space."""
+
+from dataclasses import dataclass
+
+from utils.config import NEEDED, Count, Positive, key
+
+
+@dataclass(frozen=True)
+class ElasticKeys:
+    """The key `space` of an elastic supernet; lists of stages have an entry for each.
+
+    `model.spaces.elastic.space.ElasticSpace` says what the values may be.
+    """
+
+    stages: tuple[int, ...] = key(NEEDED, "output channels of the stages")
+    strides: tuple[int, ...] = key(NEEDED, "of the stages")
+    activations: tuple[str, ...] = key(NEEDED, "of the stages: relu, relu6 or h_swish")
+    se: tuple[bool, ...] = key(NEEDED, "whether the stages have squeeze-excite")
+    head: tuple[int, int] = key(NEEDED, "the two widths of the head")
+    resolutions: tuple[int, ...] = key(NEEDED, "sides of images in pixels")
+    stem_channels: Count = key(16, "of the stem")
+    stem_stride: Count = key(2, "of the stem")
+    kernels: tuple[int, ...] = key((3, 5, 7), "kernel sizes of a layer")
+    expansions: tuple[int, ...] = key((3, 4, 6), "expansion ratios of a layer")
+    depths: tuple[int, ...] = key((2, 3, 4), "layers of a stage")
+    width: Positive = key(1.0, "factor of all widths")
