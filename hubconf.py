@@ -1,13 +1,26 @@
 """Networks of this project for `torch.hub`.
 
     torch.hub.load(DIR, "sgnas", source="local", checkpoint="logs/NET/checkpoints/last.pth")
-    torch.hub.load(DIR, "nsganetv2", source="local", architecture="net.config", checkpoint="net.inherited")
+    torch.hub.load(
+        DIR, "nsganetv2", source="local", architecture="net.config", checkpoint="net.inherited"
+    )
 
 What else is imported is imported inside of functions, where `torch.hub` has already checked
 `dependencies`.
 """
 
-dependencies = ["torch", "torchvision", "numpy", "yaml", "PIL", "lmdb", "thop", "timm", "tqdm", "msgspec"]
+dependencies = [
+    "torch",
+    "torchvision",
+    "numpy",
+    "yaml",
+    "PIL",
+    "lmdb",
+    "thop",
+    "timm",
+    "tqdm",
+    "msgspec",
+]
 
 
 def sgnas(architecture=None, checkpoint=None, **options):
@@ -51,6 +64,5 @@ def _check_names():
     for name in ("model", "utils"):
         file = getattr(sys.modules.get(name), "__file__", None)
         if name in sys.modules and (file is None or Path(file).resolve().parent != here / name):
-            raise ImportError(
-                f"another module named {name!r} is imported already ({file}); load this network first"
-            )
+            other = f"another module named {name!r} is imported already ({file})"
+            raise ImportError(f"{other}; load this network first")

@@ -77,81 +77,52 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--save", default=".tmp", metavar="DIR", help="where results go (default .tmp)"
+    option = parser.add_argument
+    option("--save", default=".tmp", metavar="DIR", help="where results go (default .tmp)")
+    resume = (
+        "auto: resume the search in --save; none: refuse if there is one; DIR: start after another "
+        "search's last iteration, or with the net_*.subnet and .stats of a folder"
     )
-    parser.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|none|DIR",
-        help="auto: go on with the search in --save; none: refuse if there is one; "
-        "DIR: go on from another search's last iteration, or begin with the net_*.subnet and .stats of a folder",
-    )
+    option("--resume", default="auto", metavar="auto|none|DIR", help=resume)
     add_supernet_options(parser)
     objectives = ("flops", "params", "cpu", "gpu")
-    parser.add_argument(
+    option(
         "--sec_obj", default="flops", choices=objectives, help="second objective (default flops)"
     )
-    parser.add_argument(
-        "--lut",
-        metavar="FILE",
-        help="latency table for --sec_obj cpu (default: latency_cpu.yaml) or gpu",
+    lut = "latency table for --sec_obj cpu (default: latency_cpu.yaml) or gpu"
+    option("--lut", metavar="FILE", help=lut)
+    iterations = "below 1: random search, --n_doe architectures"
+    option("--iterations", type=int, default=30, help=iterations)
+    count = {"type": positive}
+    option("--n_doe", **count, default=100, help="architectures to start with (default 100)")
+    option("--n_iter", **count, default=8, help="architectures of an iteration (default 8)")
+    selection = "by the hypervolume they are expected to gain (default), or even gaps as published"
+    choices = tuple(SELECTIONS)
+    option(
+        "--selection", default="hypervolume", choices=choices, help=f"of candidates: {selection}"
     )
-    parser.add_argument(
-        "--iterations", type=int, default=30, help="below 1: random search, --n_doe architectures"
-    )
-    parser.add_argument(
-        "--n_doe", type=positive, default=100, help="architectures to begin with (default 100)"
-    )
-    parser.add_argument(
-        "--n_iter", type=positive, default=8, help="architectures of an iteration (default 8)"
-    )
-    parser.add_argument(
-        "--selection",
-        default="hypervolume",
-        choices=tuple(SELECTIONS),
-        help="of candidates: by the hypervolume they are expected to gain (default), or even gaps as published",
-    )
-    parser.add_argument(
-        "--predictor",
-        help=f"surrogate: {', '.join(SURROGATES)} (default ard; rbf with --selection published)",
-    )
-    parser.add_argument(
-        "--n_gpus", type=positive, default=8, help="accepted; torchrun says how many processes"
-    )
-    parser.add_argument("--gpu", type=positive, default=1, help="accepted; each process has a GPU")
-    parser.add_argument(
-        "--data", metavar="DIR", help="where the data set is (default: as --cfg says)"
-    )
-    parser.add_argument("--dataset", help="its name (default: as --cfg says)")
-    parser.add_argument(
-        "--n_workers", type=not_negative, default=4, help="processes that read large images"
-    )
-    parser.add_argument(
-        "--vld_size", type=positive, help="training images that are held out to validate candidates"
-    )
-    parser.add_argument(
-        "--trn_batch_size", type=positive, default=128, help="of fine-tuning (default 128)"
-    )
-    parser.add_argument(
-        "--vld_batch_size", type=positive, default=200, help="of validation (default 200)"
-    )
-    parser.add_argument(
-        "--n_epochs", type=not_negative, default=5, help="fine-tuning of each candidate (default 5)"
-    )
-    parser.add_argument(
-        "--lr", type=positive_number, help="of fine-tuning (default: as published for the set)"
-    )
-    parser.add_argument(
-        "--test", action="store_true", help="validate on the test images: the search will know them"
-    )
-    parser.add_argument("--seed", type=not_negative, default=0)
+    names = f"{', '.join(SURROGATES)} (default ard; rbf with --selection published)"
+    option("--predictor", help=f"surrogate: {names}")
+    option("--n_gpus", **count, default=8, help="accepted; torchrun says how many processes")
+    option("--gpu", **count, default=1, help="accepted; each process has a GPU")
+    option("--data", metavar="DIR", help="where the data set is (default: as --cfg says)")
+    option("--dataset", help="its name (default: as --cfg says)")
+    workers = "processes that read large images"
+    option("--n_workers", type=not_negative, default=4, help=workers)
+    option("--vld_size", **count, help="training images held out to validate candidates")
+    option("--trn_batch_size", **count, default=128, help="of fine-tuning (default 128)")
+    option("--vld_batch_size", **count, default=200, help="of validation (default 200)")
+    epochs = "fine-tuning of each candidate (default 5)"
+    option("--n_epochs", type=not_negative, default=5, help=epochs)
+    option("--lr", type=positive_number, help="of fine-tuning (default: as published for the set)")
+    test = "validate on the test images: the search will know them"
+    option("--test", action="store_true", help=test)
+    option("--seed", type=not_negative, default=0)
     args = parser.parse_args(argv)
     args.predictor = args.predictor or ("rbf" if args.selection == "published" else "ard")
     if args.predictor not in (*SURROGATES, "cart"):
-        raise UserError(
-            f"--predictor {args.predictor}: unknown; allowed are {', '.join(SURROGATES)}"
-        )
+        known = ", ".join(SURROGATES)
+        raise UserError(f"--predictor {args.predictor}: unknown; allowed are {known}")
     return args
 
 
@@ -172,7 +143,7 @@ def open_objective(args: argparse.Namespace, searched: Searched, genome: Genome)
         return Objective(args.sec_obj, genome)
     kind, config = searched.problem.kind, searched.config
     file = args.lut or (kind.published_latency if args.sec_obj == "cpu" else None)
-    options = {"se": config.se, "activation": config.activation}
+    options = kind.latency_options(config)
     if file is None:
         kind.latency_parts(searched.problem.space, options)  # UserError where there are none
         raise UserError(

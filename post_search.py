@@ -1,6 +1,7 @@
 """NSGANetV2: choose networks of a finished `msunas.py` search; write them with inherited weights.
 
-    python3 post_search.py --expr DIR/iter_30.stats -n 3 --prefer top1#80+flops#150 --save OUT --supernet_path SUPERNET
+    python3 post_search.py --expr DIR/iter_30.stats -n 3 --prefer top1#80+flops#150 --save OUT \\
+        --supernet_path SUPERNET
 
 Without --prefer, those of the highest trade-off; the most accurate one always. Each goes to
 OUT/net-COST@NUMBER: net.subnet (the architecture), net.config and net.inherited (a network of an

@@ -5,4 +5,5 @@ cd "$(dirname "$0")"
 source utils/environment.sh requirements.txt tests/requirements.txt
 ruff check .
 ruff format --check .
+lint-imports --no-cache
 python3 -m pytest -q "$@"

@@ -84,32 +84,24 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--cfg", help="config file (YAML); default: that of the newest search under ./logs"
-    )
+    option = parser.add_argument
+    option("--cfg", help="config file (YAML); default: that of the newest search under ./logs")
     target = "target cost: M multiply-adds, or ms where the config's cost is latency"
-    parser.add_argument("--flops", type=positive_number, help=target)
-    parser.add_argument(
-        "--architecture",
-        type=Path,
-        metavar="FILE",
-        help="architecture.json, or a list that tools.generate wrote",
-    )
-    parser.add_argument("--title", help="name of the run folder under log_dir")
-    parser.add_argument(
-        "--resume", default="auto", choices=("auto", "none"), help="go on, or begin anew"
-    )
+    option("--flops", type=positive_number, help=target)
+    file = "architecture.json, or a list that tools.generate wrote"
+    option("--architecture", type=Path, metavar="FILE", help=file)
+    option("--title", help="name of the run folder under log_dir")
+    option("--resume", default="auto", choices=("auto", "none"), help="resume, or start again")
     add_checkpoint_minutes(parser)
     add_training_options(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
-    if args.network_config is None and args.flops is None and args.architecture is None:
+    described, chosen = args.network_config is not None, (args.flops, args.architecture)
+    if not described and chosen == (None, None):
         parser.error("one of --flops, --architecture and --model-config is needed")
-    if args.network_config is not None and (
-        args.flops is not None or args.architecture is not None
-    ):
+    if described and chosen != (None, None):
         parser.error("--model-config goes without --flops and --architecture")
-    if args.network_config is None and args.img_size is not None:
+    if not described and args.img_size is not None:
         parser.error("--img-size goes with --model-config")
     if args.cutout is not None and args.cutout_length is not None:
         args.cutout = args.cutout_length
@@ -119,26 +111,21 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def open_config(args: argparse.Namespace) -> Config:
-    """The config of the command line; with --model-config and no --cfg that of the published
-    recipe.
-    """
-    flags = as_overrides(
-        {key: vars(args)[key] for key in CONFIG_KEYS if vars(args)[key] is not None}
-    )
+    """The config of the command line; with --model-config that of the published recipe."""
+    given = {key: vars(args)[key] for key in CONFIG_KEYS if vars(args)[key] is not None}
+    flags = as_overrides(given)
     if args.network_config is not None:
-        return load_config(
-            args.cfg or NSGANETV2, [*as_overrides(published_keys(args)), *args.set, *flags]
-        )
-    return (
-        load_config(args.cfg, args.set + flags)
-        if args.cfg
-        else newest_config(Path("./logs"), args.set + flags)
-    )
+        published = as_overrides(published_keys(args))
+        return load_config(args.cfg or NSGANETV2, [*published, *args.set, *flags])
+    if args.cfg:
+        return load_config(args.cfg, args.set + flags)
+    return newest_config(Path("./logs"), args.set + flags)
 
 
 def published_keys(args: argparse.Namespace) -> dict:
-    """What --model-config, --dataset and --img-size say together: small images are read as they
-    are, and resized.
+    """The keys that --model-config, --dataset and --img-size stand for.
+
+    Small images are read as they are, and resized.
     """
     keys = {"supernet": "none", **({"network_size": args.img_size} if args.img_size else {})}
     if args.dataset is None:
@@ -154,56 +141,22 @@ def published_keys(args: argparse.Namespace) -> dict:
 def add_training_options(parser: Parser) -> None:
     """Options that override a key of the config; without them it stays as it is."""
     option = parser.add_argument_group("the config's keys of the same names").add_argument
-    flag = {"action": "store_true", "default": None}
+    flag, number = {"action": "store_true", "default": None}, {"type": float, "metavar": "P"}
     option("--se", type=boolean, metavar="BOOL", help="squeeze-excite in every block")
     option("--activation", metavar="NAME", help="relu6 or hswish")
-    option(
-        "--drop",
-        dest="dropout",
-        type=float,
-        metavar="P",
-        help="dropout before the classifier (key dropout)",
-    )
-    option(
-        "--drop-path", type=float, metavar="P", help="stochastic depth: its rate in the last block"
-    )
-    option(
-        "--cutout",
-        type=int,
-        nargs="?",
-        const=16,
-        metavar="SIDE",
-        help="squares of the mean colour; side 16",
-    )
-    option(
-        "--autoaugment",
-        **flag,
-        help="the policy for CIFAR-10; for images on disk that for ImageNet",
-    )
-    option(
-        "--mixup",
-        type=float,
-        nargs="?",
-        const=0.2,
-        metavar="ALPHA",
-        help="mixed pairs of images; alpha 0.2",
-    )
-    option(
-        "--ema",
-        type=float,
-        nargs="?",
-        const=0.999,
-        metavar="DECAY",
-        help="averaged weights; decay 0.999",
-    )
-    option(
-        "--clip-grad",
-        "--grad_clip",
-        type=float,
-        metavar="NORM",
-        help="largest norm of the gradients of a step",
-    )
-    inherited = "begin with the weights of this supernet checkpoint; with --model-config, of the network itself"
+    option("--drop", dest="dropout", **number, help="dropout before the classifier (key dropout)")
+    option("--drop-path", **number, help="stochastic depth: its rate in the last block")
+    side = {"type": int, "nargs": "?", "const": 16, "metavar": "SIDE"}
+    option("--cutout", **side, help="squares of the mean colour; side 16")
+    policy = "the policy for CIFAR-10; for images on disk that for ImageNet"
+    option("--autoaugment", **flag, help=policy)
+    alpha = {"type": float, "nargs": "?", "const": 0.2, "metavar": "ALPHA"}
+    option("--mixup", **alpha, help="mixed pairs of images; alpha 0.2")
+    decay = {"type": float, "nargs": "?", "const": 0.999, "metavar": "DECAY"}
+    option("--ema", **decay, help="averaged weights; decay 0.999")
+    norm = "largest norm of the gradients of a step"
+    option("--clip-grad", "--grad_clip", type=float, metavar="NORM", help=norm)
+    inherited = "start with these weights: of a supernet, or with --model-config of the network"
     option("--inherit", "--initial-checkpoint", metavar="FILE", help=inherited)
     option("--compile", **flag, help="compile the training step")
     option("--strict-data", **flag, help="stop at an image that cannot be read")
@@ -218,19 +171,12 @@ def add_training_options(parser: Parser) -> None:
 
     option = parser.add_argument_group("the published command line of NSGANetV2").add_argument
     option("--data", dest="dataset_dir", metavar="DIR", help="folder of the data set")
-    option(
-        "--dataset",
-        help="its name: cifar10, cifar100, cinic10, stl10, flowers102, dtd, pets, aircraft, ...",
-    )
-    option(
-        "--model-config",
-        dest="network_config",
-        metavar="FILE",
-        help="a net.config, as post_search.py writes it",
-    )
-    option(
-        "--img-size", type=positive, metavar="PIXELS", help="at which the network sees the images"
-    )
+    names = "its name: cifar10, cifar100, cinic10, stl10, flowers102, dtd, pets, aircraft, ..."
+    option("--dataset", help=names)
+    file = "a net.config, as post_search.py writes it"
+    option("--model-config", dest="network_config", metavar="FILE", help=file)
+    size = "at which the network sees the images"
+    option("--img-size", type=positive, metavar="PIXELS", help=size)
     option("--model", metavar="NAME", help="names the run folder")
     for name in ("--save", "--evaluate"):
         option(name, action="store_true", help=argparse.SUPPRESS)
@@ -241,19 +187,13 @@ def add_training_options(parser: Parser) -> None:
 
 def default_title(args: argparse.Namespace, unit: str) -> str:
     if args.network_config is not None:
-        parts = [
-            args.model,
-            Path(args.network_config).resolve().parent.name,
-            args.dataset,
-            args.img_size,
-        ]
+        folder = Path(args.network_config).resolve().parent.name
+        parts = [args.model, folder, args.dataset, args.img_size]
         return "-".join(str(part) for part in parts if part is not None)
     config = Path(args.cfg).stem if args.cfg else "scratch"
-    return (
-        f"{config}_{args.flops:g}{unit}"
-        if args.flops is not None
-        else f"{config}_{args.architecture.stem}"
-    )
+    if args.flops is None:
+        return f"{config}_{args.architecture.stem}"
+    return f"{config}_{args.flops:g}{unit}"
 
 
 def stored(run: RunFolder, args: argparse.Namespace, config: Config) -> Named | None:
@@ -277,22 +217,14 @@ def stored(run: RunFolder, args: argparse.Namespace, config: Config) -> Named | 
 def report(result: dict, unit: str, seconds: float, run: RunFolder) -> None:
     target = f"{result['target']:g}" if result["target"] is not None else None
     costs = [f"{result[key]:.3f}" for key in ("macs_m", "macs_m_counted", "params_m")]
-    columns = [
-        "weights",
-        f"target {unit}",
-        "cost M",
-        "counted M",
-        "params M",
-        "test top-1 %",
-        "top-5 %",
-    ]
+    columns = ["weights", f"target {unit}", "cost M", "counted M", "params M"]
     scored = {"last": result, "ema": result["ema"]}
     rows = [
         [name, target, *costs, f"{score['top1']:.2f}", f"{score['top5']:.2f}"]
         for name, score in scored.items()
         if score
     ]
-    print(format_table(columns, rows))
+    print(format_table([*columns, "test top-1 %", "top-5 %"], rows))
     print(
         f"{result['epochs']} epochs, {seconds:.0f} s in this session; "
         f"checkpoints and result.json are in {run.path}"

@@ -13,10 +13,9 @@ each process. The same command goes on where it stopped.
 
 import argparse
 import json
-import resource
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -37,11 +36,13 @@ from utils.config import load_config
 from utils.data import load_dataset
 from utils.engine import DeviceContext, Score
 from utils.errors import UserError
+from utils.forecast import peak_bytes
 from utils.loader import FileLoader
 from utils.recipe import EpochMeter
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
 from utils.table import format_table
+from utils.timing import seconds_of
 
 DRY_STEPS = 3
 
@@ -237,23 +238,16 @@ def write_summary(run: RunFolder) -> None:
 
 
 def report(scores: dict[str, Score], costs: dict, epochs: int, run: RunFolder) -> None:
-    result = {
-        **costs,
-        **{name: score.to_dict() for name, score in scores.items()},
-        "epochs": epochs,
-    }
+    result = {**costs, **{name: score.to_dict() for name, score in scores.items()}}
+    result |= {"epochs": epochs}
     run.write_text("result.json", json.dumps(result, indent=1) + "\n")
     numbers = [f"{costs[key]:.3f}" for key in ("macs_m", "macs_m_counted", "params_m")]
     rows = [
         [name, *numbers, f"{score.top1:.2f}", f"{score.top5:.2f}", str(run.checkpoint(name))]
         for name, score in scores.items()
     ]
-    print(
-        format_table(
-            ["weights", "cost M", "counted M", "params M", "test top-1 %", "top-5 %", "checkpoint"],
-            rows,
-        )
-    )
+    columns = ["weights", "cost M", "counted M", "params M", "test top-1 %", "top-5 %"]
+    print(format_table([*columns, "checkpoint"], rows))
     print(f"{epochs} epochs; summary.csv and result.json are in {run.path}")
 
 
@@ -266,9 +260,7 @@ class _First:
     def __len__(self) -> int:
         return self.count
 
-    def epoch(
-        self, epoch: int = 0, first: int = 0, every: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int = 0, *rest) -> Iterator[tuple[Tensor, Tensor]]:
         yield from islice(self.batches.epoch(epoch), self.count)
 
 
@@ -280,25 +272,19 @@ def dry_run(
     args: argparse.Namespace,
 ) -> None:
     """Three steps, and what the whole run would take."""
-    few, began = _First(batches, DRY_STEPS), time.monotonic()
+    few, device = _First(batches, DRY_STEPS), training.recipe.context.device
     with Progress("dry run", len(few)) as progress:
-        training.epoch(few, 0, progress)
-    seconds = (time.monotonic() - began) / len(few)
-    device = training.recipe.context.device
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**30
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds = seconds_of(partial(training.epoch, few, 0, progress), device) / len(few)
     hours = seconds * len(batches) * epochs / 3600
     print(f"parameters        {costs['params_m']:.3f} M")
     print(f"multiply-adds     {costs['macs_m_counted']:.3f} M")
+    peak = peak_bytes(device) / 2**30
     print(f"peak memory       {peak:.2f} GiB of this process, on {device}")
     parts = f"{distributed.size()} processes, {args.accumulate} parts of {args.batch_size}"
     print(f"images of a step  {batches.batch_size}: {parts}")
     print(f"time of a step    {seconds:.2f} s, the start of the readers included")
-    print(
-        f"projected time    {hours:.1f} h for {epochs} epochs of {len(batches)} steps, validation not counted"
-    )
+    length = f"{epochs} epochs of {len(batches)} steps, validation not counted"
+    print(f"projected time    {hours:.1f} h for {length}")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,17 @@
 
 makes JPEGs of 500x375 pixels, packs them, and reads all of them in random order by 1 and by 2
 worker processes: from memory (decoding alone), from the folder and from the LMDB file, each with
-the system's cache filled, and, for the latter two, emptied. A round measures all of them one after
-another; the medians of rates, and of their ratios to decoding alone in the same round, are
-reported.
+the system's cache filled, and, for the latter two, emptied. A round measures all of them in turn;
+reported are the medians of rates, and of their ratios to decoding alone in the same round.
 """
 
 import json
 import os
 import tempfile
-import time
-from collections.abc import Callable
+from collections import deque
 from contextlib import redirect_stdout
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import BinaryIO
@@ -30,13 +29,14 @@ from utils.folder2lmdb import lmdb_file, lmdb_images
 from utils.images import EncodedImages, image_folder
 from utils.runtime import stream
 from utils.table import format_table
+from utils.timing import seconds_of
 
 SIZE, CLASSES = (500, 375), 10
 WORKERS = (1, 2)
 
 
 class MemorySource:
-    """The bytes of the images of a folder, read beforehand."""
+    """Holds the bytes of the images of a folder, read beforehand."""
 
     def __init__(self, images: EncodedImages):
         self.root = images.source.root
@@ -67,12 +67,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--count", type=positive, default=1000, help="images (default 1000)")
     parser.add_argument("--rounds", type=positive, default=5, help="default 5")
-    parser.add_argument(
-        "--folder", type=Path, metavar="DIR", help="where images go (default: a temporary folder)"
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="add the numbers of each round to FILE"
-    )
+    place = "where images go (default: a temporary folder)"
+    parser.add_argument("--folder", type=Path, metavar="DIR", help=place)
+    numbers = "add the numbers of each round to FILE"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=numbers)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
@@ -106,43 +104,34 @@ def measure(folder: Path, rounds: int) -> list[dict]:
     in_memory = EncodedImages(MemorySource(plain), plain.index, plain.labels, 0)
     files = [*map(Path, plain.source.paths), packed.source.root]
     found = []
-    for number in range(rounds):
-        for workers in WORKERS:
-            row = {"round": number, "workers": workers}
-            order = torch.randperm(len(plain.labels), generator=stream(number, "order")).tolist()
-            for name, images in (("decoding", in_memory), ("folder", plain), ("lmdb", packed)):
-                rate(images, order, workers)  # fills the cache
-                row[name] = rate(images, order, workers)
-                if name != "decoding":
-                    row[f"{name}, cold"] = rate(
-                        images, order, workers, before=lambda: forget(files)
-                    )
-            found.append(row)
+    for number, workers in product(range(rounds), WORKERS):
+        row = {"round": number, "workers": workers}
+        order = torch.randperm(len(plain.labels), generator=stream(number, "order")).tolist()
+        for name, images in (("decoding", in_memory), ("folder", plain), ("lmdb", packed)):
+            rate(images, order, workers)  # fills the cache
+            row[name] = rate(images, order, workers)
+            if name != "decoding":
+                forget(files)
+                row[f"{name}, cold"] = rate(images, order, workers)
+        found.append(row)
     return found
 
 
-def rate(
-    images: EncodedImages, order: list[int], workers: int, before: Callable[[], None] = lambda: None
-) -> float:
-    """Images per second, once the workers have begun."""
+def rate(images: EncodedImages, order: list[int], workers: int) -> float:
+    """Images per second, once the workers have started."""
     batches = [order[start : start + 50] for start in range(0, len(order), 50)]
-    before()
-    loader = iter(
-        torch.utils.data.DataLoader(Decoded(images), batch_sampler=batches, num_workers=workers)
-    )
-    next(loader)
-    began = time.perf_counter()
-    count = sum(len(batch) for batch in loader)
-    return count / (time.perf_counter() - began)
+    how = {"batch_sampler": batches, "num_workers": workers}
+    loader = iter(torch.utils.data.DataLoader(Decoded(images), **how))
+    first = next(loader)
+    return (len(order) - len(first)) / seconds_of(lambda: deque(loader, maxlen=0))
 
 
 def forget(files: list[Path]) -> None:
     """Drop what the system keeps in memory of `files`."""
     for file in files:
-        handle = os.open(file, os.O_RDONLY)
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(handle)
+        with file.open("rb") as opened:
+            os.fsync(opened)
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def report(rounds: list[dict]) -> None:

@@ -21,12 +21,12 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from model.nsganetv2.archive import last_archive
-from model.sgnas.answers import GENERATOR_FILE, find_generator, run_config, supernet_of
-from model.sgnas.generator_training import evaluated_targets
+from model.sgnas.answers import evaluated_targets
+from model.sgnas.runs import GENERATOR_FILE, find_generator, run_config, supernet_of
 from model.sgnas.warm_up import PathValidation, top1_of_all
 from model.spaces.nasbench201.benchmark_table import CellTable
 from model.spaces.nasbench201.space import CellSpace, from_string, to_string
-from model.spaces.registry import build_space, build_supernet, load_supernet
+from model.spaces.registry import build_supernet, load_supernet, open_problem
 from utils import checkpoint, distributed
 from utils.command import Parser, command, positive
 from utils.config import Config
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
 def config_of(run: Path, overrides: list[str]) -> Config:
     """That of a run on the published cells; UserError when it is of another space."""
     config = run_config(run, overrides)
-    if config.supernet != "nasbench201" or build_space(config) != CellSpace():
+    if config.supernet != "nasbench201" or open_problem(config).space != CellSpace():
         raise UserError(f"{run}: it is no run on the published cells of NAS-Bench-201")
     return config
 

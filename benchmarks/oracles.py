@@ -14,11 +14,12 @@ from types import ModuleType
 from typing import Protocol
 
 import numpy as np
-from model.spaces.genome import ElasticGenome, Genome, open_genome
+from model.spaces.genome import Genome, open_genome
 from numpy.typing import NDArray
 
 import msunas
 from model.nsganetv2.nsga2_search import NADIR, Objective
+from model.spaces.elastic.kind import ElasticGenome
 from model.spaces.elastic.space import ElasticSpace, Genes
 from utils import checkpoint
 from utils.config import load_config

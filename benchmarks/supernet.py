@@ -1,5 +1,4 @@
-"""How fast the SGNAS stages are, beside a plain reference and beside the stand-alone networks of
-the same paths.
+"""How fast the SGNAS stages are, compared with a plain reference and with stand-alone networks.
 
     python3 -m benchmarks.supernet [--json]
 
@@ -7,7 +6,8 @@ Every step has a process of its own, and these take turns, so that a noisy machi
 alike; the medians count. The reference (`tests/reference.py`) has a module for each sub-block and
 kernel and computes every path as the published release does; the tests prove it equal to ours. It
 runs as PyTorch runs by default; all else runs as in the stages, which keep freed memory
-(`utils.runtime.keep_freed_memory`). What the reference gains by that is shown, too.
+(`utils.runtime.keep_freed_memory`). What the reference gains by that is shown, too. The stand-alone
+networks are those of the same paths.
 """
 
 import argparse
@@ -15,17 +15,16 @@ import itertools
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,19 +32,26 @@ from tqdm import tqdm
 
 from model.costs.lookup_table import LookUpTable
 from model.sgnas.answers import ReadyGenerator
-from model.sgnas.generator import ArchitectureGenerator, PriorPool
-from model.sgnas.warm_up import path_logits
-from model.spaces.registry import build_hardware_loss, build_space, search_loader
+from model.sgnas.generator import ArchitectureGenerator
+from model.sgnas.hardware_loss import HardwareLoss
+from model.sgnas.prior_pool import PriorPool
+from model.spaces.registry import open_problem
+from model.spaces.unified.kind import KIND
+from model.spaces.unified.published import from_published
+from model.spaces.unified.soft_supernet import SoftSupernet
 from model.spaces.unified.space import UnifiedSpace
-from model.spaces.unified.supernet import UnifiedSupernet, from_published
+from model.spaces.unified.supernet import UnifiedSupernet
 from tests.reference import ReferenceSupernet
 from utils.command import Parser, command, positive
 from utils.config import Config, OptimState, load_config
 from utils.engine import DeviceContext
+from utils.forecast import peak_bytes
 from utils.images import ImageData
+from utils.loader import BatchRecipe
 from utils.optim import make_optimizer
 from utils.runtime import keep_freed_memory
 from utils.table import format_table
+from utils.timing import Timer, seconds_of
 
 CONFIG = Path(__file__).parent.parent / "config_file" / "cifar_config.yml"
 CPU = DeviceContext(torch.device("cpu"))
@@ -60,33 +66,23 @@ Step = Callable[[], None]
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     config = load_config(CONFIG)
-    space = build_space(config)
+    task = Task.of(open_problem(config).space, config, args.batch)
     if args.serve:
-        return serve(
-            contestants(space, config, args.batch)[args.serve], keep=args.serve not in BY_DEFAULT
-        )
-    names = list(contestants(space, config, args.batch))
-    seconds, memory = taken_in_turns(names, args.batch, args.rounds)
+        return serve(partial(STEPS[args.serve], task), keep=args.serve not in BY_DEFAULT)
+    seconds, memory = taken_in_turns(args.batch, args.rounds)
     result = summary(seconds, memory)
-    rows = [[name, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}"] for name in names]
+    rows = [[name, f"{seconds[name]:.3f}", f"{memory[name] / 2**30:.2f}"] for name in STEPS]
     print(format_table(["step", "seconds (median)", "peak GiB"], rows))
-    print(
-        format_table(
-            ["ratio", "measured"], [[name, f"{value:.3f}"] for name, value in result.items()]
-        )
-    )
+    rows = [[name, f"{value:.3f}"] for name, value in result.items()]
+    print(format_table(["ratio", "measured"], rows))
     if not args.no_scaling:
-        exponents = scaling(space, args.batch, min(args.rounds, 3))
-        rows = [
-            [axis, *(f"{exponent:.2f}" for exponent in found)] for axis, found in exponents.items()
-        ]
+        exponents = scaling(task, min(args.rounds, 3))
+        rows = [[axis, *(f"{one:.2f}" for one in found)] for axis, found in exponents.items()]
         print(format_table(["step time grows as", "hard-path step", "generator step"], rows))
     print(
-        f"CIFAR-100 space, batch {args.batch}, medians of {args.rounds}; {torch.get_num_threads()} threads,",
-        end=" ",
-    )
-    print(
-        f"{platform.machine()}, torch {torch.__version__}, {gflops():.0f} GFLOP/s in a product of 2048 x 2048"
+        f"CIFAR-100 space, batch {args.batch}, medians of {args.rounds}; "
+        f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, "
+        f"{gflops():.0f} GFLOP/s in a product of 2048 x 2048"
     )
     if args.json:
         print(json.dumps(result))
@@ -104,6 +100,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def summary(seconds: dict[str, float], memory: dict[str, float]) -> dict[str, float]:
+    """The ratios by which the project is judged."""
     return {
         "hard_vs_reference": seconds["hard path, reference"] / seconds["hard path"],
         "hard_vs_standalone": seconds["hard path"] / seconds["hard path, stand-alone"],
@@ -118,74 +115,71 @@ def summary(seconds: dict[str, float], memory: dict[str, float]) -> dict[str, fl
 # -- what is timed ---------------------------------------------------------------------------------
 
 
-def contestants(space: UnifiedSpace, config: Config, batch: int) -> dict[str, Callable[[], Step]]:
-    """Builders of the steps, by name: all of the same weights, images and paths."""
-    images, labels = images_of(space, batch)
-    return {
-        "hard path": lambda: hard_step(space, images, labels),
-        "hard path, reference": lambda: reference_hard_step(space, images, labels),
-        "hard path, reference, memory kept": lambda: reference_hard_step(space, images, labels),
-        "hard path, stand-alone": lambda: standalone_step(space, images, labels),
-        "generator": lambda: generator_step(space, config, images, labels),
-        "generator, reference": lambda: reference_generator_step(space, config, images, labels),
-        "generator, reference, memory kept": lambda: reference_generator_step(
-            space, config, images, labels
-        ),
-        "generate 1000": lambda: generation(space, config),
-        "evaluation": lambda: evaluation(supernets(space)[0].eval(), paths_of(space)[0], images),
-        "evaluation, stand-alone": lambda: standalone_evaluation(space, images),
-        "loading": lambda: loading(space, config, batch),
-    }
+@dataclass(frozen=True)
+class Task:
+    """What all steps share: a space, its config, `images [B, 3, H, W]` and `labels [B]`.
 
-
-def images_of(space: UnifiedSpace, batch: int) -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, space.image_size, space.image_size, generator=rng)
-    return images, torch.randint(space.classes, (batch,), generator=rng)
-
-
-def supernets(space: UnifiedSpace) -> tuple[UnifiedSupernet, ReferenceSupernet]:
-    """Ours and the reference, with the same weights."""
-    torch.manual_seed(0)
-    reference = ReferenceSupernet(space)
-    ours = UnifiedSupernet(space)
-    ours.load_state_dict(from_published(space, reference.state_dict()), strict=False)
-    return ours, reference
-
-
-def paths_of(space: UnifiedSpace) -> Tensor:
-    return space.sample_fair(PATHS, torch.Generator().manual_seed(1))
-
-
-def hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
-    """The warm-up step of `search.py`: four fairly sampled paths, their gradients added, one
-    optimiser step.
+    Weights and paths are the same in all steps, too.
     """
-    supernet = supernets(space)[0].train()
-    images, labels = CPU.batch(images, labels)
-    return training_step(
-        supernet,
-        lambda: (
-            logits
-            for logits, _ in path_logits(
-                supernet, PATHS, CPU, images, labels, torch.Generator().manual_seed(1)
-            )
-        ),
-        labels,
-    )
+
+    space: UnifiedSpace
+    config: Config
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, space: UnifiedSpace, config: Config, batch: int) -> "Task":
+        rng = torch.Generator().manual_seed(0)
+        images = torch.randn(batch, 3, space.image_size, space.image_size, generator=rng)
+        return cls(space, config, images, torch.randint(space.classes, (batch,), generator=rng))
+
+    @property
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Images and labels as the stages have them."""
+        return CPU.batch(self.images, self.labels)
+
+    @property
+    def reference(self) -> ReferenceSupernet:
+        torch.manual_seed(0)
+        return ReferenceSupernet(self.space)
+
+    @property
+    def supernet(self) -> UnifiedSupernet:
+        """Ours, with the weights of the reference."""
+        weights, ours = self.reference.state_dict(), UnifiedSupernet(self.space)
+        ours.load_state_dict(from_published(self.space, weights), strict=False)
+        return ours
+
+    @property
+    def paths(self) -> Tensor:
+        return self.space.sample_fair(PATHS, torch.Generator().manual_seed(1))
 
 
-def reference_hard_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
-    reference, paths = supernets(space)[1].train(), paths_of(space)
-    return training_step(reference, lambda: (reference(images, path) for path in paths), labels)
+def hard_step(task: Task) -> Step:
+    """The warm-up step of `search.py`: the gradients of fairly sampled paths add up."""
+    supernet, (images, labels) = task.supernet.train(), task.batch
+
+    def forwards() -> Iterable[Tensor]:
+        rng = torch.Generator().manual_seed(1)
+        passes = KIND.passes(supernet, PATHS, "fair", CPU, images, labels, rng)
+        return (logits for logits, _ in passes)
+
+    return training_step(supernet, forwards, labels)
+
+
+def reference_hard_step(task: Task) -> Step:
+    reference, paths = task.reference.train(), task.paths
+
+    def forwards() -> Iterable[Tensor]:
+        return (reference(task.images, path) for path in paths)
+
+    return training_step(reference, forwards, task.labels)
 
 
 def training_step(
     network: nn.Module, forwards: Callable[[], Iterable[Tensor]], labels: Tensor
 ) -> Step:
-    """Each of the logits of `forwards()` differentiated before the next is computed; then one
-    optimiser step.
-    """
+    """Differentiate each of the logits of `forwards()` before the next; then step once."""
     optimizer = make_optimizer(network.parameters(), OptimState(lr=1e-4))
 
     def step() -> None:
@@ -197,59 +191,44 @@ def training_step(
     return step
 
 
-def standalone_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
+def standalone_step(task: Task) -> Step:
     """The stand-alone networks of the same paths, each in the memory format that is fastest."""
-    supernet = supernets(space)[0]
-    networks = [supernet.extract(path, dropout=0.0) for path in paths_of(space)]
+    supernet, (images, labels) = task.supernet, task.batch
+    networks = [supernet.extract(path, dropout=0.0) for path in task.paths]
     networks = [network.train().to(memory_format=torch.channels_last) for network in networks]
-    images, labels = CPU.batch(images, labels)
     steps = [training_step(one, lambda one=one: [one(images)], labels) for one in networks]
     return lambda: [step() for step in steps]
 
 
-def generator_and_prior(
-    space: UnifiedSpace, config: Config
-) -> tuple[ArchitectureGenerator, PriorPool]:
-    rng = torch.Generator().manual_seed(2)
+def generator_and_prior(task: Task) -> tuple[ArchitectureGenerator, PriorPool]:
+    rng, reach = torch.Generator().manual_seed(2), (task.config.low_flops, task.config.high_flops)
     torch.manual_seed(2)
-    pool = PriorPool.build(LookUpTable(space), config.low_flops, config.high_flops, 1, rng)
-    return ArchitectureGenerator(config.low_flops, config.high_flops), pool
+    pool = PriorPool.build(LookUpTable(task.space), *reach, 1, rng)
+    return ArchitectureGenerator(*reach), pool
 
 
-def generator_step(space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor) -> Step:
-    return published_generator_step(
-        supernets(space)[0].eval().frozen(), space, config, *CPU.batch(images, labels)
-    )
+def generator_step(task: Task) -> Step:
+    return published_generator_step(SoftSupernet(task.supernet.eval()), task, *task.batch)
 
 
-def reference_generator_step(
-    space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor
-) -> Step:
+def reference_generator_step(task: Task) -> Step:
     """As published: the supernet's weights get gradients too, which nobody uses."""
-    return published_generator_step(supernets(space)[1].eval(), space, config, images, labels)
+    return published_generator_step(task.reference.eval(), task, task.images, task.labels)
 
 
 def published_generator_step(
-    supernet: nn.Module, space: UnifiedSpace, config: Config, images: Tensor, labels: Tensor
+    supernet: nn.Module, task: Task, images: Tensor, labels: Tensor
 ) -> Step:
-    """One target, a Gumbel softmax at temperature 5, cross entropy of `supernet(images, path)` and
-    cost.
-    """
-    table, (generator, pool) = LookUpTable(space), generator_and_prior(space, config)
-    optimizer, loss_of = (
-        make_optimizer(generator.parameters(), config.g_optim_state),
-        build_hardware_loss(config),
-    )
-    target = torch.tensor([100.0])
+    """One target: Gumbel softmax at temperature 5, cross entropy of the path's logits, and cost."""
+    table, (generator, pool) = LookUpTable(task.space), generator_and_prior(task)
+    optimizer = make_optimizer(generator.parameters(), task.config.g_optim_state)
+    hardware_loss, target = task.config.part(HardwareLoss), torch.tensor([100.0])
 
     def step() -> None:
-        path = space.relax(
-            generator(pool.nearest(target), target), 5.0, torch.Generator().manual_seed(3)
-        )[0]
-        loss = (
-            F.cross_entropy(supernet(images, path), labels)
-            + loss_of(table(path)[None], target).sum()
-        )
+        logits, rng = generator(pool.nearest(target), target), torch.Generator().manual_seed(3)
+        path = task.space.relax(logits, 5.0, rng)[0]
+        loss = F.cross_entropy(supernet(images, path), labels)
+        loss = loss + hardware_loss(table(path)[None], target).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -257,40 +236,55 @@ def published_generator_step(
     return step
 
 
-def generation(space: UnifiedSpace, config: Config) -> Step:
-    """A thousand architectures with their costs and parameters, from a generator of the published
-    size.
-    """
-    generator, pool = generator_and_prior(space, config)
-    ready = ReadyGenerator(generator.eval(), pool, LookUpTable(space), "benchmark")
-    targets = torch.linspace(config.low_flops, config.high_flops, TARGETS, dtype=torch.float64)
-    return partial(ready.generate, targets)
+def generation(task: Task) -> Step:
+    """Architectures with costs and parameters, from a generator of the published size."""
+    generator, pool = generator_and_prior(task)
+    ready = ReadyGenerator(generator.eval(), pool, LookUpTable(task.space), "benchmark")
+    reach = (task.config.low_flops, task.config.high_flops)
+    return partial(ready.generate, torch.linspace(*reach, TARGETS, dtype=torch.float64))
 
 
-def evaluation(network: nn.Module, path: Tensor | None, images: Tensor) -> Step:
-    """Logits of a batch of validation images: of a path of the supernet, or of a network of its
-    own.
-    """
-    images, _ = CPU.batch(images, torch.zeros(len(images)))
-    arguments = (images,) if path is None else (images, path)
-    return torch.no_grad()(partial(network, *arguments))
+def evaluation(task: Task) -> Step:
+    """Logits of a batch of validation images on a path of the supernet."""
+    return torch.no_grad()(partial(task.supernet.eval(), task.batch[0], task.paths[0]))
 
 
-def standalone_evaluation(space: UnifiedSpace, images: Tensor) -> Step:
-    network = supernets(space)[0].eval().extract(paths_of(space)[0])
-    return evaluation(network.to(memory_format=torch.channels_last), None, images)
+def standalone_evaluation(task: Task) -> Step:
+    network = task.supernet.eval().extract(task.paths[0]).to(memory_format=torch.channels_last)
+    return torch.no_grad()(partial(network, task.batch[0]))
 
 
-def loading(space: UnifiedSpace, config: Config, batch: int) -> Step:
+def loading(task: Task) -> Step:
     """A training batch from 10,000 decoded images: cropped, flipped, normalised."""
     rng = torch.Generator().manual_seed(0)
-    shape = (10_000, 3, space.image_size, space.image_size)
-    images = ImageData(
-        torch.randint(256, shape, generator=rng, dtype=torch.uint8), torch.zeros(10_000).long()
-    )
-    batches = search_loader(images, replace(config, batch_size=batch), "benchmark", training=True)
-    drawn = itertools.chain.from_iterable(map(batches.epoch, itertools.count()))
-    return partial(next, drawn)
+    shape = (10_000, *task.images.shape[1:])
+    pixels = torch.randint(256, shape, generator=rng, dtype=torch.uint8)
+    config = replace(task.config, batch_size=len(task.images))
+    images = ImageData(pixels, torch.zeros(10_000).long())
+    batches = config.part(BatchRecipe).batches(images, "benchmark", training=True)
+    return partial(next, itertools.chain.from_iterable(map(batches.epoch, itertools.count())))
+
+
+def soft_step(task: Task) -> Step:
+    """The soft supernet on a soft path, without a generator: for spaces of any cost."""
+    soft, (images, labels) = SoftSupernet(task.supernet.eval()), task.batch
+    path = task.space.relax(torch.zeros(task.space.shape), 1.0).requires_grad_()
+    return lambda: F.cross_entropy(soft(images, path), labels).backward()
+
+
+STEPS = {
+    "hard path": hard_step,
+    "hard path, reference": reference_hard_step,
+    "hard path, reference, memory kept": reference_hard_step,
+    "hard path, stand-alone": standalone_step,
+    "generator": generator_step,
+    "generator, reference": reference_generator_step,
+    "generator, reference, memory kept": reference_generator_step,
+    "generate 1000": generation,
+    "evaluation": evaluation,
+    "evaluation, stand-alone": standalone_evaluation,
+    "loading": loading,
+}
 
 
 # -- timing ----------------------------------------------------------------------------------------
@@ -304,133 +298,65 @@ def serve(build: Callable[[], Step], keep: bool) -> None:
     step()
     for _ in sys.stdin:
         print(seconds_of(step), flush=True)
-    print(peak_of_this_process())
+    print(peak_bytes(CPU.device))
 
 
-def taken_in_turns(
-    names: list[str], batch: int, rounds: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds and peak bytes of each step, by name."""
+def taken_in_turns(batch: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds and peak bytes of each step, by name, each in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.supernet", "--batch", str(batch), "--serve"]
-    pipes = {
-        "stdin": subprocess.PIPE,
-        "stdout": subprocess.PIPE,
-        "text": True,
-        "cwd": CONFIG.parent.parent,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    seconds: dict[str, list[float]] = {name: [] for name in STEPS}
     with ExitStack() as stack:
-        servers = {
-            name: stack.enter_context(subprocess.Popen([*command, name], **pipes)) for name in names
-        }
-        # the first one is not counted
-        for turn in tqdm(range(rounds + 1), desc="rounds", leave=False, disable=None):
+        servers = {}
+        for name in STEPS:
+            process = subprocess.Popen([*command, name], cwd=CONFIG.parent.parent, **streams)
+            servers[name] = stack.enter_context(process)
+        for _ in tqdm(range(rounds + 1), desc="rounds", leave=False, disable=None):
             for name, server in servers.items():
                 print(file=server.stdin, flush=True)
-                taken = float(server.stdout.readline())
-                seconds[name] += [taken] if turn else []
+                seconds[name].append(float(server.stdout.readline()))
         memory = {name: float(server.communicate()[0]) for name, server in servers.items()}
-    return {name: statistics.median(times) for name, times in seconds.items()}, memory
+    # the first round is not counted
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}, memory
 
 
-def paired(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+def paired(steps: list[Step], rounds: int) -> list[float]:
     """Median seconds of each step, all of them timed in turns after one untimed round."""
-    for step in steps.values():
-        step()
-    seconds = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            seconds[name].append(seconds_of(step))
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    return np.median(Timer(rounds + 1).seconds(steps)[:, 1:], axis=1).tolist()
 
 
-def seconds_of(step: Step) -> float:
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
+def scaling(task: Task, rounds: int) -> dict[str, list[float]]:
+    """Exponents of the growth of both steps with batch size, layers and sub-blocks."""
 
+    def grown(variants: dict[float, Task]) -> list[float]:
+        steps = (hard_step, soft_step)
+        seconds = paired([step(one) for one in variants.values() for step in steps], rounds)
+        return [exponent(list(variants), seconds[i :: len(steps)]) for i in range(len(steps))]
 
-def peak_of_this_process() -> int:
-    """Peak resident bytes. Linux's `ru_maxrss` begins with the parent's, so that its own file is
-    read there.
-    """
-    if sys.platform == "linux":
-        line = next(
-            line
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("VmHWM")
-        )
-        return 1024 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    def variant(count: int, **changes) -> Task:
+        """Of `count` layers like one in the middle."""
+        layer = replace(task.space.layers[9], in_channels=80, out_channels=80, **changes)
+        space = replace(task.space, layers=(layer,) * count, first_channels=80, image_size=8)
+        return Task.of(space, task.config, batch)
 
-
-def scaling(space: UnifiedSpace, batch: int, rounds: int) -> dict[str, tuple[float, float]]:
-    """Exponents of the growth of both steps with batch size, layers and sub-blocks, fitted in
-    logarithms.
-    """
-
-    def grown(variants: list[tuple[float, UnifiedSpace, int]]) -> tuple[float, float]:
-        steps = {}
-        for size, variant, images in variants:
-            drawn = images_of(variant, images)
-            steps["hard", size] = hard_step(variant, *drawn)
-            steps["generator", size] = frozen_step(variant, *drawn)
-        seconds = paired(steps, rounds)
-        return tuple(
-            exponent([(size, seconds[kind, size]) for size, _, _ in variants])
-            for kind in ("hard", "generator")
-        )
-
-    like = space.layers[9]  # a layer in the middle, repeated
-    deep = [
-        (n, _space_of(space, [replace(like, in_channels=80, out_channels=80)] * n), batch)
-        for n in (4, 8, 16)
-    ]
-    wide = [
-        (
-            e,
-            _space_of(space, [replace(like, in_channels=80, out_channels=80, expansion=e)] * 6),
-            batch,
-        )
-        for e in (2, 4, 8)
-    ]
+    batch = len(task.images)
+    sizes = (batch // 2, batch, batch * 2)
     return {
-        "batch": grown([(b, space, b) for b in (batch // 2, batch, batch * 2)]),
-        "layers": grown(deep),
-        "sub-blocks": grown(wide),
+        "batch": grown({size: Task.of(task.space, task.config, size) for size in sizes}),
+        "layers": grown({count: variant(count) for count in (4, 8, 16)}),
+        "sub-blocks": grown({E: variant(6, expansion=E) for E in (2, 4, 8)}),
     }
 
 
-def _space_of(space: UnifiedSpace, layers: list) -> UnifiedSpace:
-    return replace(space, layers=tuple(layers), first_channels=80, image_size=8)
-
-
-def frozen_step(space: UnifiedSpace, images: Tensor, labels: Tensor) -> Step:
-    """Forward and backward of the frozen supernet on a soft path, without a generator: for spaces
-    of any cost.
-    """
-    frozen = supernets(space)[0].eval().frozen()
-    images, labels = CPU.batch(images, labels)
-    path = space.relax(torch.zeros(space.shape), 1.0).requires_grad_()
-
-    def step() -> None:
-        F.cross_entropy(frozen(images, path), labels).backward()
-
-    return step
-
-
-def exponent(points: list[tuple[float, float]]) -> float:
-    """Slope of the least-squares line through the logarithms of (size, seconds)."""
-    x, y = ([math.log(point[i]) for point in points] for i in (0, 1))
-    return statistics.linear_regression(x, y).slope
+def exponent(sizes: list[float], seconds: list[float]) -> float:
+    """Slope of the least-squares line through the logarithms."""
+    return statistics.linear_regression(*(list(map(math.log, x)) for x in (sizes, seconds))).slope
 
 
 def gflops(size: int = 2048, times: int = 5) -> float:
     """What this machine reaches in a large fp32 matrix product."""
     a, b = torch.randn(2, size, size)
-    seconds = paired({"product": lambda: a @ b}, times)["product"]
+    [seconds] = paired([lambda: a @ b], times)
     return 2 * size**3 / seconds / 1e9
 
 

@@ -60,7 +60,9 @@ def named_network(config: Config, target: float | None, file: Path | None) -> Na
         return Named(fixed, None, config.network_config)
     problem = open_problem(config)
     if file is not None:
-        found = _of_list(problem, target, file) if _is_list(file) else _of_file(problem, target, file)
+        found = (
+            _of_list(problem, target, file) if _is_list(file) else _of_file(problem, target, file)
+        )
     elif problem.kind.has_generator:
         ready = find_generator(config, problem)
         targets = torch.tensor([target], dtype=torch.float64)
@@ -292,7 +294,9 @@ def open_own(file: Path) -> Trained:
 
 def _own(file: Path, payload: dict) -> Trained:
     spec, options = own_network(file, payload)
-    return Trained(file, payload, spec, options, described(str(file), lambda: own_data(payload, spec)))
+    return Trained(
+        file, payload, spec, options, described(str(file), lambda: own_data(payload, spec))
+    )
 
 
 def own_network(file: Path, payload: dict) -> tuple[NetworkSpec, dict]:

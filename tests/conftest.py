@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import search
-from model.spaces.registry import build_space
+from model.spaces.registry import open_problem
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from tests.fill_weights import filled
 from utils.config import load_config
@@ -43,12 +43,12 @@ def rng(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="session")
 def imagenet_space() -> UnifiedSpace:
-    return build_space(load_config(GOLDEN / "published_configs" / "imagenet_config.yml"))
+    return open_problem(load_config(GOLDEN / "published_configs" / "imagenet_config.yml")).space
 
 
 @pytest.fixture(scope="session")
 def cifar_space() -> UnifiedSpace:
-    return build_space(load_config(GOLDEN / "published_configs" / "cifar_config.yml"))
+    return open_problem(load_config(GOLDEN / "published_configs" / "cifar_config.yml")).space
 
 
 def mixed_space(se: bool = False) -> UnifiedSpace:

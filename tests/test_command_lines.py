@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from model.spaces.network_spec import NetConfigSpec
 
 import msunas
 import post_search
 import search
 import train_cifar
 import validate
+from model.spaces.elastic.net_config import NetConfigSpec
 from model.spaces.elastic.supernet import ElasticSupernet
 from tests.conftest import rng
 from tests.model.nsganetv2.test_msunas import SPACE

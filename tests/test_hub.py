@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model.spaces.network_spec import (
-    CellSpec,
-    ElasticSpec,
-    NetConfigSpec,
-    UnifiedSpec,
-)
 
+from model.spaces.elastic.kind import ElasticSpec
+from model.spaces.elastic.net_config import NetConfigSpec
+from model.spaces.nasbench201.kind import CellSpec
 from model.spaces.nasbench201.space import CellSpace
-from model.spaces.unified.space import Architecture
+from model.spaces.paths import Architecture
+from model.spaces.unified.kind import UnifiedSpec
 from tests.conftest import mixed_space, rng
 from tests.model.spaces.elastic.test_elastic import SMALL
 from utils.errors import UserError

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from model.spaces.network_spec import UnifiedSpec
 
 import search
 import train_cifar
 import validate
-from model import forecast
+from model.sgnas import dry_run
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.registry import build_space, load_supernet
+from model.spaces.paths import Architecture
+from model.spaces.registry import load_supernet, open_problem
+from model.spaces.unified.kind import UnifiedSpec
 from model.spaces.unified.network import SubNet
-from model.spaces.unified.space import Architecture
 from model.spaces.unified.supernet import UnifiedSupernet
 from model.training import from_scratch as scratch_training
 from tests.conftest import GOLDEN, golden, released
 from tests.reference import ReferenceSupernet
 from tools import generate, summary
-from utils import checkpoint
+from utils import checkpoint, forecast
 from utils.command import boolean
 from utils.config import load_config
 from utils.engine import DeviceContext
@@ -162,10 +162,9 @@ def test_published_paths_get_their_copies(tiny_config, tmp_path):
 
 
 def test_warm_up_is_skipped_with_a_published_supernet(tiny_config, tmp_path):
-    from model.spaces.registry import build_space
     from utils.config import load_config
 
-    space = build_space(load_config(tiny_config))
+    space = open_problem(load_config(tiny_config)).space
     torch.save({"model": ReferenceSupernet(space).state_dict()}, tmp_path / "published.pth")
     search.main(
         [
@@ -300,7 +299,7 @@ def test_memory_grows_with_the_batch_and_time_is_a_mean_over_resolutions(monkeyp
     seen, count = [], itertools.count(1)
     monkeypatch.setattr(forecast, "seconds", lambda step, context: step() or float(next(count)))
     monkeypatch.setattr(
-        forecast, "sandwich_logits", lambda *given: seen.append(given[1:2] + given[-1:]) or []
+        dry_run, "sandwich_logits", lambda *given: seen.append(given[1:2] + given[-1:]) or []
     )
     space = ElasticSpace(
         stages=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), head=(32, 40),
@@ -309,7 +308,7 @@ def test_memory_grows_with_the_batch_and_time_is_a_mean_over_resolutions(monkeyp
     supernet = ElasticSupernet(space)
     context = DeviceContext(torch.device("cpu"), False, False)
     few, many = (
-        forecast.forecast_elastic(supernet, n, 5, context, torch.Generator()) for n in (16, 64)
+        dry_run.forecast_elastic(supernet, n, 5, context, torch.Generator()) for n in (16, 64)
     )
     assert seen == [(5, (16,)), (5, (24,)), (5, (32,))] * 2
     # of 1, 2, 3 and of 4, 5, 6 for 16 images
@@ -592,7 +591,7 @@ def test_validate_scores_the_average_too_and_says_what_was_chosen_on_test_images
 def test_training_begins_with_the_weights_of_the_supernet(searched):
     supernet = searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"
     config = load_config(searched / "tiny.yml", [f"inherit={supernet}"])
-    space = build_space(config)
+    space = open_problem(config).space
     path = space.sample(1, torch.Generator().manual_seed(0))[0]
     network = train_cifar.build_network(UnifiedSpec(space, space.decode(path)), config).eval()
     whole = UnifiedSupernet(space)
@@ -749,7 +748,7 @@ def test_the_published_validation_line(tmp_path, tiny_config, searched, capsys):
     generate.main(["--run", str(run), "--flops", "0.15", "--out", str(tmp_path / "found.json")])
     choices = json.loads((tmp_path / "found.json").read_text())[0]["choices"]
     network = SubNet(
-        build_space(load_config(tiny_config)),
+        open_problem(load_config(tiny_config)).space,
         Architecture.of(choices),
         se=True,
         activation="hswish",

@@ -54,10 +54,11 @@ def page() -> str:
     parts = [PAGE]
     parts += [section_of(heading, lines) for heading, lines in sections.items()]
     parts.append(f"## The key space\n\n{NOTES['The key space']}\n")
-    for kind, cls in ((name, kind.keys) for name, kind in KINDS.items() if kind.keys):
-        hints = types_of(cls)
-        lines = [rows(name, part, hints[name])[0] for name, part in keys_of(cls).items()]
-        parts.append(section_of(f"`supernet: {kind}`", lines, level=3))
+    described = {name: one.keys for name, one in KINDS.items() if one.keys is not None}
+    for supernet, keys in described.items():
+        hints = types_of(keys)
+        lines = [rows(name, part, hints[name])[0] for name, part in keys_of(keys).items()]
+        parts.append(section_of(f"`supernet: {supernet}`", lines, level=3))
     return "\n".join(parts)
 
 

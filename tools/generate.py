@@ -5,17 +5,18 @@ python3 -m tools.generate --cfg config_file/imagenet_config.yml --flops 300,320,
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model.sgnas.answers import ReadyGenerator, find_generator, miss_table, run_config
-from utils.checkpoint import write_text
-from utils.command import Parser, add_config_options, command
+from model.sgnas.answers import ReadyGenerator, miss_table, rows_of
+from model.sgnas.runs import find_generator, run_config
+from model.spaces.registry import open_problem
+from utils.command import Parser, add_config_options, command, positive_number
 from utils.config import load_config
 from utils.errors import UserError
+from utils.json_file import write_json
 from utils.table import format_table
 
 
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     targets = parse_targets(args.flops)
     config = load_config(args.cfg, args.set) if args.cfg else run_config(args.run, args.set)
-    ready = find_generator(config, args.run)
+    ready = find_generator(config, open_problem(config), args.run)
     ready.check(targets, args.at_most)
     unmet = []
     if args.exact:
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         found = ready.generate(targets)
     if args.out:
-        write_text(args.out, json.dumps([g.to_dict() for g in found], indent=1) + "\n")
+        write_json(args.out, rows_of(found, ready.table.space), indent=1)
     print(format_table(*miss_table(found)))
     for target in unmet:
         asked = f"target {target:g} {ready.table.unit}"
@@ -49,29 +50,24 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--cfg", help="config file; its generator_pretrained, else the newest run of its space"
-    )
-    source.add_argument("--run", type=Path, metavar="DIR", help="run folder of a finished search")
-    targets = "targets in M, or in ms where the config's cost is latency: 270:450:5 (with its stop) or 300,320,365"
+    cfg = "config file; its generator_pretrained, else the newest run of its space"
+    source.add_argument("--cfg", help=cfg)
+    run = "run folder of a finished search"
+    source.add_argument("--run", type=Path, metavar="DIR", help=run)
+    targets = "in M, or in ms where cost is latency: 270:450:5 (with its stop) or 300,320,365"
     parser.add_argument("--flops", "--targets", required=True, help=targets)
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE.json", help="write the architectures here"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="for the architectures")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--exact", action="store_true", help="within 0.5 %% of each target, by the least change"
-    )
-    how.add_argument(
-        "--at-most", action="store_true", help="targets are ceilings, met by the least change"
-    )
-    parser.add_argument(
-        "--max-params", type=float, metavar="M", help="with --at-most: a ceiling on parameters too"
-    )
+    exact = "within 0.5 %% of each target, by the least change"
+    how.add_argument("--exact", action="store_true", help=exact)
+    at_most = "targets are ceilings, met by the least change"
+    how.add_argument("--at-most", action="store_true", help=at_most)
+    most = "with --at-most: a ceiling on parameters, too"
+    parser.add_argument("--max-params", type=positive_number, metavar="M", help=most)
     add_config_options(parser)
     args = parser.parse_args(argv)
-    if args.max_params is not None and not (args.at_most and args.max_params > 0):
-        parser.error("--max-params takes a positive number and goes with --at-most")
+    if args.max_params is not None and not args.at_most:
+        parser.error("--max-params goes with --at-most")
     return args
 
 

@@ -1,6 +1,9 @@
 """shim"""
+
 from utils.engine import *  # noqa
-from utils.engine import EpochMeter, Forwards, Recipe, average_norms, check_finite, check_weights, train_epoch  # noqa
+from utils.engine import (
+    Recipe,
+)  # noqa
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -18,13 +18,14 @@ ACTIVATIONS = {"relu6": nn.ReLU6, "hswish": nn.Hardswish}
 
 
 def activation_layer(name: str) -> nn.Module:
-    """UserError for an unknown name."""
+    """Build the activation `name`; UserError for an unknown name."""
     if name not in ACTIVATIONS:
         raise UserError(f"activation: {name!r} is unknown; allowed are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()  # in place, autograd would copy its input
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1) -> nn.Conv2d:
+    """Build a convolution with 'same' padding and without a bias."""
     if kernel == stride == 1:
         return PointwiseConv(in_channels, out_channels)
     return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
@@ -46,9 +47,7 @@ class ConvBN(nn.Module):
 
 
 class MixedDepthwise(nn.Module):
-    """One depthwise convolution per sub-block over its own `channels`, then one batch norm and
-    activation for all.
-    """
+    """A depthwise convolution per sub-block over its own `channels`, then one norm for all."""
 
     def __init__(self, channels: int, kernels: Sequence[int], stride: int, activation: str):
         super().__init__()
@@ -58,20 +57,20 @@ class MixedDepthwise(nn.Module):
         self.act = activation_layer(activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [
-            block(part)
-            for block, part in zip(self.blocks, x.split(self.channels, dim=1), strict=True)
-        ]
-        return self.act(self.bn(torch.cat(parts, dim=1)))
+        pairs = zip(self.blocks, x.split(self.channels, dim=1), strict=True)
+        return self.act(self.bn(torch.cat([block(part) for block, part in pairs], dim=1)))
 
 
 def squeezed_channels(channels: int) -> int:
-    """Width inside a squeeze-excite over `channels`."""
+    """The width inside a squeeze-excite over `channels`."""
     return max(1, channels // 4)
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention over the middle channels (Hu et al., CVPR 2018), gated by a hard sigmoid."""
+    """Channel attention over the middle channels (Hu et al., CVPR 2018).
+
+    y = x * hardsigmoid(excite(relu(squeeze(mean of x over the pixels))))
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -84,37 +83,29 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """MBConv (Sandler et al., CVPR 2018) whose depthwise part mixes kernel sizes, one per
-    sub-block.
+    """MBConv (Sandler et al., CVPR 2018) with a depthwise kernel of its own per sub-block.
 
-    The expansion ratio is the number of kernels; with one there is no expand convolution.
+        y = x + project(se(depthwise(expand(x)))), each part but `se` with a batch norm
+
+    The expansion ratio is the number of `kernels`; with one kernel there is no expand convolution.
     `drop_path` is the rate at which training leaves out all but the residual, image by image (Huang
     et al., "Deep networks with stochastic depth", ECCV 2016).
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernels: Sequence[int],
-        stride: int = 1,
-        residual: bool = False,
-        se: bool = False,
-        activation: str = "relu6",
-        drop_path: float = 0.0,
-    ):
+        self, in_channels: int, out_channels: int, kernels: Sequence[int], stride: int = 1,
+        residual: bool = False, se: bool = False, activation: str = "relu6", drop_path: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         middle = in_channels * len(kernels)
-        self.point_wise = (
-            ConvBN(in_channels, middle, activation=activation) if len(kernels) > 1 else None
-        )
+        expand = len(kernels) > 1
+        self.point_wise = ConvBN(in_channels, middle, activation=activation) if expand else None
         self.depthwise = MixedDepthwise(in_channels, kernels, stride, activation)
         self.se = SqueezeExcite(middle) if se else None
         self.point_wise_1 = ConvBN(middle, out_channels)
         self.residual = residual
-        self.drop_path = (
-            StochasticDepth(drop_path, mode="row") if residual and drop_path else nn.Identity()
-        )
+        drops = residual and drop_path
+        self.drop_path = StochasticDepth(drop_path, mode="row") if drops else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.point_wise(x) if self.point_wise is not None else x
@@ -126,22 +117,20 @@ class InvertedBottleneck(nn.Module):
 
 
 def head_stage(in_channels: int, out_channels: int, activation: str) -> nn.Sequential:
-    """1x1 convolution, batch norm, activation before the global average pool."""
+    """Build what comes before the global average pool: 1x1 convolution, batch norm, activation."""
     bn = nn.BatchNorm2d(out_channels)
     return nn.Sequential(conv(in_channels, out_channels), bn, activation_layer(activation))
 
 
 def new_classifier(old: nn.Linear, classes: int, rng: torch.Generator) -> nn.Linear:
-    """A classifier at random in the place of `old`, initialised as published."""
+    """Build a random classifier to replace `old`, initialised as published."""
     linear = nn.Linear(old.in_features, classes)
     initialise(linear, rng)
     return linear.to(old.weight.device)
 
 
 def initialise(module: nn.Module, rng: torch.Generator) -> None:
-    """Published initialisation: convolutions N(0, sqrt(2 / (k k C_out))), linear N(0, 0.01), biases
-    0, BN 1 and 0.
-    """
+    """Initialise as published: convolutions N(0, 2 / (k k C_out)), linear N(0, 1e-4), biases 0."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             k = part.kernel_size[0]

@@ -4,6 +4,10 @@ oneDNN has a fast weight gradient for kernels up to 3 wide, and falls back to on
 slower for wider ones, where it would take most of a training step. Here such a gradient is put
 together from windows 3 wide, on small maps from the products of all pairs of pixels. All else
 (stride 2 on larger maps, other number types, compiled code, other devices) is PyTorch's own.
+
+With stride s, 'same' padding and a kernel w of k x k taps, each channel is by itself
+
+    z[u, v] = sum over i, j of w[i, j] x[s u + i - k // 2, s v + j - k // 2]
 """
 
 from functools import lru_cache
@@ -18,8 +22,7 @@ from model.layers.pointwise import plain_cpu
 # The widest kernel of which oneDNN computes the weight gradient fast.
 FAST_WIDTH = 3
 
-# Up to so many pairs of an input and an output pixel, products of all pairs are faster than
-# windows.
+# Up to so many pairs of an input and an output pixel, products of all pairs beat windows.
 MOST_PAIRS = 1024
 
 # Windows pay from this width of the map on.
@@ -27,9 +30,7 @@ LEAST_WIDTH = 8
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """`x [B, C, H, W]`, `weight [C, 1, k, k]` of odd k -> `[B, C, H / stride, W / stride]`, 'same'
-    padding.
-    """
+    """`x [B, C, H, W]` and `weight [C, 1, k, k]`, k odd -> z `[B, C, H / stride, W / stride]`."""
     k = weight.shape[-1]
     ours = _few_pairs(x, stride) or (stride == 1 and x.shape[3] >= max(LEAST_WIDTH, k // 2 + 1))
     if not (ours and k > FAST_WIDTH and weight.requires_grad and plain_cpu(x)):
@@ -46,9 +47,8 @@ class DepthwiseConv(nn.Conv2d):
     """`depthwise_conv` as a module, with the parameters of an ordinary convolution."""
 
     def __init__(self, channels: int, kernel: int, stride: int = 1):
-        super().__init__(
-            channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False
-        )
+        how = {"groups": channels, "bias": False}
+        super().__init__(channels, channels, kernel, stride, kernel // 2, **how)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is not None:  # a batch norm was folded in
@@ -67,29 +67,26 @@ class _DepthwiseConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        grad_x = of_weight = None
+        grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = gradient_of_input(gradient, x, weight, ctx.stride)
-        if ctx.needs_input_grad[1]:
-            if _few_pairs(x, ctx.stride):
-                of_weight = gradient_by_products(gradient, x, weight, ctx.stride)
-            else:
-                of_weight = gradient_by_windows(gradient, x, weight)
-        return grad_x, of_weight, None
+        if ctx.needs_input_grad[1] and _few_pairs(x, ctx.stride):
+            grad_weight = gradient_by_products(gradient, x, weight, ctx.stride)
+        elif ctx.needs_input_grad[1]:
+            grad_weight = gradient_by_windows(gradient, x, weight)
+        return grad_x, grad_weight, None
 
 
 def gradient_by_products(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The gradient of `weight [C, 1, k, k]` from the products of all pairs of an input pixel and an
-    output pixel.
+    """Compute the gradient of `weight [C, 1, k, k]` from all pairs of input and output pixels.
+
+    grad_w[i, j] = sum over pixels p, q of (sum over images of x[p] grad_z[q]) taps[p, q, i, j]
     """
-    B, C, H, W = x.shape
-    h, w = gradient.shape[2:]
-    # or the product would copy matrix by matrix
-    pixels = x.permute(1, 0, 2, 3).reshape(C, B, H * W).contiguous()
-    products = (
-        pixels.transpose(1, 2) @ gradient.permute(1, 0, 2, 3).reshape(C, B, h * w).contiguous()
-    )
-    taps = _taps(H, W, h, w, weight.shape[-1], stride).to(x.dtype)
+    C, k = len(weight), weight.shape[-1]
+    # contiguous, or the product would copy matrix by matrix
+    seen, given = (m.transpose(0, 1).flatten(2).contiguous() for m in (x, gradient))  # [C, B, H W]
+    products = seen.transpose(1, 2) @ given
+    taps = _taps(*x.shape[2:], *gradient.shape[2:], k, stride).to(x.dtype)
     return (products.view(C, -1) @ taps).view(weight.shape)
 
 
@@ -105,31 +102,31 @@ def _taps(H: int, W: int, h: int, w: int, k: int, stride: int) -> Tensor:
 
 
 def gradient_by_windows(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of `weight [C, 1, k, k]` at stride 1, by windows of FAST_WIDTH columns that
-    cover its k columns.
+    """Compute the gradient of `weight [C, 1, k, k]` at stride 1, by windows of FAST_WIDTH columns.
+
+    A window is a kernel of oneDNN's fast width that sees x shifted sideways, by the offset of its
+    first column from the middle one; windows overlap where they do not divide the k columns.
     """
     k = weight.shape[-1]
     # its size counts
     result, window = torch.empty_like(weight), weight.new_empty(len(weight), 1, k, FAST_WIDTH)
     for first in range(0, k - FAST_WIDTH + 1, FAST_WIDTH - 1):
-        columns = slice(first, first + FAST_WIDTH)
         seen, pad = _seen(x, first - k // 2)
-        result[..., columns] = _backward(gradient, seen, window, 1, (k // 2, pad), of_weight=True)
+        found = _backward(gradient, seen, window, 1, (k // 2, pad), of_weight=True)
+        result[..., first : first + FAST_WIDTH] = found
     return result
 
 
 def _seen(x: Tensor, offset: int) -> tuple[Tensor, int]:
-    """What the pixels of x see through a window of FAST_WIDTH columns from `offset` on; and the
-    padding it still needs.
+    """What pixels see through a window of FAST_WIDTH columns from `offset` on, and padding to add.
 
     Pixel w sees the pixels w + offset, ... of its row, zeros where there are none.
     """
     if offset == -(FAST_WIDTH // 2):
         return x, FAST_WIDTH // 2
-    B, C, H, W = x.shape
-    seen = torch.empty(
-        B, C, H, W + FAST_WIDTH - 1, dtype=x.dtype, memory_format=torch.channels_last
-    )
+    *sizes, W = x.shape
+    layout = {"dtype": x.dtype, "memory_format": torch.channels_last}
+    seen = torch.empty(*sizes, W + FAST_WIDTH - 1, **layout)
     begin, end = max(offset, 0), min(W + offset + FAST_WIDTH - 1, W)
     seen[..., : begin - offset] = 0
     seen[..., begin - offset : end - offset] = x[..., begin:end]
@@ -138,8 +135,11 @@ def _seen(x: Tensor, offset: int) -> tuple[Tensor, int]:
 
 
 def gradient_of_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The gradient of x, which is at stride 1 a convolution by the reversed kernel: the faster way
-    on CPUs.
+    """Compute the gradient of x.
+
+    At stride 1 it is a convolution by the reversed kernel, which is the faster way on CPUs:
+
+        grad_x[u, v] = sum over i, j of w[k-1-i, k-1-j] grad_z[u + i - k // 2, v + j - k // 2]
     """
     pad = weight.shape[-1] // 2
     if stride == 1:
@@ -152,17 +152,7 @@ def _backward(
 ) -> Tensor:
     """PyTorch's own gradient of x, or of the weight, of a depthwise convolution."""
     wanted = [not of_weight, of_weight, False]
-    found = torch.ops.aten.convolution_backward(
-        gradient,
-        x,
-        weight,
-        None,
-        [stride] * 2,
-        list(pad),
-        [1, 1],
-        False,
-        [0, 0],
-        len(weight),
-        wanted,
-    )
+    # stride, padding, dilation, transposed, padding of the output, groups
+    how = ([stride] * 2, list(pad), [1, 1], False, [0, 0], len(weight))
+    found = torch.ops.aten.convolution_backward(gradient, x, weight, None, *how, wanted)
     return found[wanted.index(True)]

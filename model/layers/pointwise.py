@@ -1,5 +1,6 @@
-"""Layers that CPUs compute faster than PyTorch's own of the same result; elsewhere they are
-PyTorch's own.
+"""Layers that CPUs compute faster than PyTorch's own of the same result, which is used elsewhere.
+
+Axes: N = B H W pixels, C channels in, D channels out; `rows [N, C]` are the pixels of maps.
 """
 
 from collections.abc import Sequence
@@ -21,19 +22,19 @@ def plain_cpu(x: Tensor) -> bool:
 
 
 def pointwise_conv(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
-    """A 1x1 convolution of `maps`, together `[B, C, H, W]`, by `weight [D, C]` -> `[B, D, H, W]`:
-    matrix products.
-    """
+    """Convolve `maps`, together `[B, C, H, W]`, by the 1x1 `weight [D, C]` -> `[B, D, H, W]`."""
     weights = weight.split([x.shape[1] for x in maps], dim=1)
-    if not plain_cpu(maps[0]):
-        return reduce(
-            add, (F.conv2d(x, part[..., None, None]) for x, part in zip(maps, weights, strict=True))
-        )
-    return maps_of(_SumOfProducts.apply(len(maps), *map(rows_of, maps), *weights), maps[0])
+    if plain_cpu(maps[0]):
+        return maps_of(_SumOfProducts.apply(len(maps), *map(rows_of, maps), *weights), maps[0])
+    pairs = zip(maps, weights, strict=True)
+    return reduce(add, (F.conv2d(x, part[..., None, None]) for x, part in pairs))
 
 
 class _SumOfProducts(torch.autograd.Function):
-    """Of `count` times `rows [N, C]` and as many `weight [D, C]`: the sum of `rows @ weight.T`."""
+    """Of `count` times `rows [N, C]` and as many `weight [D, C]`: y = sum of rows @ weight.T.
+
+    For each of them grad_rows = grad_y @ weight, and grad_weight = grad_y.T @ rows.
+    """
 
     @staticmethod
     def forward(ctx, count: int, *operands: Tensor) -> Tensor:
@@ -46,24 +47,19 @@ class _SumOfProducts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.saved_tensors) // 2
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        count, (_, *wanted) = len(ctx.saved_tensors) // 2, ctx.needs_input_grad
         rows, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        wanted = ctx.needs_input_grad[1:]
-        of_rows = [
-            gradient @ weight if want else None
-            for weight, want in zip(weights, wanted, strict=False)
-        ]
-        of_weights = [
-            _of_weight(x, gradient) if want else None
-            for x, want in zip(rows, wanted[count:], strict=True)
-        ]
-        return None, *of_rows, *of_weights
+        for_rows = zip(weights, wanted[:count], strict=True)
+        for_weights = zip(rows, wanted[count:], strict=True)
+        grad_rows = [grad_y @ weight if want else None for weight, want in for_rows]
+        grad_weights = [_grad_weight(x, grad_y) if want else None for x, want in for_weights]
+        return None, *grad_rows, *grad_weights
 
 
-def _of_weight(rows: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of the weight of `rows @ weight.T`, in the layout of the faster product."""
-    return (rows.T @ gradient).T
+def _grad_weight(rows: Tensor, grad_y: Tensor) -> Tensor:
+    """grad_y.T @ rows, in the layout of the faster product."""
+    return (rows.T @ grad_y).T
 
 
 class PointwiseConv(nn.Conv2d):
@@ -79,9 +75,7 @@ class PointwiseConv(nn.Conv2d):
 
 
 def relu6_products(rows: Tensor, weight: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """ReLU6 of `rows [N, C]` times `weight [D, C]`, transposed, in parts: `[N, size]` for each of
-    `sizes`.
-    """
+    """relu6(rows [N, C] @ weight [D, C].T) in parts: `[N, size]` for each of `sizes`."""
     weights = weight.split(sizes)
     if not plain_cpu(rows):
         return tuple(F.relu6(F.linear(rows, part)) for part in weights)
@@ -89,6 +83,11 @@ def relu6_products(rows: Tensor, weight: Tensor, sizes: Sequence[int]) -> tuple[
 
 
 class _ReLU6Products(torch.autograd.Function):
+    """y = relu6(rows @ weight.T) for each weight; grad_inner = grad_y where 0 < y < 6, else 0.
+
+    grad_rows = sum of grad_inner @ weight, grad_weight = grad_inner.T @ rows.
+    """
+
     @staticmethod
     def forward(ctx, rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         parts = tuple((rows @ weight.T).clamp_(0, 6) for weight in weights)
@@ -98,17 +97,17 @@ class _ReLU6Products(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *rest = ctx.saved_tensors
+        (rows, *rest), (rows_wanted, *wanted) = ctx.saved_tensors, ctx.needs_input_grad
         weights, parts = rest[: len(gradients)], rest[len(gradients) :]
-        of_rows, of_weights = None, []
-        for gradient, weight, y, wanted in zip(
-            gradients, weights, parts, ctx.needs_input_grad[1:], strict=True
-        ):
-            inner = aten.hardtanh_backward(gradient, y, 0.0, 6.0)
-            if ctx.needs_input_grad[0]:
-                of_rows = inner @ weight if of_rows is None else of_rows.addmm_(inner, weight)
-            of_weights.append(_of_weight(rows, inner) if wanted else None)
-        return of_rows, *of_weights
+        grad_rows, grad_weights = None, []
+        for grad_y, weight, y, want in zip(gradients, weights, parts, wanted, strict=True):
+            grad_inner = aten.hardtanh_backward(grad_y, y, 0.0, 6.0)
+            if rows_wanted and grad_rows is None:
+                grad_rows = grad_inner @ weight
+            elif rows_wanted:
+                grad_rows.addmm_(grad_inner, weight)
+            grad_weights.append(_grad_weight(rows, grad_inner) if want else None)
+        return grad_rows, *grad_weights
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -123,16 +122,13 @@ def maps_of(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def norm_relu6(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """ReLU6 of `F.batch_norm`, without a copy for the activation's gradient: its result is enough."""
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, training: bool,
+    momentum: float, eps: float,
+) -> Tensor:  # fmt: skip
+    """ReLU6 of `F.batch_norm`, of which the activation's gradient needs no copy: y is enough.
+
+    y = relu6((x - mean) * rsqrt(var + eps) * weight + bias)
+    """
     if not (plain_cpu(x) and training):
         return F.relu6(F.batch_norm(x, mean, var, weight, bias, training, momentum, eps))
     return _NormReLU6.apply(x, mean, var, weight, bias, momentum, eps)
@@ -149,11 +145,11 @@ class _NormReLU6(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx, grad_y):
         x, y, weight, mean, var, *statistics = ctx.saved_tensors
-        inner = aten.hardtanh_backward(gradient, y, 0.0, 6.0)
+        grad_inner = aten.hardtanh_backward(grad_y, y, 0.0, 6.0)
         wanted = [ctx.needs_input_grad[i] for i in (0, 3, 4)]
-        grad_x, of_weight, of_bias = aten.native_batch_norm_backward(
-            inner, x, weight, mean, var, *statistics, True, ctx.eps, wanted
+        grad_x, grad_weight, grad_bias = aten.native_batch_norm_backward(
+            grad_inner, x, weight, mean, var, *statistics, True, ctx.eps, wanted
         )
-        return grad_x, None, None, of_weight, of_bias, None, None
+        return grad_x, None, None, grad_weight, grad_bias, None, None

@@ -178,7 +178,8 @@ def archive_of(record: dict, genome: Genome, file: Path) -> list[Record]:
     """The archive in an iter_k.stats record; UserError when it is none of this space."""
     try:
         rows = [
-            (tuple(genome.from_json(found)), error, cost) for found, error, cost in record["archive"]
+            (tuple(genome.from_json(found)), error, cost)
+            for found, error, cost in record["archive"]
         ]
         return [Record(genes, float(error), float(cost)) for genes, error, cost in rows]
     except (KeyError, TypeError, ValueError) as error:

@@ -76,9 +76,7 @@ def forecast(
     return SearchForecast(peak, warmup.seconds, generator.seconds)
 
 
-def dry_run(
-    problem: Problem, supernet: nn.Module, config: Config, context: DeviceContext
-) -> None:
+def dry_run(problem: Problem, supernet: nn.Module, config: Config, context: DeviceContext) -> None:
     """Print the reachable costs, the parameters, and the memory and time that a run would take."""
     needs, generates = forecast(problem, supernet, config, context), problem.kind.has_generator
     (least, most), unit = problem.table.reach(), problem.unit

@@ -52,7 +52,9 @@ class GeneratorRecipe:
         marks = self.target_step * torch.arange(first, stop, dtype=torch.float64)
         rounds = -(-count // len(marks))
         drawn = [marks[torch.randperm(len(marks), generator=rng)] for _ in range(rounds)]
-        jitter = (2 * torch.rand(count, generator=rng, dtype=torch.float64) - 1) * self.target_jitter
+        jitter = (
+            2 * torch.rand(count, generator=rng, dtype=torch.float64) - 1
+        ) * self.target_jitter
         return (torch.cat(drawn)[:count] + jitter).float()
 
 

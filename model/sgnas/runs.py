@@ -86,9 +86,7 @@ def _ready(config: Config, problem: Problem, file: Path, pool: Path) -> ReadyGen
     ends = (config.low_flops, config.high_flops)
     generator = load_generator(file, *ends, config.hc_dim, problem.table)
     priors = PriorPool.load(pool, problem.space)
-    return ReadyGenerator(
-        generator, priors, problem.table, str(file), config.priors_per_target
-    )
+    return ReadyGenerator(generator, priors, problem.table, str(file), config.priors_per_target)
 
 
 def _runs_with_generator(log_dir: Path) -> list[Path]:

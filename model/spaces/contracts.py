@@ -197,13 +197,15 @@ class SpaceKind:
         """The costs that the targets of a config are in."""
         raise NotImplementedError
 
+    def latency_options(self, config: Config) -> dict:
+        """The options of networks that change what they cost, as a config has them."""
+        return {}
+
     def latency_parts(self, space: SearchSpace, options: dict) -> dict[str, Part]:
         """The parts that networks of a space are made of, by their key in latency tables."""
         raise self.cannot("no latency tables are made for this kind of space")
 
-    def latency_table(
-        self, latencies: Latencies, space: SearchSpace, options: dict
-    ) -> CostTable:
+    def latency_table(self, latencies: Latencies, space: SearchSpace, options: dict) -> CostTable:
         """Costs in ms: sums over the parts of each network."""
         raise self.cannot("no latency tables are made for this kind of space")
 
@@ -242,9 +244,13 @@ class SpaceKind:
         """Side in pixels of the largest images that the supernet is trained on."""
         return supernet.space.image_size
 
+    def sample(self, space: SearchSpace, count: int, rng: torch.Generator) -> Sequence[Choice]:
+        """`count` random architectures."""
+        return space.sample(count, rng)
+
     def choices(self, space: SearchSpace, count: int, rng: torch.Generator) -> Sequence[Choice]:
         """`count` architectures by which a supernet is validated."""
-        raise NotImplementedError
+        return self.sample(space, count, rng)
 
     def forward(self, supernet: nn.Module, choice: Choice) -> Forward:
         """One architecture of a supernet, on its shared weights."""

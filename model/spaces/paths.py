@@ -185,7 +185,9 @@ class PathSpace:
         """
         if rng is not None:
             exponential = torch.empty(logits.shape).exponential_(generator=rng)
-            logits = logits - exponential.to(logits).log()  # minus the log of Exp(1) is Gumbel noise
+            logits = (
+                logits - exponential.to(logits).log()
+            )  # minus the log of Exp(1) is Gumbel noise
         masked = (logits / temperature).masked_fill(~self.mask.to(logits.device), float("-inf"))
         return masked.softmax(dim=-1)
 
@@ -386,9 +388,6 @@ class PathKind(SpaceKind):
         if config.cost == "flops":
             return LookUpTable(space)
         raise self.cannot(f"cost: {config.cost}: latency tables are for other kinds of space")
-
-    def choices(self, space: PathSpace, count: int, rng: torch.Generator) -> Tensor:
-        return space.sample(count, rng)
 
     def forward(self, supernet: PathSupernet, choice: Tensor) -> Forward:
         return lambda images: supernet(images, choice)

@@ -1,4 +1,4 @@
-"""A trained network for other images: what it keeps, what it learns anew, and what it takes."""
+"""A trained network for other images: what it keeps, what it learns, and what it takes."""
 
 import json
 import re
@@ -108,20 +108,17 @@ def test_a_network_learns_colours_and_its_checkpoint_says_all(trained, painted, 
     assert re.search(r"always the most frequent class +[234]\d\.\d\d", said)
     record = json.loads((tmp_path / "mine" / "architecture.json").read_text())
     assert record["provenance"]["classes"] == ["blue", "green", "red"]
-    assert {one.method for one in read_run(tmp_path / "mine", "mine").found} == {
-        "fine-tuned from another data set"
-    }
+    methods = {one.method for one in read_run(tmp_path / "mine", "mine").found}
+    assert methods == {"fine-tuned from another data set"}
     validate.main(["--checkpoint", result["checkpoint"], "--json"])
     scored = json.loads(capsys.readouterr().out)
     assert scored["top1"] == result["top1"]
     assert scored["images"] == len(load_dataset("imagefolder", str(painted), 16, 3).test.labels)
 
 
-def test_all_but_the_classifier_begins_as_it_was(trained, painted, tmp_path):
-    args, own = (
-        adapt.parse_arguments(["--checkpoint", str(trained), "--data", str(painted)]),
-        open_own(trained),
-    )
+def test_all_except_the_classifier_starts_as_it_was(trained, painted, tmp_path):
+    args = adapt.parse_arguments(["--checkpoint", str(trained), "--data", str(painted)])
+    own = open_own(trained)
     config = adapt.recipe(args, own, load_dataset("imagefolder", str(painted), 16, 3))
     network = adapt.with_new_classifier(own.spec.with_classes(3), own, config)
     state, old = network.state_dict(), own.payload["model"]
@@ -138,7 +135,7 @@ def test_what_is_finished_is_not_trained_again(trained, painted, tmp_path):
     assert (tmp_path / "mine" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_the_same(trained, painted, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_the_same(trained, painted, tmp_path):
     first = adapted(tmp_path, trained, painted, "--epochs", "2")
     for file in [*(tmp_path / "mine").glob("checkpoints/*"), tmp_path / "mine" / "result.json"]:
         file.unlink()
@@ -162,22 +159,13 @@ def test_larger_images_are_read_from_disk(trained, painted, tmp_path):
 
 
 def test_a_dry_run_writes_nothing(trained, painted, tmp_path, capsys):
-    adapt.main(
-        [
-            "--checkpoint",
-            str(trained),
-            "--data",
-            str(painted),
-            "--dry-run",
-            "--set",
-            f"log_dir={tmp_path / 'logs'}",
-        ]
-    )
+    where = ["--set", f"log_dir={tmp_path / 'logs'}"]
+    adapt.main(["--checkpoint", str(trained), "--data", str(painted), "--dry-run", *where])
     assert "100 epochs of 4 steps: about" in capsys.readouterr().out
     assert not (tmp_path / "logs").exists()
 
 
-def test_what_is_wrong_is_one_line(trained, painted, searched, tmp_path, capsys):
+def test_errors_are_one_line(trained, painted, searched, tmp_path, capsys):
     supernet = searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"
     said = refused(capsys, adapt.main, "--checkpoint", supernet, "--data", painted)
     assert "it does not describe its network" in said

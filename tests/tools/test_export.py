@@ -1,6 +1,4 @@
-"""Exported networks say what the network itself says, in runtimes of their own; what differs is not
-written.
-"""
+"""Exported networks have the network's logits, in other runtimes; others are not written."""
 
 import json
 import os
@@ -25,24 +23,22 @@ from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from tests.conftest import SMALL_SPACES, mixed_space, rng
 from tests.test_stages import refused
 from tools import export
-from tools.formats import onnx_file, program_file, same_logits, timm_module
+from tools.formats import onnx_file, program_file, timm_module
 from tools.formats.same_logits import Compared
 from utils.errors import UserError
 from utils.images import ImageData
 
 with_onnx = partial(pytest.importorskip, reason="needs onnx and onnxruntime")
 ELASTIC = ElasticSpace(
-    stages=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), head=(32, 40), stem_stride=1,
-    depths=(1, 2), resolutions=(16, 20), classes=5,
+    stages=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True),
+    head=(32, 40), stem_stride=1, depths=(1, 2), resolutions=(16, 20), classes=5,
 )  # fmt: skip
 CELLS = CellSpace(channels=4, cells=1, image_size=10, classes=5)  # 10, 5 and 3 pixels
 
 
 @torch.no_grad()
 def lively(network: nn.Module, size: int) -> nn.Module:
-    """With weights and statistics at random, but so that no part is without effect on images of
-    `size` pixels.
-    """
+    """With random weights and statistics; each part has an effect on images of `size` pixels."""
     random = rng(3)
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     for part in network.modules():
@@ -65,17 +61,16 @@ def lively(network: nn.Module, size: int) -> nn.Module:
 
 def pictures(count: int, size: int) -> torch.Tensor:
     """Random images `[count, 3, size, size]` that differ as wholes."""
-    return torch.randn(count, 3, size, size, generator=rng()) + 2 * torch.randn(
-        count, 3, 1, 1, generator=rng(1)
-    )
+    grain, tint = ((count, 3, size, size), rng()), ((count, 3, 1, 1), rng(1))
+    grain, tint = (torch.randn(shape, generator=random) for shape, random in (grain, tint))
+    return grain + 2 * tint
 
 
 def unified(space: UnifiedSpace, **options) -> list[nn.Module]:
     """The smallest and the largest network of a space, and two at random."""
     paths = [*space.extremes(1), *space.sample(2, rng(1))]
-    return [
-        lively(SubNet(space, space.decode(path), **options), space.image_size) for path in paths
-    ]
+    networks = [SubNet(space, space.decode(path), **options) for path in paths]
+    return [lively(network, space.image_size) for network in networks]
 
 
 def elastic() -> list[nn.Module]:
@@ -111,19 +106,21 @@ def assert_same(network: nn.Module, run, size: int, tolerance: float = 1e-5) -> 
     """At batch sizes that the exporter did not see, too; of the largest logit."""
     images = pictures(7, size)
     expected = network(images)
-    assert expected.std(dim=0).max() > 1e-2 * expected.abs().max(), (
-        "the network says the same of all images"
-    )
+    assert expected.std(dim=0).max() > 1e-2 * expected.abs().max(), "all images look the same"
     for count in (7, 1, 2):
         far = (run(images[:count]) - expected[:count]).abs().max()
         assert far <= tolerance * expected.abs().max()
 
 
 def about(network: nn.Module) -> dict:
-    classes = [module for module in network.modules() if isinstance(module, nn.Linear)][
-        -1
-    ].out_features
-    return {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 2.0], "classes": classes}
+    *_, last = (module for module in network.modules() if isinstance(module, nn.Linear))
+    return {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 2.0], "classes": last.out_features}
+
+
+def as_timm(file: Path, network: nn.Module, size: int, view: str | None = None):
+    """Write a network as a module of timm; returns what runs it."""
+    timm_module.write(file, network, size, about(network), view)
+    return timm_module.runner(file)
 
 
 # -- folding ---------------------------------------------------------------------------------------
@@ -132,17 +129,15 @@ def about(network: nn.Module) -> dict:
 def test_folding_changes_no_logit_and_leaves_no_norm_behind_a_convolution(networks):
     for network, size in networks:
         before = {key: value.clone() for key, value in network.state_dict().items()}
-        for other, left in (
-            (plain(network), None),
-            (folded(network), isinstance(network, CellNetwork)),
-        ):
+        kinds = {type(module) for module in network.modules()}
+        left = isinstance(network, CellNetwork)
+        for other, norms in ((plain(network), None), (folded(network), left)):
             assert_same(network, other, size)
             assert all(type(m) is nn.Conv2d for m in other.modules() if isinstance(m, nn.Conv2d))
-            norms = sum(isinstance(module, nn.BatchNorm2d) for module in other.modules())
-            assert left is None or norms == left, "the last norm of cells comes behind a sum"
-        assert all(before[key].equal(value) for key, value in network.state_dict().items()), (
-            "it is as it was"
-        )
+            found = sum(isinstance(module, nn.BatchNorm2d) for module in other.modules())
+            assert norms is None or found == norms, "the last norm of cells comes behind a sum"
+        assert all(before[key].equal(value) for key, value in network.state_dict().items())
+        assert {type(module) for module in network.modules()} == kinds, "it is as it was"
 
 
 # -- formats ---------------------------------------------------------------------------------------
@@ -152,25 +147,20 @@ def test_folding_changes_no_logit_and_leaves_no_norm_behind_a_convolution(networ
 def test_onnx_files_give_the_same_logits(networks, change, tmp_path):
     onnx, _ = with_onnx("onnx"), with_onnx("onnxruntime")
     for network, size in networks:
-        onnx_file.write(
-            tmp_path / "net.onnx", change(network), size, 15, {"name": "a b", "mean": [0.5]}
-        )
-        model = onnx.load(tmp_path / "net.onnx")
-        assert [(i.name, i.type.tensor_type.shape.dim[0].dim_param) for i in model.graph.input] == [
-            ("images", "batch")
-        ]
+        file, texts = tmp_path / "net.onnx", {"name": "a b", "mean": [0.5]}
+        onnx_file.write(file, change(network), size, 15, texts)
+        model = onnx.load(file)
+        [images] = model.graph.input
+        assert images.name == "images"
+        assert images.type.tensor_type.shape.dim[0].dim_param == "batch"
         assert [output.name for output in model.graph.output] == ["logits"]
         assert model.opset_import[0].version == 15
-        assert {entry.key: entry.value for entry in model.metadata_props} == {
-            "name": "a b",
-            "mean": "[0.5]",
-        }
-        assert not {"BatchNormalization", "MatMul", "Transpose"} & {
-            node.op_type
-            for node in model.graph.node
-            if change is folded and not isinstance(network, CellNetwork)
-        }
-        assert_same(network, onnx_file.runner(tmp_path / "net.onnx"), size)
+        found = {entry.key: entry.value for entry in model.metadata_props}
+        assert found == {"name": "a b", "mean": "[0.5]"}
+        if change is folded and not isinstance(network, CellNetwork):
+            kinds = {node.op_type for node in model.graph.node}
+            assert not {"BatchNormalization", "MatMul", "Transpose"} & kinds
+        assert_same(network, onnx_file.runner(file), size)
 
 
 def test_programs_give_the_same_logits(networks, tmp_path):
@@ -182,29 +172,23 @@ def test_programs_give_the_same_logits(networks, tmp_path):
 def test_modules_of_timm_give_the_same_logits_and_count_their_features(networks, tmp_path):
     for network, size in networks:
         if isinstance(network, CellNetwork):
-            with pytest.raises(
-                UserError, match=r"^--format timm: cells of NAS-Bench-201 are no network of timm's"
-            ):
-                timm_module.write(tmp_path / "net.py", network, size, about(network), None)
+            with pytest.raises(UserError, match=r"^--format timm: timm has no network like Cell"):
+                as_timm(tmp_path / "net.py", network, size)
             continue
-        timm_module.write(tmp_path / "net.py", network, size, about(network), None)
-        assert_same(network, timm_module.runner(tmp_path / "net.py"), size)
+        assert_same(network, as_timm(tmp_path / "net.py", network, size), size)
 
 
 def test_networks_of_the_published_spaces_are_timm_s_to_the_last_digits(imagenet_space, tmp_path):
-    """In double precision: deep networks at random make much of the rounding of single precision."""
+    """In double precision: deep random networks amplify the rounding of single precision."""
     mobile, genes = ElasticSpace(width=1.2), ElasticSpace().sample(1, np.random.default_rng(0))[0]
     path = imagenet_space.sample(1, rng())[0]
     for network in (
         SubNet(imagenet_space, imagenet_space.decode(path), se=True, activation="hswish"),
         MobileNetV3.of(mobile, mobile.decode(genes)),
     ):
-        network = lively(network, 64)
-        timm_module.write(tmp_path / "net.py", network, 64, about(network), "bicubic")
-        assert "set_width" not in (tmp_path / "net.py").read_text(), (
-            "widths that timm has need no code"
-        )
-        other, images = timm_module.runner(tmp_path / "net.py").double(), pictures(2, 64).double()
+        network, images = lively(network, 64), pictures(2, 64).double()
+        other = as_timm(tmp_path / "net.py", network, 64, "bicubic").double()
+        assert "set_width" not in (tmp_path / "net.py").read_text(), "widths of timm need no code"
         with torch.inference_mode():
             expected = network.double()(images)
             for run in (other, folded(network)):
@@ -212,42 +196,30 @@ def test_networks_of_the_published_spaces_are_timm_s_to_the_last_digits(imagenet
 
 
 def test_a_first_block_as_wide_as_the_stem_gets_no_residual(tmp_path):
-    space = UnifiedSpace(
-        (LayerSpec(8, 8, 1, 2, (3, 5), may_vanish=True), LayerSpec(8, 8, 2, 3, (3,))),
-        8,
-        5,
-        8,
-        2,
-        8,
-        16,
-    )
-    for network in unified(space):
-        timm_module.write(tmp_path / "net.py", network, 8, about(network), None)
-        assert "set_width" not in (tmp_path / "net.py").read_text(), (
-            "widths that timm has need no code"
-        )
-        assert_same(network, timm_module.runner(tmp_path / "net.py"), 8)
+    layers = (LayerSpec(8, 8, 1, 2, (3, 5), may_vanish=True), LayerSpec(8, 8, 2, 3, (3,)))
+    for network in unified(UnifiedSpace(layers, 8, 5, 8, 2, 8, 16)):
+        run = as_timm(tmp_path / "net.py", network, 8)
+        assert "set_width" not in (tmp_path / "net.py").read_text(), "widths of timm need no code"
+        assert_same(network, run, 8)
 
 
 def test_a_network_that_strides_further_than_timm_is_not_dilated(tmp_path):
     layers = tuple(LayerSpec(8, 8, 2, 2, (3, 5)) for _ in range(5))
     space = UnifiedSpace(layers, 128, 5, 8, 2, 8, 16)
     network = unified(space)[2]
-    timm_module.write(tmp_path / "net.py", network, 128, about(network), None)
-    assert_same(network, timm_module.runner(tmp_path / "net.py"), 128)
+    assert_same(network, as_timm(tmp_path / "net.py", network, 128), 128)
     steep = UnifiedSpace((LayerSpec(8, 8, 3, 2, (3,)),), 9, 5, 8, 2, 8, 16)
-    with pytest.raises(
-        UserError, match=r"^--format timm: a block has a stride of 3; timm's have 1 or 2"
-    ):
-        timm_module.write(tmp_path / "net.py", unified(steep)[0], 9, about(network), None)
+    with pytest.raises(UserError, match=r"^--format timm: a block has a stride of 3; timm's have"):
+        as_timm(tmp_path / "net.py", unified(steep)[0], 9)
 
 
-@pytest.mark.parametrize(
-    "name", ["two-words", "class", "json", "torch", "resnet18", "Network", "nn", "1st"]
-)
+NAMES = ["two-words", "class", "json", "torch", "resnet18", "Network", "nn", "1st"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_module_of_timm_has_a_name_of_its_own(name, tmp_path):
     with pytest.raises(UserError, match=r"Python cannot import this name|means something else"):
-        timm_module.write(tmp_path / f"{name}.py", elastic()[0], 16, about(elastic()[0]), None)
+        as_timm(tmp_path / f"{name}.py", elastic()[0], 16)
     assert not list(tmp_path.iterdir())
 
 
@@ -255,17 +227,12 @@ def test_a_module_of_timm_has_a_name_of_its_own(name, tmp_path):
 
 
 def foreign(folder: Path, code: str) -> str:
-    """What `code` prints in a process of its own, in `folder`, which cannot import this project."""
+    """What `code` prints in a process in `folder` that cannot import this project."""
     lines = ["import sys", f"sys.path.insert(0, {str(folder)!r})", code]
     lines += [f"assert {str(Path(export.__file__).parents[1])!r} not in sys.path"]
     lines += ["assert not {'model', 'utils', 'tools'} & set(sys.modules)"]
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", "\n".join(lines)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-I", "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -290,17 +257,21 @@ for name, (images, logits) in torch.load("expected.pth").items():
     with torch.inference_mode():
         assert (network(images) - logits).abs().max() <= 1e-5 * logits.abs().max(), name
     body = timm.create_model(name, pretrained=True, features_only=True).eval()
-    for maps, channels, less in zip(body(images), body.feature_info.channels(), body.feature_info.reduction()):
-        assert maps.shape[1] == channels and maps.shape[2] == -(-images.shape[2] // less), (name, maps.shape, less)
-    assert len(body(images)) == len(body.feature_info.channels()) >= 2
-    few = timm.create_model(name, pretrained=True, num_classes=3, drop_rate=0.2, drop_path_rate=0.1)
-    same = [key for key in few.state_dict() if few.state_dict()[key].equal(network.state_dict().get(key))
-            if few.state_dict()[key].shape == network.state_dict()[key].shape]
-    assert few(images).shape == (2, 3) and set(few.state_dict()) - set(same) == {"classifier.weight", "classifier.bias"}
+    info = body.feature_info
+    for maps, channels, less in zip(body(images), info.channels(), info.reduction()):
+        size = -(-images.shape[2] // less)
+        assert maps.shape[1] == channels and maps.shape[2] == size, (name, maps.shape, less)
+    assert len(body(images)) == len(info.channels()) >= 2
+    rates = {"drop_rate": 0.2, "drop_path_rate": 0.1}
+    few = timm.create_model(name, pretrained=True, num_classes=3, **rates)
+    state, other = few.state_dict(), network.state_dict()
+    changed = {key for key in state if key not in other or state[key].shape != other[key].shape
+               or not state[key].equal(other[key])}
+    assert few(images).shape == (2, 3) and changed == {"classifier.weight", "classifier.bias"}
     network.reset_classifier(0)
     assert network(images).ndim == 2
     config = timm.data.resolve_model_data_config(few)
-    print(name, config["input_size"], config["mean"], config["std"], config["crop_pct"], config["crop_mode"])
+    print(name, *(config[key] for key in ("input_size", "mean", "std", "crop_pct", "crop_mode")))
 """)  # fmt: skip
     assert found.splitlines()[2] == "mobile (3, 20, 20) (0.1, 0.2, 0.3) (1.0, 1.0, 2.0) 1.0 squash"
 
@@ -328,33 +299,22 @@ assert json.loads(about["network.json"]) == {"mean": [0.5]}
 @pytest.fixture(scope="module")
 def trained(searched) -> Path:
     """The run folder of a network trained for an epoch, with an average of its weights."""
-    few = ["--set", "epochs=1"]
-    train_cifar.main(
-        ["--cfg", f"{searched}/tiny.yml", "--flops", "0.15", "--title", "net", "--ema", "0.9", *few]
-    )
+    options = ["--flops", "0.15", "--title", "net", "--ema", "0.9", "--set", "epochs=1"]
+    train_cifar.main(["--cfg", f"{searched}/tiny.yml", *options])
     return searched / "logs" / "net"
 
 
 @pytest.fixture
 def command(trained, tmp_path) -> list[str]:
-    return [
-        "--checkpoint",
-        f"{trained}/checkpoints/last.pth",
-        "--runs",
-        "2",
-        "--out",
-        str(tmp_path / "out" / "net"),
-    ]
+    checkpoint = ["--checkpoint", f"{trained}/checkpoints/last.pth"]
+    return [*checkpoint, "--runs", "2", "--out", str(tmp_path / "out" / "net")]
 
 
 def table(text: str) -> dict[str, list[str]]:
     """The rows of the printed table, by format."""
     rows = [line.rsplit(maxsplit=4) for line in text.splitlines()[2:]]
-    return {
-        row[0].strip(): row[1:]
-        for row in rows
-        if len(row) == 5 and ("." in row[-1] or row[-1] == "-")
-    }
+    rows = [row for row in rows if len(row) == 5 and ("." in row[-1] or row[-1] == "-")]
+    return {row[0].strip(): row[1:] for row in rows}
 
 
 def out(command: list[str], ending: str) -> list[str]:
@@ -375,12 +335,9 @@ def test_a_checkpoint_becomes_a_verified_onnx_file(command, trained, tmp_path, c
     assert float(rows["onnx, opset 17"][2]) < 1e-5
     assert "359 test images of digits, at batch sizes 1, 7, 103, 256" in printed
     assert ("chosen by test images" in printed) == (name == "best")
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["net.onnx"], (
-        "one file, and nothing beside it"
-    )
-    about = {
-        entry.key: entry.value for entry in onnx.load(tmp_path / "out" / "net.onnx").metadata_props
-    }
+    [file] = (tmp_path / "out").iterdir()
+    assert file.name == "net.onnx"
+    about = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert json.loads(about["architecture"])["kind"] == "subnet"
     assert (about["image_size"], about["classes"], about["dataset"]) == ("16", "10", "digits")
     assert len(json.loads(about["mean"])) == len(json.loads(about["std"])) == 3
@@ -398,9 +355,8 @@ def test_a_checkpoint_becomes_other_verified_files(
     assert "50 test images of digits, at batch sizes 1, 7, 50" in printed
     assert float(table(printed)[kind][2]) < 1e-5
     files = sorted((tmp_path / "out").iterdir())
-    assert [file.name for file in files] == (
-        ["net.py", "net.safetensors"] if kind == "timm" else ["net.pt2"]
-    )
+    names = ["net.py", "net.safetensors"] if kind == "timm" else ["net.pt2"]
+    assert [file.name for file in files] == names
     for file in files:
         content = file.read_bytes()
         for place in (tmp_path, trained.parent, Path(export.__file__).parents[1]):
@@ -422,9 +378,8 @@ def test_int8_is_calibrated_on_training_images_and_reported_beside_single_precis
     assert float(single[2]) < 1e-5 < float(eight[2])
     assert abs(float(eight[1]) - float(single[1])) < 5
     assert len(torch.cat(seen)) == 100
-    opened = export.open_trained(
-        export.parse_arguments([*out(command, ".onnx"), "--format", "onnx"])
-    )
+    args = export.parse_arguments([*out(command, ".onnx"), "--format", "onnx"])
+    opened = export.open_trained(args)
     batches = opened.batches(opened.training_images(), 2000)
     training = {image.numpy().tobytes() for image in next(batches.epoch())[0]}
     assert {image.contiguous().numpy().tobytes() for image in torch.cat(seen)} <= training
@@ -433,12 +388,13 @@ def test_int8_is_calibrated_on_training_images_and_reported_beside_single_precis
     assert "architecture" in {entry.key for entry in model.metadata_props}
 
 
-@pytest.mark.parametrize(
-    ("kind", "ending"), [("onnx", ".onnx"), ("torch-export", ".pt2"), ("timm", ".py")]
-)
-def test_what_says_something_else_is_not_written(
-    command, tmp_path, monkeypatch, capsys, kind, ending
-):
+FORMATS = [("onnx", ".onnx"), ("torch-export", ".pt2"), ("timm", ".py")]
+
+
+@pytest.mark.parametrize(("kind", "ending"), FORMATS)
+def test_what_has_other_logits_is_not_written(command, tmp_path, monkeypatch, capsys, kind, ending):
+    mapped = timm_module.mapped
+
     def tampered(change):
         def tamper(*arguments):
             result = change(*arguments)
@@ -452,17 +408,13 @@ def test_what_says_something_else_is_not_written(
     if kind == "onnx":
         with_onnx("onnxruntime")
     monkeypatch.setattr(export, "plain", tampered(plain))
-    monkeypatch.setattr(
-        timm_module, "mapped", tampered(lambda *a: {k: v.clone() for k, v in mapped(*a).items()})
-    )
+    cloned = tampered(lambda *a: {key: value.clone() for key, value in mapped(*a).items()})
+    monkeypatch.setattr(timm_module, "mapped", cloned)
     line = refused(capsys, export.main, *out(command, ending), "--format", kind, "--verify")
     assert "at batch size" in line
     assert "logits differ by 0.01" in line
     assert "nothing is written" in line
     assert not (tmp_path / "out").exists()
-
-
-mapped = timm_module.mapped
 
 
 def test_weights_that_know_no_architecture_are_described_by_a_config(
@@ -473,15 +425,9 @@ def test_weights_that_know_no_architecture_are_described_by_a_config(
     command[1] = str(tmp_path / "weights.pth")
     line = refused(capsys, export.main, *out(command, ".pt2"), "--format", "torch-export")
     assert "it does not say its architecture; give --config_path" in line
-    config = [
-        "--config_path",
-        str(searched / "tiny.yml"),
-        "--architecture",
-        str(trained / "architecture.json"),
-    ]
-    export.main(
-        [*out(command, ".pt2"), "--format", "torch-export", *config, "--verify", "--images", "9"]
-    )
+    config = ["--config_path", f"{searched}/tiny.yml", "--architecture"]
+    config += [f"{trained}/architecture.json", "--verify", "--images", "9"]
+    export.main([*out(command, ".pt2"), "--format", "torch-export", *config])
     assert "9 test images of digits, at batch sizes 1, 7, 9" in capsys.readouterr().out
 
 
@@ -489,70 +435,39 @@ def test_a_net_config_with_its_weights(tmp_path, capsys):
     network = elastic()[0]
     torch.save(network.state_dict(), tmp_path / "net.inherited")
     (tmp_path / "net.config").write_text(json.dumps(network.config()))
-    line = [
-        "--model",
-        f"{tmp_path}/net.config",
-        "--pretrained",
-        f"{tmp_path}/net.inherited",
-        "--img-size",
-        "16",
-    ]
-    line += [
-        "--dataset",
-        "cifar10",
-        "--data",
-        "nowhere",
-        "--format",
-        "timm",
-        "--out",
-        f"{tmp_path}/small_net.py",
-    ]
+    weights = ["--model", f"{tmp_path}/net.config", "--pretrained", f"{tmp_path}/net.inherited"]
+    data = ["--img-size", "16", "--dataset", "cifar10", "--data", "nowhere"]
+    line = [*weights, *data, "--format", "timm", "--out", f"{tmp_path}/small_net.py"]
     export.main([*line, "--runs", "0"])
     assert capsys.readouterr().out.splitlines()[2].split() == ["pytorch", "-", "-", "-", "-"]
     assert_same(network, timm_module.runner(tmp_path / "small_net.py"), 16)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (
-            ["--format", "timm", "--fuse", "--out", "a.py"],
-            "--fuse: timm's networks have batch norms",
-        ),
-        (
-            ["--format", "timm", "--out", "a.pth"],
-            "--out a.pth: of timm it is a module; its name must end with .py",
-        ),
-        (["--format", "timm", "--out", "a-b.py"], "--out a-b.py: Python cannot import this name"),
-        (["--format", "timm", "--int8", "--out", "a.py"], "--int8: it goes with --format onnx"),
-        (
-            ["--format", "torch-export", "--opset", "17", "--out", "a"],
-            "--opset: it goes with --format onnx",
-        ),
-        (["--format", "onnx", "--opset", "9", "--out", "a"], "argument --opset: invalid choice: 9"),
-        (
-            ["--format", "onnx", "--images", "9", "--out", "a"],
-            "--images: it goes with --verify or --int8",
-        ),
-        (
-            ["--format", "torch-export", "--out", "."],
-            "--out .: a file is to be written here, but it is a folder",
-        ),
-        (
-            ["--format", "torch-export", "--img-size", "9", "--out", "a"],
-            "--img-size goes with --model",
-        ),
-        (["--out", "a"], "the following arguments are required: --format"),
-        (
-            ["--format", "torch-export", "--out", "a", "nowhere", "--checkpoint", "b"],
-            "b: there is no such checkpoint",
-        ),
-    ],
-)
+REFUSED = {
+    "timm --fuse --out a.py": "--fuse: timm's networks have batch norms",
+    "timm --out a.pth": "--out a.pth: of timm it is a module; its name must end with .py",
+    "timm --out a-b.py": "--out a-b.py: Python cannot import this name",
+    "timm --int8 --out a.py": "--int8: it goes with --format onnx",
+    "torch-export --opset 17 --out a": "--opset: it goes with --format onnx",
+    "onnx --opset 9 --out a": "argument --opset: invalid choice: 9",
+    "onnx --images 9 --out a": "--images: it goes with --verify or --int8",
+    "torch-export --out .": "--out .: a file is to be written here, but it is a folder",
+    "torch-export --img-size 9 --out a": "--img-size goes with --model",
+    "torch-export --out a nowhere --checkpoint b": "b: there is no such checkpoint",
+}
+
+
+@pytest.mark.parametrize(("options", "words"), REFUSED.items())
 def test_what_cannot_be_exported_is_refused(command, monkeypatch, tmp_path, capsys, options, words):
     monkeypatch.chdir(tmp_path)
-    assert words in refused(capsys, export.main, *command[:4], *options)
+    line = refused(capsys, export.main, *command[:4], "--format", *options.split())
+    assert words in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_format_is_required(command, capsys):
+    line = refused(capsys, export.main, *command[:4], "--out", "a")
+    assert "the following arguments are required: --format" in line
 
 
 def test_without_onnxruntime_one_line_says_how_to_get_it(command, monkeypatch, capsys):
@@ -567,22 +482,20 @@ def test_without_onnxruntime_one_line_says_how_to_get_it(command, monkeypatch, c
 
 def test_differences_are_shares_of_the_largest_logit_of_all_images():
     found, labels = Compared(), torch.tensor([0, 1])
-    found.add(
-        torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.5]]), labels
-    )
+    expected = torch.tensor([[1.0, 0.0], [0.0, 1.5]])
+    found.add(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), expected, labels)
     assert (found.images, found.top1, found.changed) == (2, 100.0, 0)
     assert found.difference == pytest.approx(0.5 / 1.5)
     found.add(torch.tensor([[0.0, -5.0]]), torch.tensor([[0.0, 5.0]]), labels[:1])
     assert (found.images, found.changed) == (3, 1)
     assert found.differences == {2: 0.5, 1: 10.0}
-    with pytest.raises(
-        UserError, match=r"^--verify: net: at batch size 2 logits differ by 0.5, 0.1 of the largest"
-    ):
+    words = r"^--verify: net: at batch size 2 logits differ by 0.5, 0.1 of the largest"
+    with pytest.raises(UserError, match=words):
         found.check("net")
 
 
 @pytest.mark.parametrize("logits", [[[float("nan"), 0.0]], [[float("inf"), 0.0]], [[1.0]]])
-def test_logits_that_are_no_numbers_or_of_another_shape_are_never_the_same(logits):
+def test_logits_that_are_nan_infinite_or_of_another_shape_are_never_the_same(logits):
     found = Compared()
     found.compare(torch.tensor(logits), torch.tensor([[1.0, 0.0]]))
     found.largest = 1.0
@@ -603,31 +516,7 @@ def test_some_images_are_evenly_spread():
     assert export.some_of(images, 11) is export.some_of(images, None) is images
 
 
-def test_latencies_are_medians_of_blocks_without_their_first_runs(monkeypatch):
-    now, calls = [0.0], []
-    monkeypatch.setattr(same_logits.time, "perf_counter", lambda: now[0])
-
-    def runner(name: str, slow: int, fast: int):
-        def run(image):
-            begins_a_block = (
-                calls[-1:] != [name]
-                or calls[-same_logits.WARM_UP :] != [name] * same_logits.WARM_UP
-            )
-            calls.append(name)
-            now[0] += (slow if begins_a_block else fast) / 1000
-
-        return run
-
-    times = same_logits.latencies([runner("a", 90, 2), runner("b", 70, 3)], torch.zeros(1), 12)
-    assert times == pytest.approx([2.0, 3.0])
-    first, rest = (
-        same_logits.WARM_UP + same_logits.IN_A_ROW,
-        same_logits.WARM_UP + 12 - same_logits.IN_A_ROW,
-    )
-    assert "".join(calls) == "a" * first + "b" * first + "a" * rest + "b" * rest
-
-
-def test_a_module_of_the_same_size_and_time_is_read_anew(tmp_path):
+def test_a_module_of_the_same_size_and_time_is_read_again(tmp_path):
     """As two exports within a second may be."""
     file = tmp_path / "net.py"
     for value in (1, 2):

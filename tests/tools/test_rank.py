@@ -9,8 +9,8 @@ import torch
 
 import msunas
 import train_cifar
-from model.spaces.registry import build_cost_table, build_space
-from model.spaces.unified.space import Architecture
+from model.spaces.paths import Architecture
+from model.spaces.registry import build_cost_table, open_problem
 from tools import rank
 from utils.config import load_config
 
@@ -20,7 +20,7 @@ RECIPE = ("--set", "epochs=1", "optim_state.lr=0.05")
 @pytest.fixture
 def table(searched):
     config = load_config(searched / "tiny.yml")
-    return build_cost_table(config, build_space(config))
+    return build_cost_table(config, open_problem(config).space)
 
 
 def test_more_random_architectures_begin_with_the_same(table):

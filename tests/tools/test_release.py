@@ -7,13 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from model.spaces.network_spec import load_spec
 
 import train_cifar
 import validate
-from model.sgnas.answers import find_generator, run_config, supernet_of
+from model.sgnas.runs import find_generator, run_config, supernet_of
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, save_elastic_architecture
-from model.spaces.registry import build_supernet, load_supernet
+from model.spaces.registry import build_supernet, load_spec, load_supernet
 from model.trained import open_own
 from tests.test_stages import refused
 from tools import draw, release, report

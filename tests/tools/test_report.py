@@ -13,7 +13,7 @@ import pytest
 import msunas
 import train_cifar
 from model.spaces.elastic.space import ElasticArchitecture
-from model.spaces.unified.space import Architecture
+from model.spaces.paths import Architecture
 from tools import report
 from tools.reporting import figures, pictures
 from tools.reporting.figures import COLOURS, INK

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import yaml
 
-from model.spaces.registry import build_elastic_space, build_space, build_supernet, completed
+from model.spaces.registry import build_elastic_space, build_supernet, completed, open_problem
 from tests.conftest import GOLDEN
 from utils.config import UNREAD, Config, OptimState, as_overrides, as_record, key, load_config
 from utils.errors import UserError
@@ -22,7 +22,7 @@ def test_the_published_cifar_config_loads_unchanged():
     assert config.optim_state == OptimState("sgd", 0.064, 0.9, 0.0004)
     assert config.g_optim_state.optimizer == "adam"
     assert config.path_to_final_generator == "./logs/final.pth"
-    space = build_space(config)
+    space = open_problem(config).space
     assert space.shape == (19, 6, 4)
     assert [spec.out_channels for spec in space.layers][::6] == [32, 80, 96, 320]
     widths = (space.stem_channels, space.first_channels, space.head_channels)
@@ -32,7 +32,7 @@ def test_the_published_cifar_config_loads_unchanged():
 def test_the_published_imagenet_config_loads_unchanged():
     config = load_config(PUBLISHED / "imagenet_config.yml")
     assert (config.dataset, config.train_portion, config.warmup_epochs) == ("imagenet_lmdb", 1.0, 0)
-    space = build_space(config)
+    space = open_problem(config).space
     assert space.stem_stride == 2
     assert space.sizes[0] == (112, 56)
     assert space.sizes[-1] == (7, 7)
@@ -130,13 +130,13 @@ def test_a_row_of_l_cfgs_overrides_the_global_keys(tiny_config):
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(tiny_config, override, says):
     with pytest.raises(UserError, match=says) as error:
-        build_space(load_config(tiny_config, [override]))
+        open_problem(load_config(tiny_config, [override])).space
     assert "\n" not in str(error.value)
 
 
 def test_targets_out_of_reach_are_refused(tiny_config):
     with pytest.raises(UserError, match=r"high_flops: 7 M; this space reaches 0\.\d+ to 0\.\d+ M"):
-        build_space(load_config(tiny_config, ["high_flops=7"]))
+        open_problem(load_config(tiny_config, ["high_flops=7"])).space
 
 
 def test_a_missing_key_is_named(tmp_path):

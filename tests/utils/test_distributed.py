@@ -15,17 +15,18 @@ from torch.nn import functional as F
 
 import search
 from model.sgnas.warm_up import path_logits, supernet_payload
-from model.spaces.registry import build_space
+from model.spaces.registry import open_problem
 from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import TESTS, TINY_CONFIG, mixed_space, rng
 from tests.model.training.test_training import CPU, Batches, recipe_of
 from tests.worlds import in_world
 from utils import checkpoint, distributed
 from utils.config import load_config
-from utils.engine import EpochMeter, average_norms, evaluate, train_epoch
+from utils.engine import evaluate
 from utils.errors import UserError
 from utils.images import ImageData
 from utils.loader import Augmentation, MemoryLoader, Normalisation
+from utils.recipe import EpochMeter, average_norms, train_epoch
 from utils.runtime import Progress, stream
 
 PLAIN = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -288,7 +289,7 @@ def test_the_stages_run_in_two_processes(folder):
 
 
 def test_two_processes_search_as_one_does(folder):
-    space = build_space(load_config(folder / "tiny.yml"))
+    space = open_problem(load_config(folder / "tiny.yml")).space
     checkpoint.save(folder / "supernet.pth", supernet_payload(UnifiedSupernet(space, rng()), 1))
     given = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --n_doe 6 --n_iter 2 --iterations 2 --vld_size 40"
     archives = []

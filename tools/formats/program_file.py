@@ -1,5 +1,4 @@
-"""Networks as programs of torch.export, which PyTorch alone loads and runs: no code of this project
-is needed.
+"""Networks as programs of torch.export, which PyTorch alone loads and runs, without this project.
 
 program = torch.export.load("net.pt2")
 logits = program.module()(images)  # [B, 3, S, S] -> [B, classes]
@@ -15,9 +14,7 @@ from torch.export import Dim
 
 
 def write(file: Path, network: nn.Module, image_size: int, about: dict) -> None:
-    """Write a network of ordinary layers, for any number of images, with `about` as JSON in an
-    extra file.
-    """
+    """Write a network of ordinary layers for any number of images, with `about` as extra JSON."""
     images = torch.zeros(2, 3, image_size, image_size)
     program = torch.export.export(network, (images,), dynamic_shapes=({0: Dim("batch")},))
     for node in program.graph.nodes:

@@ -1,18 +1,15 @@
-"""Networks as timm's own: a module that registers one with timm, and a file of its weights beside
-it.
+"""Networks as timm's own: a module that registers one with timm, and a file of its weights.
 
 The module needs torch and timm alone. It defines what timm would choose otherwise: width and gate
 of squeeze-excite, a stride of the stem other than 2, and widths that are no multiples of 8.
 """
 
 import ast
-import importlib.util
 import keyword
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
 from itertools import zip_longest
 from pathlib import Path
 from string import Template
@@ -89,10 +86,11 @@ def set_width(block, channels, norm_layer):
     like, parts = block.conv_pw.weight, list(block.conv_dw.modules())
     convs = [part for part in parts if isinstance(part, nn.Conv2d)]
     kernels = [conv.kernel_size[0] for conv in convs]
+    kernels = kernels if len(kernels) > 1 else kernels[0]
     how = {"stride": convs[0].stride, "dilation": convs[0].dilation, "groups": channels}
     block.conv_pw = create_conv2d(block.conv_pw.in_channels, channels, 1)
     block.bn1, block.bn2 = (norm(channels, inplace=True) for _ in range(2))
-    block.conv_dw = create_conv2d(channels, channels, kernels if len(kernels) > 1 else kernels[0], **how)
+    block.conv_dw = create_conv2d(channels, channels, kernels, **how)
     if isinstance(block.se, timm_blocks.SqueezeExcite):
         block.se = squeeze_excite(channels)
     block.conv_pwl = create_conv2d(channels, block.conv_pwl.out_channels, 1)
@@ -107,76 +105,60 @@ def $name(pretrained=False, **kwargs):
     return build_model_with_cfg(Network, $quoted, pretrained, feature_cfg=features, **kwargs)
 """)
 
-# What timm calls the ways in which images come to size (`utils.images.VIEWS`; None: all of a small
-# image is seen).
+# What timm calls the ways in which images come to size (`utils.images.VIEWS`).
+SQUASH = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
 VIEWS = {
-    None: {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
-    "squash": {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
+    None: SQUASH,  # all of a small image is seen
+    "squash": SQUASH,
     "bicubic": {"interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"},
     "bilinear": {"interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"},
 }
 
 
 def module_text(name: str, weights: str, network: TimmNetwork, config: dict) -> str:
-    """The source of the module `name`, whose weights are in the file `weights` beside it; `config`
-    is timm's.
-    """
+    """The source of the module `name` with the file `weights` next to it; `config` is timm's."""
     layers = ["create_conv2d", "get_norm_act_layer"] * bool(network.odd_widths)
     layers += ["make_divisible"] * ("make_divisible" in network.squeezed)
     values = {
         "layers": f"from timm.layers import {', '.join(layers)}\n" if layers else "",
-        **{
-            "name": name,
-            "quoted": repr(name),
-            "weights": repr(weights),
-            "squeezed": network.squeezed,
-        },
-        **{"base": network.base, "base_class": network.base_class, "levels": network.levels},
-        **{
-            "stages": _lines(network.texts),
-            "options": _lines(network.options),
-            "config": _lines(config, 8),
-        },
-        **{"stride": network.stem_stride, "widths": repr(network.odd_widths)},
+        "name": name,
+        "quoted": repr(name),
+        "weights": repr(weights),
+        "config": _lines([f"{key!r}: {value!r}" for key, value in config.items()], 8),
+        "base": network.base,
+        "base_class": network.base_class,
+        "levels": network.levels,
+        "stages": _lines(map(repr, network.texts)),
+        "options": _lines([f"{key!r}: {value!r}" for key, value in network.options.items()]),
+        "squeezed": network.squeezed,
+        "stride": network.stem_stride,
+        "widths": repr(network.odd_widths),
     }
-    parts = [
-        _HEAD,
-        *[_STEM] * (network.stem_stride != 2),
-        *[_WIDTHS] * bool(network.odd_widths),
-        _ENTRY,
-    ]
-    return "".join(part.substitute(values) for part in parts)
+    parts = [_HEAD, _STEM if network.stem_stride != 2 else None]
+    parts += [_WIDTHS if network.odd_widths else None, _ENTRY]
+    return "".join(part.substitute(values) for part in parts if part)
 
 
-def _lines(value: list | dict, indent: int = 4) -> str:
-    """The entries of a list or dictionary as Python reads them, a line for each."""
-    entries = (
-        [f"{key!r}: {item!r}" for key, item in value.items()]
-        if isinstance(value, dict)
-        else map(repr, value)
-    )
+def _lines(entries: Iterable[str], indent: int = 4) -> str:
+    """The entries of a list or dictionary in Python's syntax, a line for each."""
     return "".join(f"{' ' * indent}{entry},\n" for entry in entries)
 
 
 def check_name(name: str, text: str) -> None:
-    """UserError for a name under which the module `text` cannot be imported, or which means
-    something else.
-    """
+    """UserError for a name that `text` cannot be imported by, or that means something else."""
+    where = f"--out {name}.py"
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise UserError(
-            f"--out {name}.py: Python cannot import this name; use letters, digits and _"
-        )
+        raise UserError(f"{where}: Python cannot import this name; use letters, digits and _")
     used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
-    if name in used | {"timm", "torch"} | sys.stdlib_module_names or (
-        is_model(name) and not _is_exported(name)
-    ):
+    taken = used | {"timm", "torch"} | sys.stdlib_module_names
+    if name in taken or (is_model(name) and not _is_exported(name)):
         raise UserError(
-            f"--out {name}.py: this name means something else to Python or timm; choose another"
+            f"{where}: this name means something else to Python or timm; choose another"
         )
 
 
 def _is_exported(name: str) -> bool:
-    """Whether a network is none of timm's own, but of a module like these."""
+    """Whether a network is not timm's own, but of a module like these."""
     return not model_entrypoint(name).__module__.startswith("timm.")
 
 
@@ -188,10 +170,9 @@ def write(
 ) -> list[Path]:
     """Write the module `file` and its weights; returns both. `data` has mean, std and classes."""
     weights = file.with_suffix(".safetensors")
-    config = {
-        "input_size": (3, image_size, image_size), "num_classes": data["classes"], **VIEWS[view],
-        "mean": tuple(data["mean"]), "std": tuple(data["std"]), "first_conv": "conv_stem", "classifier": "classifier",
-    }  # fmt: skip
+    config = {"input_size": (3, image_size, image_size), "num_classes": data["classes"]}
+    config |= {**VIEWS[view], "mean": tuple(data["mean"]), "std": tuple(data["std"])}
+    config |= {"first_conv": "conv_stem", "classifier": "classifier"}
     found = described(network)
     check_name(file.stem, module_text("_", weights.name, found, config))
     file.write_text(module_text(file.stem, weights.name, found, config), encoding="utf-8")
@@ -203,56 +184,42 @@ def write(
 
 
 def mapped(network: nn.Module, other: nn.Module) -> dict[str, Tensor]:
-    """The weights of `network` under the names of `other`, which has the same layers in the same
-    order.
+    """The weights of `network` under the names of `other`, whose layers are the same in order.
 
-    UserError where it has not.
+    UserError where they are not.
     """
     ours, theirs = network.state_dict(), other.state_dict()
     names = list(zip_longest(ours, theirs))
+
+    def kind(state: dict[str, Tensor], name: str | None) -> tuple | None:
+        return name and (name.rpartition(".")[2], state[name].shape)
+
     for own, name in names:
-        if (
-            own is None
-            or name is None
-            or ours[own].shape != theirs[name].shape
-            or _last(own) != _last(name)
-        ):
+        if kind(ours, own) != kind(theirs, name):
             raise UserError(f"--format timm: {own} of this network is not {name} of timm's")
     return {name: ours[own] for own, name in names}
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-class _FromSource(SourceFileLoader):
-    """Reads the source each time: of two files of one name and size within a second, Python's cache
-    keeps the first.
-    """
-
-    def get_code(self, fullname: str):
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
 @contextmanager
 def imported(file: Path) -> Iterator[ModuleType]:
-    """The module in `file`, under a name that no other one has; with it, timm knows the network."""
+    """Import the module in `file` under a name of its own; within, timm knows the network.
+
+    The source is read each time: of two files of one name, size and second, Python's cache would
+    keep the first.
+    """
     name = f"exported_to_timm_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where timm looks for it
+    sys.modules[name] = module = ModuleType(name)  # where timm looks for it
+    module.__file__ = str(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an earlier export may have had the same name
-            spec.loader.exec_module(module)
+            exec(compile(file.read_bytes(), file, "exec"), module.__dict__)
         yield module
     finally:
         del sys.modules[name]
 
 
 def runner(file: Path) -> Callable[[Tensor], Tensor]:
-    """`run(images [B, 3, S, S]) -> logits [B, classes]` by timm's network with the weights beside
-    `file`.
-    """
+    """`run(images [B, 3, S, S]) -> logits [B, classes]` by timm, with the weights by `file`."""
     with imported(file):
         return timm.create_model(file.stem, pretrained=True).eval()

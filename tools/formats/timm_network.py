@@ -7,6 +7,7 @@ is a MobileNetV3 of timm.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 
@@ -15,8 +16,7 @@ from model.spaces.elastic.network import MobileNetV3
 from model.spaces.unified.network import SubNet
 from utils.errors import UserError
 
-# Beyond this product of strides timm's networks dilate instead, unless an EfficientNet is told
-# otherwise.
+# Beyond this product of strides timm's networks dilate, unless an EfficientNet is told otherwise.
 MOST_STRIDE = 32
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Hardswish: "hard_swish"}
@@ -25,8 +25,9 @@ CODES = {"relu": "re", "relu6": "r6", "hard_swish": "hs"}  # in timm's descripti
 
 @dataclass(frozen=True)
 class TimmBlock:
-    """A block with a depthwise convolution of each of `kernels`; `middle` channels are None where
-    nothing expands.
+    """A block with a depthwise convolution of each of `kernels`.
+
+    `middle` channels are None where nothing expands.
     """
 
     kernels: tuple[int, ...]
@@ -45,7 +46,7 @@ class TimmBlock:
 
     @property
     def text(self) -> str:
-        """In timm's notation."""
+        """The block in timm's notation."""
         kind = "ds" if self.middle is None else "ir"
         parts = [kind, "r1", f"k{'.'.join(map(str, self.kernels))}", f"s{self.stride}"]
         parts += [f"e{self.middle / self.in_channels!r}"] if self.middle is not None else []
@@ -55,10 +56,15 @@ class TimmBlock:
 
 @dataclass(frozen=True)
 class TimmNetwork:
-    """A network as timm describes it: the class in its module, its arguments, and the stages of its
-    blocks.
+    """A network as timm describes it.
 
-    `squeezed` is the width inside of a squeeze-excite of `channels`, as source text.
+    Args:
+        base, base_class: the module of timm, and the class in it.
+        options: arguments of the class.
+        stages: the blocks.
+        stem_stride: of the first convolution; timm's is 2.
+        squeezed: source text of the width inside a squeeze-excite of `channels`.
+        last: one more stage, in timm's notation.
     """
 
     base: str
@@ -67,7 +73,7 @@ class TimmNetwork:
     stages: list[list[TimmBlock]]
     stem_stride: int
     squeezed: str
-    last: str | None = None  # one more stage, in timm's notation
+    last: str | None = None
 
     @property
     def texts(self) -> list[list[str]]:
@@ -76,7 +82,7 @@ class TimmNetwork:
 
     @property
     def levels(self) -> int:
-        """At how many sizes timm gives features: before each stride but the stem's, and at the end."""
+        """Sizes at which timm gives features: before each stride but the stem's, and at the end."""
         return 1 + sum(stage[0].stride > 1 for stage in self.stages)
 
     @property
@@ -90,110 +96,84 @@ class TimmNetwork:
         }
 
 
+@singledispatch
 def described(network: nn.Module) -> TimmNetwork:
-    """UserError for a network that timm cannot express."""
-    if isinstance(network, SubNet):
-        return _efficientnet(network)
-    if isinstance(network, MobileNetV3):
-        return _mobilenetv3(network)
-    raise UserError(
-        "--format timm: cells of NAS-Bench-201 are no network of timm's; use onnx or torch-export"
-    )
+    """Describe a network; UserError for one that timm cannot express."""
+    describe = {SubNet: _efficientnet, MobileNetV3: _mobilenetv3}.get(type(network))
+    if describe is None:
+        name = type(network).__name__
+        raise UserError(f"--format timm: timm has no network like {name}; use onnx or torch-export")
+    return describe(network)
 
 
-def _efficientnet(network: SubNet) -> TimmNetwork:
+@described.register
+def _(network: SubNet) -> TimmNetwork:
     blocks = [_unified_block(block) for block in (network.first_mb, *network.stages)]
-    options = {
-        "stem_size": network.first.conv.out_channels,
-        "num_features": network.last_stage[0].out_channels,
-        "act_layer": ACTIVATIONS[type(network.first.act)],
-        **_norm_options(network),
-    }
-    stride = network.first.conv.stride[0]
+    stem = network.first.conv
+    options = {"stem_size": stem.out_channels, "num_features": network.last_stage[0].out_channels}
+    options |= {"act_layer": ACTIVATIONS[type(network.first.act)], **_norm_options(network)}
     reached = _check_strides(blocks) * 2  # timm takes a stride of 2 for granted in the stem
     if reached > MOST_STRIDE:
         options["output_stride"] = reached
-    return TimmNetwork(
-        "efficientnet", "EfficientNet", options, _stages(blocks), stride, "max(1, channels // 4)"
-    )
+    names, squeezed = ("efficientnet", "EfficientNet"), "max(1, channels // 4)"
+    return TimmNetwork(*names, options, _stages(blocks), stem.stride[0], squeezed)
 
 
 def _unified_block(block: InvertedBottleneck) -> TimmBlock:
     depthwise, last = block.depthwise, block.point_wise_1.conv
     return TimmBlock(
-        tuple(conv.kernel_size[0] for conv in depthwise.blocks),
-        depthwise.blocks[0].stride[0],
-        depthwise.channels,
-        None if block.point_wise is None else last.in_channels,
-        last.out_channels,
-        block.se is not None,
-        ACTIVATIONS[type(depthwise.act)],
-        block.residual,
+        kernels=tuple(conv.kernel_size[0] for conv in depthwise.blocks),
+        stride=depthwise.blocks[0].stride[0],
+        in_channels=depthwise.channels,
+        middle=None if block.point_wise is None else last.in_channels,
+        out_channels=last.out_channels,
+        se=block.se is not None,
+        activation=ACTIVATIONS[type(depthwise.act)],
+        skip=block.residual,
     )
 
 
-def _mobilenetv3(network: MobileNetV3) -> TimmNetwork:
+@described.register
+def _(network: MobileNetV3) -> TimmNetwork:
     blocks = []
     for block, layer in zip(network.blocks, network.layers, strict=True):
         act = type(block.mobile_inverted_conv["depth_conv"].act)
         if act not in ACTIVATIONS:
-            raise UserError(
-                "--format timm: a block has no activation, which timm's networks cannot be without"
-            )
+            raise UserError("--format timm: timm has no block without an activation, as one here")
         middle = layer.middle if layer.expansion > 1 else None
-        widths = (layer.in_channels, middle, layer.out_channels)
-        blocks.append(
-            TimmBlock(
-                (layer.kernel,), layer.stride, *widths, layer.se, ACTIVATIONS[act], layer.residual
-            )
-        )
-    wide, last = network.head_channels
-    stem = network.first_conv.conv
-    options = {
-        "stem_size": stem.out_channels,
-        "num_features": last,
-        "head_bias": False,
-        "act_layer": "hard_swish",
-    }
-    options |= _norm_options(network)
+        sizes = ((layer.kernel,), layer.stride, layer.in_channels, middle, layer.out_channels)
+        blocks.append(TimmBlock(*sizes, layer.se, ACTIVATIONS[act], layer.residual))
+    (wide, last), stem = network.head_channels, network.first_conv.conv
+    options = {"stem_size": stem.out_channels, "num_features": last, "head_bias": False}
+    options |= {"act_layer": "hard_swish", **_norm_options(network)}
     if _check_strides(blocks) * 2 > MOST_STRIDE:
-        raise UserError(
-            f"--format timm: its MobileNetV3 has no stride beyond {MOST_STRIDE}, which this network has"
-        )
+        most = f"timm's MobileNetV3 has strides up to {MOST_STRIDE}, this network has more"
+        raise UserError(f"--format timm: {most}")
+    names, squeezed = ("mobilenetv3", "MobileNetV3"), "make_divisible(channels // 4)"
     head = f"cn_r1_k1_s1_c{wide}"
-    squeezed = "make_divisible(channels // 4)"
-    return TimmNetwork(
-        "mobilenetv3", "MobileNetV3", options, _stages(blocks), stem.stride[0], squeezed, head
-    )
+    return TimmNetwork(*names, options, _stages(blocks), stem.stride[0], squeezed, head)
 
 
 def _norm_options(network: nn.Module) -> dict[str, float]:
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     found = {(norm.eps, norm.momentum) for norm in norms}
     if len(found) > 1:
-        raise UserError(
-            "--format timm: its networks have batch norms of one kind, this one has several"
-        )
+        raise UserError("--format timm: batch norms of timm are of one kind, those here of several")
     eps, momentum = found.pop()
     return {"bn_eps": eps, "bn_momentum": momentum}
 
 
 def _check_strides(blocks: Sequence[TimmBlock]) -> int:
-    """The product of all strides; UserError for one that timm has not."""
-    product = 1
+    """The product of all strides; UserError for one that timm does not have."""
     for block in blocks:
         if block.stride not in (1, 2):
-            raise UserError(
-                f"--format timm: a block has a stride of {block.stride}; timm's have 1 or 2"
-            )
-        product *= block.stride
-    return product
+            has = f"a block has a stride of {block.stride}; timm's have 1 or 2"
+            raise UserError(f"--format timm: {has}")
+    return prod(block.stride for block in blocks)
 
 
 def _stages(blocks: Sequence[TimmBlock]) -> list[list[TimmBlock]]:
-    """Blocks in stages: one begins wherever size or width change, since timm strides in the first
-    block alone.
-    """
+    """Blocks in stages, which start where size or width change: timm strides in first blocks."""
     stages = []
     for block in blocks:
         if not stages or block.stride > 1 or block.out_channels != stages[-1][-1].out_channels:

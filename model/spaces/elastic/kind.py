@@ -134,9 +134,7 @@ class ElasticKind(SpaceKind):
     def extract(self, supernet: ElasticSupernet, genes: Genes) -> MobileNetV3:
         return supernet.extract(supernet.space.decode(genes))
 
-    def released_weights(
-        self, space: ElasticSpace, state: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def released_weights(self, space: ElasticSpace, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return from_published(state)
 
     def image_size(self, supernet: ElasticSupernet) -> int:
@@ -144,8 +142,10 @@ class ElasticKind(SpaceKind):
 
     def choices(self, space: ElasticSpace, count: int, rng: torch.Generator) -> Genes:
         """Both extremes and random sub-networks `[count, G]`."""
-        random = space.sample(count, np.random.default_rng(rng.initial_seed()))
-        return np.concatenate([space.extremes(), random])[:count]
+        return np.concatenate([space.extremes(), self.sample(space, count, rng)])[:count]
+
+    def sample(self, space: ElasticSpace, count: int, rng: torch.Generator) -> Genes:
+        return space.sample(count, np.random.default_rng(rng.initial_seed()))
 
     def forward(self, supernet: ElasticSupernet, genes: Genes) -> Forward:
         architecture = supernet.space.decode(genes)

@@ -73,15 +73,16 @@ class UnifiedKind(PathKind):
     def table(self, space: UnifiedSpace, config: Config) -> CostTable:
         if config.cost == "flops":
             return LookUpTable(space)
-        options = {"se": config.se, "activation": config.activation}
-        return self.latency_table(Latencies.read(config.latency_table), space, options)
+        latencies = Latencies.read(config.latency_table)
+        return self.latency_table(latencies, space, self.latency_options(config))
+
+    def latency_options(self, config: Config) -> dict:
+        return {"se": config.se, "activation": config.activation}
 
     def latency_parts(self, space: UnifiedSpace, options: dict) -> dict[str, Part]:
         return parts_of(space, **options)
 
-    def latency_table(
-        self, latencies: Latencies, space: UnifiedSpace, options: dict
-    ) -> CostTable:
+    def latency_table(self, latencies: Latencies, space: UnifiedSpace, options: dict) -> CostTable:
         return UnifiedLatency(latencies, space, **options)
 
     def supernet(
@@ -97,9 +98,7 @@ class UnifiedKind(PathKind):
     def largest(self, supernet: UnifiedSupernet) -> nn.Module:
         return supernet.extract(supernet.space.extremes()[1], exact=False, dropout=0.0)
 
-    def released_weights(
-        self, space: UnifiedSpace, state: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def released_weights(self, space: UnifiedSpace, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return from_published(space, state) if is_published(state) else state
 
     def soft(self, supernet: UnifiedSupernet) -> SoftSupernet:

@@ -68,9 +68,7 @@ def layer_key(
     )
 
 
-def _bottleneck(
-    spec: LayerSpec, kernels: tuple[int, ...], se: bool, activation: str
-) -> nn.Module:
+def _bottleneck(spec: LayerSpec, kernels: tuple[int, ...], se: bool, activation: str) -> nn.Module:
     widths = (spec.in_channels, spec.out_channels)
     return InvertedBottleneck(
         *widths, kernels, spec.stride, spec.residual, se or spec.se, activation

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.costs.lookup_table import NEGLIGIBLE
 from model.layers.blocks import ConvBN, InvertedBottleneck, squeezed_channels
+from model.layers.bn_folding import folded_conv
 from model.layers.depthwise import gradient_of_input
 from model.layers.pointwise import relu6_products
 from model.spaces.unified.block import UnifiedBlock
@@ -128,7 +128,7 @@ class SoftSupernet(nn.Module):
             SoftBlock(block, [index(k) for k in block.kernels]) for block in supernet.stages
         )
         conv, bn, act = supernet.last_stage
-        self.head = nn.Sequential(fuse_conv_bn_eval(conv, bn), act)
+        self.head = nn.Sequential(folded_conv(conv, bn), act)
         self.classifier = nn.Linear(self.space.head_channels, self.space.classes)
         self.classifier.load_state_dict(supernet.classifier.state_dict())
         self.to(supernet.classifier.weight.device).requires_grad_(False).eval()
@@ -146,6 +146,6 @@ class SoftSupernet(nn.Module):
 def _folded(part: ConvBN | InvertedBottleneck) -> list[nn.Module]:
     """The convolutions of the stem or the first block with their batch norms folded in."""
     if isinstance(part, ConvBN):
-        return [fuse_conv_bn_eval(part.conv, part.bn), part.act]
-    depthwise = fuse_conv_bn_eval(part.depthwise.blocks[0], part.depthwise.bn)
+        return [folded_conv(part.conv, part.bn), part.act]
+    depthwise = folded_conv(part.depthwise.blocks[0], part.depthwise.bn)
     return [depthwise, part.depthwise.act, *_folded(part.point_wise_1)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from model.layers.bn_folding import affine
 from model.layers.pointwise import maps_of, norm_relu6, rows_of
 
 
@@ -124,8 +125,8 @@ class SwitchableBatchNorm(nn.Module):
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Evaluation mode as `x * scale + shift`, each `[count, C]`."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale.detach(), (self.bias - self.running_mean * scale).detach()
+        scale, shift = affine(self)
+        return scale.detach(), shift.detach()
 
     def hand_down(self, bn: nn.BatchNorm2d, index: list[int]) -> None:
         """Copy the norms `index`, one after another, into a stand-alone batch norm."""

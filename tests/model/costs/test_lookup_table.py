@@ -7,19 +7,21 @@ import itertools
 import pytest
 import torch
 
+from model.costs.counting import count_macs, count_parameters
 from model.costs.lookup_table import LookUpTable
-from model.spaces.registry import build_space
-from model.spaces.unified.network import SubNet, count_macs, count_parameters
-from model.spaces.unified.space import Architecture, LayerSpec, UnifiedSpace
+from model.spaces.paths import Architecture
+from model.spaces.registry import open_problem
+from model.spaces.unified.network import SubNet
+from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from tests.conftest import GOLDEN, golden, mixed_space, rng
 from utils.config import load_config
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "cifar100"])
 def test_golden_costs_and_parameters(dataset):
-    space = build_space(
+    space = open_problem(
         load_config(GOLDEN / "published_configs" / f"{dataset.removesuffix('100')}_config.yml")
-    )
+    ).space
     rows = [row for row in golden("unified_costs.json")["rows"] if row["dataset"] == dataset]
     assert len(rows) == 12
     paths = torch.stack([space.encode(Architecture.of(row["choices"])) for row in rows])

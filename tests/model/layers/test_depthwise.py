@@ -20,16 +20,16 @@ def case(size, k, stride, channels=6, batch=3, dtype=torch.float64):
     return x, weight, out, torch.randn(out.shape, generator=rng(2)).to(dtype)
 
 
+MAPS = [((4, 4), 1), ((8, 8), 2), ((5, 3), 2), ((1, 1), 1), ((2, 7), 1)]  # sizes and strides
+
+
 @pytest.mark.parametrize("k", [3, 5, 7, 9])
-@pytest.mark.parametrize(
-    ("size", "stride"), [((4, 4), 1), ((8, 8), 2), ((5, 3), 2), ((1, 1), 1), ((2, 7), 1)]
-)
+@pytest.mark.parametrize(("size", "stride"), MAPS)
 def test_products_of_all_pairs_give_the_gradient(size, stride, k):
     x, weight, out, gradient = case(size, k, stride)
     expected = torch.autograd.grad(out, weight, gradient)[0]
-    torch.testing.assert_close(
-        gradient_by_products(gradient, x.detach(), weight.detach(), stride), expected
-    )
+    found = gradient_by_products(gradient, x.detach(), weight.detach(), stride)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("k", [3, 5, 7, 9])
@@ -40,19 +40,13 @@ def test_windows_give_the_gradient(size, k):
     torch.testing.assert_close(gradient_by_windows(gradient, x.detach(), weight.detach()), expected)
 
 
+OURS = [((4, 4), 1, 5), ((4, 4), 2, 7), ((3, 5), 2, 5), ((12, 9), 1, 7), ((8, 8), 1, 15)]
+PYTORCH = [((12, 12), 2, 5), ((12, 12), 1, 3), ((8, 8), 1, 17)]
+CASES = [*((*case, True) for case in OURS), *((*case, False) for case in PYTORCH)]
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize(
-    ("size", "stride", "k", "ours"),
-    [
-        *(((4, 4), 1, 5, True), ((4, 4), 2, 7, True), ((3, 5), 2, 5, True), ((12, 9), 1, 7, True)),
-        *(
-            ((8, 8), 1, 15, True),
-            ((12, 12), 2, 5, False),
-            ((12, 12), 1, 3, False),
-            ((8, 8), 1, 17, False),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("size", "stride", "k", "ours"), CASES)
 def test_both_gradients_of_the_convolution_are_those_of_pytorch(size, stride, k, ours, layout):
     x, weight, out, gradient = case(size, k, stride, dtype=torch.float32)
     expected = torch.autograd.grad(out, (x, weight), gradient)
@@ -64,10 +58,8 @@ def test_both_gradients_of_the_convolution_are_those_of_pytorch(size, stride, k,
 
 
 def test_the_module_is_an_ordinary_convolution_with_or_without_a_bias():
-    module, images = DepthwiseConv(6, 5, 2), torch.randn(2, 6, 4, 4, generator=rng())
+    module, x = DepthwiseConv(6, 5, 2), torch.randn(2, 6, 4, 4, generator=rng())
     assert list(module.state_dict()) == ["weight"]
-    torch.testing.assert_close(module(images), F.conv2d(images, module.weight, None, 2, 2, 1, 6))
+    torch.testing.assert_close(module(x), F.conv2d(x, module.weight, None, 2, 2, 1, 6))
     module.bias = torch.nn.Parameter(torch.ones(6))
-    torch.testing.assert_close(
-        module(images), F.conv2d(images, module.weight, module.bias, 2, 2, 1, 6)
-    )
+    torch.testing.assert_close(module(x), F.conv2d(x, module.weight, module.bias, 2, 2, 1, 6))

@@ -1,6 +1,4 @@
-"""The layers that are our own on CPUs, and norms folded into convolutions, against PyTorch's plain
-ones.
-"""
+"""The layers that are our own on CPUs, and folded norms, against PyTorch's plain ones."""
 
 import pytest
 import torch
@@ -29,20 +27,14 @@ def agree(found, expected, inputs):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_a_pointwise_convolution_in_parts_is_a_convolution(layout):
     x, weight = random(3, 9, 4, 6, layout=layout), random(7, 9, seed=1)
-    expected = F.conv2d(x, weight[..., None, None])
-    agree(pointwise_conv([x], weight), expected, (x, weight))
-    agree(
-        pointwise_conv(x.split([2, 4, 3], dim=1), weight),
-        F.conv2d(x, weight[..., None, None]),
-        (x, weight),
-    )
+    for maps in ([x], x.split([2, 4, 3], dim=1)):
+        agree(pointwise_conv(maps, weight), F.conv2d(x, weight[..., None, None]), (x, weight))
 
 
 def test_the_module_is_an_ordinary_convolution_with_or_without_a_bias():
     module, x = PointwiseConv(5, 7), random(3, 5, 4, 6)
-    assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == {
-        "weight": (7, 5, 1, 1)
-    }
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    assert shapes == {"weight": (7, 5, 1, 1)}
     agree(module(x), F.conv2d(x, module.weight), (x, module.weight))
     module.bias = torch.nn.Parameter(torch.ones(7))
     torch.testing.assert_close(module(x), F.conv2d(x, module.weight, module.bias))
@@ -57,14 +49,11 @@ def test_relu6_of_products_has_the_gradients_of_its_parts():
 
 def test_a_norm_with_relu6_moves_its_statistics_as_a_batch_norm():
     x, weight, bias = random(4, 6, 5, 5), random(6, seed=1), random(6, seed=2)
-    statistics = [[torch.zeros(6), torch.ones(6)] for _ in range(2)]
-    found = norm_relu6(x, *statistics[0], weight, bias, True, 0.1, 1e-5)
-    agree(
-        found,
-        F.relu6(F.batch_norm(x, *statistics[1], weight, bias, True, 0.1, 1e-5)),
-        (x, weight, bias),
-    )
-    torch.testing.assert_close(statistics[0], statistics[1])
+    ours, theirs = ([torch.zeros(6), torch.ones(6)] for _ in range(2))
+    found = norm_relu6(x, *ours, weight, bias, True, 0.1, 1e-5)
+    expected = F.relu6(F.batch_norm(x, *theirs, weight, bias, True, 0.1, 1e-5))
+    agree(found, expected, (x, weight, bias))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_the_supernet_trains_under_autocast(small_space):
@@ -76,9 +65,8 @@ def test_the_supernet_trains_under_autocast(small_space):
     half.float().square().mean().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in supernet.parameters())
     whole = UnifiedSupernet(small_space, rng()).train()(images, path)
-    torch.testing.assert_close(
-        half.float(), whole, atol=0.1 * float(whole.detach().abs().max()), rtol=0
-    )
+    near = {"atol": 0.1 * float(whole.detach().abs().max()), "rtol": 0}
+    torch.testing.assert_close(half.float(), whole, **near)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -89,19 +77,14 @@ def test_norms_folded_into_a_pointwise_convolution_are_norms_after_it(training, 
     norm, index = SwitchableBatchNorm(4, 3).train(training), torch.tensor([3, 1])
     for part, seed in ((norm.weight, 1), (norm.bias, 2), (norm.running_mean, 3)):
         part.data.normal_(generator=rng(seed))
-    mean, var, scale, bias = (
-        part[index].flatten()
-        for part in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )
+    parts = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, var, scale, bias = (part[index].flatten() for part in parts)
     weight = random(6, 5, seed=4)
     pixels = Pixels.of(shifted, centred=training)
     found = pixels.maps(F.linear(pixels.rows, norm.folded_into(weight, index, pixels)))
     before = F.conv2d(shifted, weight[..., None, None])
-    agree(
-        found,
-        F.batch_norm(before, mean, var, scale, bias, training),
-        (x, weight, norm.weight, norm.bias),
-    )
+    expected = F.batch_norm(before, mean, var, scale, bias, training)
+    agree(found, expected, (x, weight, norm.weight, norm.bias))
     torch.testing.assert_close(norm.running_mean[index].flatten(), mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(norm.running_var[index].flatten(), var, atol=1e-5, rtol=1e-4)
     untouched = torch.tensor([0, 2])

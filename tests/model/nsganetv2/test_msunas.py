@@ -7,18 +7,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from model.spaces.genome import ElasticGenome, UnifiedGenome, features
-from model.spaces.network_spec import load_spec
+from model.spaces.genome import UnifiedGenome, features
 
 import msunas
 import post_search
-from model.costs.latency import ElasticLatency, Latencies
+from model.costs.latency import Latencies
 from model.nsganetv2.nsga2_search import SELECTIONS, Objective, Record, Search
 from model.nsganetv2.pareto import non_dominated
 from model.ranking.supernet_accuracy import CandidateEvaluation
+from model.spaces.elastic.kind import ElasticGenome
+from model.spaces.elastic.latency import ElasticLatency
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.registry import build_supernet
+from model.spaces.registry import build_supernet, load_spec
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import TINY_CONFIG, rng

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from model.costs.lookup_table import LookUpTable
-from model.sgnas.answers import ReadyGenerator, load_generator
-from model.sgnas.generator import ArchitectureGenerator, PriorPool, tolerance
-from model.spaces.unified.space import Architecture
+from model.sgnas.answers import ReadyGenerator
+from model.sgnas.generator import ArchitectureGenerator
+from model.sgnas.prior_pool import PriorPool, tolerance
+from model.sgnas.runs import load_generator
+from model.spaces.paths import Architecture
 from tests.conftest import golden, released, rng
 from utils.errors import UserError
 

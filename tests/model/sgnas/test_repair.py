@@ -7,7 +7,8 @@ import torch
 
 from model.costs.lookup_table import LookUpTable
 from model.sgnas.repair import Demand, repair
-from model.spaces.unified.space import Architecture, LayerSpec, UnifiedSpace
+from model.spaces.paths import Architecture
+from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from tests.conftest import rng
 
 

@@ -23,8 +23,9 @@ from model.sgnas.warm_up import supernet_payload
 from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.registry import build_space
-from model.spaces.unified.space import Architecture, save_architecture
+from model.spaces.paths import Architecture
+from model.spaces.registry import open_problem
+from model.spaces.unified.space import save_architecture
 from model.spaces.unified.supernet import UnifiedSupernet
 from model.training import imagenet as imagenet_training
 from model.training.distillation import DistillationLoss, load_teacher
@@ -36,9 +37,9 @@ from tests.utils.test_distributed import torchrun, wait_for
 from utils import checkpoint, folder2lmdb, stopping
 from utils.command import Parser
 from utils.config import load_config
-from utils.engine import EpochMeter, Recipe, train_epoch
 from utils.errors import UserError
 from utils.optim import TimmSchedule
+from utils.recipe import EpochMeter, Recipe, train_epoch
 from utils.runtime import Progress
 
 # The published lines, as the papers' code bases give them.
@@ -72,7 +73,7 @@ def image_folder(tmp_path):
                 )
                 Image.fromarray(pixels).save(path / f"{index}.png")
     (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=tmp_path / "logs"))
-    space = build_space(load_config(tmp_path / "tiny.yml"))
+    space = open_problem(load_config(tmp_path / "tiny.yml")).space
     architecture = Architecture.of(
         [[3, 5, None, None, None, None], [7, None, None, None, None, None]]
     )
@@ -508,7 +509,7 @@ def test_the_distillation_loss_is_the_published_one():
 
 
 def test_a_supernet_teaches_by_its_largest_network_on_the_statistics_of_the_batch(folder):
-    space = build_space(load_config(folder / "tiny.yml"))
+    space = open_problem(load_config(folder / "tiny.yml")).space
     supernet = UnifiedSupernet(space, rng())
     checkpoint.save(folder / "supernet.pth", supernet_payload(supernet, 1))
     images = torch.randn(6, 3, 16, 16, generator=rng())

@@ -11,26 +11,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.costs.lookup_table import HardwareLoss
+from model.ranking.bn_recalibration import recalibrated
 from model.sgnas.generator_training import expected, straight_through, training_targets
+from model.sgnas.hardware_loss import HardwareLoss
 from model.sgnas.warm_up import path_logits
 from model.spaces.unified.supernet import UnifiedSupernet
 from model.training.from_scratch import mixup
 from tests.conftest import mixed_space, rng
 from utils.config import OptimState, load_config
-from utils.engine import (
-    DeviceContext,
-    EpochMeter,
-    Recipe,
-    check_finite,
-    evaluate,
-    recalibrated,
-    train_epoch,
-)
+from utils.engine import DeviceContext, evaluate
 from utils.errors import UserError
 from utils.images import ImageData
 from utils.loader import Augmentation, MemoryLoader, Normalisation
 from utils.optim import Schedule, make_optimizer, moving_average
+from utils.recipe import EpochMeter, Recipe, check_finite, train_epoch
 from utils.runtime import Progress, seed_global, stream
 
 CPU = DeviceContext(torch.device("cpu"))
@@ -68,7 +62,7 @@ def trained(network, forwards, batches, recipe, epoch=0, meter=None) -> EpochMet
 
 
 def test_the_hardware_loss_is_the_published_one():
-    loss = HardwareLoss(alpha=0.0003, penalty=1.2, tolerance=0.1)
+    loss = HardwareLoss(alpha=0.0003, loss_penalty=1.2, cost_tolerance=0.1)
     costs, targets = torch.tensor([110.0, 90.0, 100.05, 100.0]), torch.full((4,), 100.0)
     torch.testing.assert_close(
         loss(costs, targets), torch.tensor([0.0003 * 1.2 * 100, 0.0003 * 100, 0.0, 0.0])
@@ -76,7 +70,7 @@ def test_the_hardware_loss_is_the_published_one():
 
 
 def test_the_unit_of_the_hardware_loss_scales_a_small_space():
-    small = HardwareLoss(tolerance=0.0025, unit=0.025)
+    small = HardwareLoss(cost_tolerance=0.0025, cost_unit=0.025)
     torch.testing.assert_close(
         small(torch.tensor([2.75]), torch.tensor([2.5])),
         HardwareLoss()(torch.tensor([110.0]), torch.tensor([100.0])),
@@ -84,7 +78,7 @@ def test_the_unit_of_the_hardware_loss_scales_a_small_space():
 
 
 def test_a_relative_hardware_loss_weighs_shares_of_the_target():
-    loss = HardwareLoss(alpha=100, penalty=1.0, tolerance=0.0, relative=True)
+    loss = HardwareLoss(alpha=100, loss_penalty=1.0, cost_tolerance=0.0, hardware_loss="relative")
     torch.testing.assert_close(
         loss(torch.tensor([9.0, 90.0]), torch.tensor([10.0, 100.0])), torch.tensor([1.0, 1.0])
     )

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from model.ranking.bn_recalibration import reset_norms
 from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet, from_published
 from tests.conftest import rng
-from utils.engine import DeviceContext, reset_norms
+from utils.engine import DeviceContext
 from utils.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parents[3] / "golden" / "ofa.json").read_text())

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model.spaces.genome import CellGenome
-from model.spaces.network_spec import CellSpec, described
+from model.spaces.network_spec import described
 from torch.nn import functional as F
 
 import msunas
@@ -23,20 +22,18 @@ import train_cifar
 import validate
 from benchmarks import nasbench201 as benchmark
 from benchmarks.nasbench201 import Ranking, best_within, expected_best, taus, worth
+from model.costs.counting import count_macs, count_parameters
 from model.costs.lookup_table import LookUpTable
-from model.sgnas.generator import ArchitectureGenerator, PriorPool
+from model.sgnas.generator import ArchitectureGenerator
+from model.sgnas.prior_pool import PriorPool
 from model.sgnas.repair import Demand, repair
 from model.sgnas.warm_up import path_logits, supernet_payload
 from model.spaces.nasbench201.benchmark_table import CellTable
+from model.spaces.nasbench201.kind import CellGenome, CellSpec
 from model.spaces.nasbench201.space import EDGES, OPERATIONS, CellSpace, from_string, to_string
-from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet
-from model.spaces.unified.network import count_macs, count_parameters
-from model.spaces.unified.space import (
-    Architecture,
-    SearchSpace,
-    load_architecture,
-    save_architecture,
-)
+from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet, SoftCellSupernet
+from model.spaces.paths import Architecture, SearchSpace
+from model.spaces.unified.space import load_architecture, save_architecture
 from tests.conftest import rng
 from tests.test_stages import refused
 from utils import checkpoint
@@ -212,7 +209,7 @@ def test_the_supernet_computes_the_sum_over_edges(supernet):
 def test_soft_paths_are_mixtures_and_give_the_path_their_gradient(supernet):
     soft = SPACE.relax(torch.randn(SPACE.shape, generator=rng()), 1.0).requires_grad_()
     weights = torch.randn(4, 10, generator=rng(1))
-    results, frozen = [], supernet.frozen()
+    results, frozen = [], SoftCellSupernet(supernet)
     before = {name: value.clone() for name, value in frozen.named_buffers()}
     training = copy.deepcopy(supernet).train()  # batches are normalised by their own statistics
     for net in (frozen, lambda x, p: plain_logits(training, x, p), training):
@@ -227,7 +224,7 @@ def test_soft_paths_are_mixtures_and_give_the_path_their_gradient(supernet):
 
 
 def test_choices_without_a_share_get_their_gradient_too(supernet):
-    frozen, hard = supernet.frozen(), SPACE.sample(1, rng(2))[0]
+    frozen, hard = SoftCellSupernet(supernet), SPACE.sample(1, rng(2))[0]
     path = hard.clone().requires_grad_()
     frozen(images(), path)[:, 0].sum().backward()
     changed = hard.clone().requires_grad_()
@@ -238,7 +235,7 @@ def test_choices_without_a_share_get_their_gradient_too(supernet):
 
 def test_the_frozen_supernet_gives_weights_no_gradient(supernet):
     soft = SPACE.relax(torch.zeros(SPACE.shape), 1.0).requires_grad_()
-    frozen = supernet.frozen()
+    frozen = SoftCellSupernet(supernet)
     frozen(images(), soft).sum().backward()
     assert soft.grad is not None
     assert all(p.grad is None for p in frozen.parameters())

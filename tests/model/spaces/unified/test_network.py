@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from model.spaces.unified.network import SubNet, count_macs, count_parameters
-from model.spaces.unified.space import Architecture
+from model.costs.counting import count_macs, count_parameters
+from model.spaces.paths import Architecture
+from model.spaces.unified.network import SubNet
 from tests.conftest import filled_weights, golden
 from tests.fill_weights import image
 from utils.errors import UserError

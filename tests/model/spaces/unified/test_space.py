@@ -3,14 +3,8 @@
 import pytest
 import torch
 
-from model.spaces.unified.space import (
-    Architecture,
-    LayerSpec,
-    SearchSpace,
-    UnifiedSpace,
-    load_architecture,
-    save_architecture,
-)
+from model.spaces.paths import Architecture, SearchSpace
+from model.spaces.unified.space import LayerSpec, UnifiedSpace, load_architecture, save_architecture
 from tests.conftest import mixed_space, rng
 from utils.errors import UserError
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.spaces.unified.space import Architecture
-from model.spaces.unified.supernet import UnifiedSupernet, from_published
+from model.spaces.paths import Architecture
+from model.spaces.unified.published import from_published
+from model.spaces.unified.soft_supernet import SoftSupernet
+from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import filled_weights, golden, mixed_space, rng
 from tests.fill_weights import image
 from tests.reference import ReferenceSupernet
@@ -125,7 +127,7 @@ def test_hard_equals_soft_for_one_hot_probabilities(small_space):
     ours, _ = pair(small_space)
     ours.eval()
     images = torch.from_numpy(image(4, small_space.image_size))
-    frozen = ours.frozen()
+    frozen = SoftSupernet(ours)
     for path in small_space.sample(6, rng()):
         with torch.no_grad():
             close(frozen(images, path), ours(images, path))
@@ -139,7 +141,7 @@ def test_a_vanished_layer_is_the_identity_hard_soft_and_extracted():
     path = space.encode(Architecture.of([[3, None, 5], [None] * 4, [3], [3, 5, 7, 3]]))
     images = torch.from_numpy(image(4, space.image_size))
     with torch.no_grad():
-        close(ours.frozen()(images, path), ours(images, path))
+        close(SoftSupernet(ours)(images, path), ours(images, path))
         close(ours.extract(path).eval()(images), ours(images, path))
 
 
@@ -213,7 +215,10 @@ def test_alignment_puts_small_kernels_into_large_ones():
 
 def test_mixed_precision_differs_little_in_logits_and_gradients(small_space):
     supernet, _ = pair(small_space)
-    frozen, images = supernet.eval().frozen(), torch.from_numpy(image(4, small_space.image_size))
+    frozen, images = (
+        SoftSupernet(supernet.eval()),
+        torch.from_numpy(image(4, small_space.image_size)),
+    )
     hard = small_space.sample(1, rng())[0]
     results = []
     for amp in (False, True):
