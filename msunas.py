@@ -242,7 +242,7 @@ def run(
 
 
 def draws(args: argparse.Namespace, iteration: int) -> np.random.Generator:
-    """Every iteration has a random stream of its own, so that resuming needs no generator states."""
+    """Each iteration has a random stream of its own, so that resuming needs no other state."""
     return np.random.default_rng(stream(args.seed, "msunas", iteration).initial_seed())
 
 

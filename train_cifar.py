@@ -1,8 +1,9 @@
 """Train one architecture from scratch on a data set of small images.
 
     python3 train_cifar.py --cfg config_file/cifar_config.yml --flops 100 --title NAME
-    python3 train_cifar.py --data DIR --dataset cifar10 --model-config net.config --initial-checkpoint net.inherited \\
-        --img-size 224 --drop 0.2 --drop-path 0.2 --cutout --autoaugment
+    python3 train_cifar.py --data DIR --dataset cifar10 --model-config net.config \\
+        --initial-checkpoint net.inherited --img-size 224 --drop 0.2 --drop-path 0.2 \\
+        --cutout --autoaugment
 
 The architecture comes from the trained generator, or from a file; in the second line, with the
 recipe of NSGANetV2 (config_file/nsganetv2_config.yml), from post_search.py. All training images are

@@ -1,14 +1,14 @@
-"""Train one architecture on ImageNet, or on any folder of large images, in one process or under
-torchrun.
+"""Train one architecture on ImageNet, or on any folder of large images, in one or more processes.
 
     torchrun --nproc_per_node=4 train_imagenet.py DATA_DIR --model get_model --target_flops 320 \\
-        --config_path config_file/imagenet_config.yml --se True --activation hswish ...     (SGNAS)
-    torchrun --nproc_per_node=8 train_imagenet.py DATA_DIR --model nsganetv2_s --model-config net.config \\
-        --initial-checkpoint net.inherited --teacher SUPERNET ...                           (NSGANetV2)
+        --config_path config_file/imagenet_config.yml --se True --activation hswish ...  (SGNAS)
+    torchrun --nproc_per_node=8 train_imagenet.py DATA_DIR --model nsganetv2_s \\
+        --model-config net.config --initial-checkpoint net.inherited --teacher SUPERNET ...
+                                                                                     (NSGANetV2)
 
 DATA_DIR has train/ and val/, or with --lmdb what utils/folder2lmdb.py made of them. Optimisers,
 schedules, averaged weights, augmentation and mixup are those of timm. The batch size is that of
-each process. The same command goes on where it stopped.
+each process. The same command resumes where it stopped.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Accuracy and cost of a checkpoint on the test images.
 
     python3 validate.py --checkpoint logs/NAME/checkpoints/last.pth
-    python3 validate.py IMAGENET_DIR --checkpoint WEIGHTS.pth \\
-        --config_path config_file/imagenet_config.yml --target_flops 365 --se True --activation hswish
+    python3 validate.py IMAGENET_DIR --checkpoint WEIGHTS.pth --target_flops 365 \\
+        --config_path config_file/imagenet_config.yml --se True --activation hswish
     python3 validate.py --dataset cifar10 --data DIR --model net.config --pretrained WEIGHTS \\
         --img-size 224
 

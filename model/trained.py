@@ -343,7 +343,7 @@ def own_data(payload: dict, spec: NetworkSpec) -> dict:
 
 
 def _published(args: argparse.Namespace, payload: dict) -> Trained:
-    """A `net.config` with its weights on a data set by name, as NSGANetV2's command line says it."""
+    """A `net.config` with its weights on a named data set, as NSGANetV2's command line says."""
     if args.dataset is None or args.data is None:
         raise UserError("--model: --dataset and --data must say what its network is validated on")
     known = known_set(args.dataset)

@@ -19,7 +19,7 @@ from utils.json_file import one_line
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a network, built when asked for, and the shape of its input, `[C, H, W]` or `[C]`."""
+    """A part of a network, built when asked for; `shape` of its input is `[C, H, W]` or `[C]`."""
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]

@@ -23,9 +23,9 @@ class ConvReLU(nn.Module):
 class ArchitectureGenerator(nn.Module):
     """`generator(priors [N, L, E, K], targets [N]) -> logits [N, L, E, K]`.
 
-    Targets are in the unit of its cost table. Fully convolutional over the image `L x (E K)` of the prior, so one set of weights fits any
-    space. `low` and `high` are the range of targets; the network sees a target as its place in that
-    range, in `hc_dim` constant maps.
+    Targets are in the unit of its cost table. Fully convolutional over the image `L x (E K)` of the
+    prior, so one set of weights fits any space. `low` and `high` are the range of targets; the
+    network sees a target as its place in that range, in `hc_dim` constant maps.
     """
 
     WIDTH = 32

@@ -266,7 +266,7 @@ class SpaceKind:
         labels: Tensor,
         rng: torch.Generator,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The passes of a warm-up step: for each of `count` architectures its logits and targets."""
+        """The passes of a warm-up step: logits and targets of each of `count` architectures."""
         raise NotImplementedError
 
     def soft(self, supernet: nn.Module) -> nn.Module:

@@ -118,7 +118,7 @@ class PathSpace:
         return torch.ones(self.shape[0], dtype=torch.bool)
 
     def least_active(self, min_expansion: int) -> Tensor:
-        """int64 `[L]`: fewest active sub-blocks of each layer where `min_expansion` are asked for."""
+        """int64 `[L]`: fewest active sub-blocks of a layer, asked for `min_expansion`."""
         return torch.zeros(self.shape[0], dtype=torch.long)
 
     def active(self, path: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class PathSpace:
 
         Strict fairness, as in Chu et al., "FairNAS", ICCV 2021.
         """
-        L, E, K = self.shape
+        L, E, _ = self.shape
         options = self.mask.sum(dim=-1)
         own = (~self.mask).long().argsort(dim=-1, stable=True)  # the legal choices first
         order = shuffles((-(-count // int(options.min())), L, E), options, rng)
@@ -199,7 +199,7 @@ class PathSpace:
     # -- architectures ---------------------------------------------------------------------------
 
     def encode(self, architecture: Architecture) -> Tensor:
-        """The one-hot path `[L, E, K]` of an architecture; UserError if it is none of this space."""
+        """The one-hot path `[L, E, K]` of an architecture; UserError if the space has no such."""
         self.check(architecture)
         index = torch.full(self.shape[:2], self.shape[2] - 1)
         for layer, row in enumerate(architecture.choices):

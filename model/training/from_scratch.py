@@ -1,4 +1,4 @@
-"""Training a network from scratch with the published recipe and its options (SGNAS, section 4.1)."""
+"""Training from scratch with the published recipe and its options (SGNAS, section 4.1)."""
 
 import json
 import shutil

@@ -96,7 +96,6 @@ class TimmNetwork:
         }
 
 
-@singledispatch
 def described(network: nn.Module) -> TimmNetwork:
     """Describe a network; UserError for one that timm cannot express."""
     describe = {SubNet: _efficientnet, MobileNetV3: _mobilenetv3}.get(type(network))
@@ -106,8 +105,7 @@ def described(network: nn.Module) -> TimmNetwork:
     return describe(network)
 
 
-@described.register
-def _(network: SubNet) -> TimmNetwork:
+def _efficientnet(network: SubNet) -> TimmNetwork:
     blocks = [_unified_block(block) for block in (network.first_mb, *network.stages)]
     stem = network.first.conv
     options = {"stem_size": stem.out_channels, "num_features": network.last_stage[0].out_channels}
@@ -133,8 +131,7 @@ def _unified_block(block: InvertedBottleneck) -> TimmBlock:
     )
 
 
-@described.register
-def _(network: MobileNetV3) -> TimmNetwork:
+def _mobilenetv3(network: MobileNetV3) -> TimmNetwork:
     blocks = []
     for block, layer in zip(network.blocks, network.layers, strict=True):
         act = type(block.mobile_inverted_conv["depth_conv"].act)

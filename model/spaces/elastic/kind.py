@@ -118,7 +118,7 @@ class ElasticKind(SpaceKind):
         return ElasticSupernet(space, rng)
 
     def supernet_of_checkpoint(self, path: str, payload: dict) -> ElasticSupernet:
-        """Of a checkpoint of ours, which says its space, or a published one, which shows its width."""
+        """That of a checkpoint of ours, or of a published one, which shows its width."""
         state = from_published(checkpoint.weights(payload, path))
         if "space" in payload:
             space = self.space_from_dict(payload["space"])

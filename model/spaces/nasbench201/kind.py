@@ -27,7 +27,7 @@ class CellSpec(PathSpec):
     def inherited(
         self, supernet: str, options: dict, rng: torch.Generator | None = None
     ) -> nn.Module:
-        """UserError when the supernet has another number of cells in each stage than the network."""
+        """UserError when the supernet has another number of cells a stage than the network."""
         state = checkpoint.weights(checkpoint.load(supernet), supernet)
         cells = max(1, len({key.split(".")[2] for key in state if "stages.0." in key}))
         if cells != self.space.cells:

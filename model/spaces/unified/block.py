@@ -115,7 +115,7 @@ class UnifiedBlock(nn.Module):
         return [middle * gate for middle, gate in zip(middles, parts, strict=True)]
 
     def _gate(self, pooled: Tensor, blocks: Tensor) -> Tensor:
-        """Squeeze-excite gate `[B, n C, 1, 1]`: the width inside is that of the stand-alone layer."""
+        """Squeeze-excite gate `[B, n C, 1, 1]`, as wide inside as in the stand-alone layer."""
         width = squeezed_channels(pooled.shape[1])
         squeeze, excite = self.squeeze[:width, blocks], self.excite[blocks, :, :width]
         squeezed = F.linear(pooled, squeeze.flatten(1), self.squeeze_bias[:width]).relu()
