@@ -1,11 +1,10 @@
-"""What a search and its networks are, without what only training needs: a small folder to give
-away.
+"""Makes a small folder to share: what a search and its networks are, without training state.
 
     python3 -m tools.release logs/digits_config logs/digits_5.5M --out release/digits
 
 Of a search: config, supernet, generator and its prior pool; of a network: its checkpoint and
-architecture. Weights are rounded to 16 bits, batch norms and biases stay as they are; the
-result.json of a network is what the rounded weights reach on the test images.
+architecture. Weights are rounded to 16 bits, batch norms and biases stay as they are; result.json
+of a network holds the accuracy of the rounded weights on the test images.
 """
 
 import json
@@ -17,34 +16,29 @@ from typing import TypeVar
 
 import torch
 import yaml
-from model.spaces.network_spec import KINDS, costs_of
 from torch import Tensor
 
-from model.sgnas.answers import GENERATOR_FILE, LATENCY_FILE, run_config, supernet_of
+from model.sgnas.runs import GENERATOR_FILE, LATENCY_FILE, run_config, supernet_of
+from model.spaces.registry import costs_of, describes_network
 from model.trained import open_own
+from model.training.from_scratch import ScratchTraining
 from utils import checkpoint
 from utils.command import Parser, command
 from utils.engine import DeviceContext, evaluate
 from utils.errors import UserError
+from utils.json_file import read_json
 from utils.table import format_table
 
 T = TypeVar("T")
-TRAINING = ("optimizer", "scaler", "average", "tally", "scores", "best_top1", "batch_size")
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN_DIR",
-        help="of search.py, or of a trained network",
-    )
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="gets a folder of each run's name"
-    )
+    what = {"nargs": "+", "type": Path, "metavar": "RUN_DIR"}
+    parser.add_argument("runs", **what, help="of search.py, or of a trained network")
+    where = {"required": True, "type": Path, "metavar": "DIR"}
+    parser.add_argument("--out", **where, help="gets a folder of each run's name")
     args = parser.parse_args(argv)
     rows = []
     for run in args.runs:
@@ -53,14 +47,13 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--out {args.out}: {folder} is there already")
         is_search = (run / "checkpoints" / f"{GENERATOR_FILE}.pth").exists()
         top1 = whole_or_not(folder, partial(release_search if is_search else release_network, run))
-        reached = None if is_search else f"{top1:.2f}"
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        rows.append([str(folder), f"{size / 1e6:.3f}", reached])
+        rows.append([str(folder), f"{size / 1e6:.3f}", None if is_search else f"{top1:.2f}"])
     print(format_table(["folder", "MB", "test top-1 %"], rows))
 
 
 def whole_or_not(folder: Path, write: Callable[[Path], T]) -> T:
-    """Let `write` fill a folder that is there when it is done, and only then."""
+    """Let `write` fill a folder that appears only when it is complete."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -73,13 +66,9 @@ def whole_or_not(folder: Path, write: Callable[[Path], T]) -> T:
 
 
 def copy_records(run: Path, folder: Path, *names: str) -> None:
-    """How the run was begun, but for the machine, and what it measured."""
-    environment = json.loads((run / "environment.json").read_text())
-    kept = {
-        key: environment[key]
-        for key in ("stage", "python", "torch", "commit")
-        if key in environment
-    }
+    """How the run was started, without the machine, and what it measured."""
+    environment, keys = read_json(run / "environment.json"), ("stage", "python", "torch", "commit")
+    kept = {key: environment[key] for key in keys if key in environment}
     checkpoint.write_text(folder / "environment.json", json.dumps(kept, indent=1) + "\n")
     for name in ("metrics.jsonl", *names):
         if (run / name).exists():
@@ -97,45 +86,36 @@ def release_search(run: Path, folder: Path) -> None:
     checkpoint.write_text(folder / "config.yml", yaml.safe_dump(config, sort_keys=False))
     for file in (supernet_of(run), run / "checkpoints" / f"{GENERATOR_FILE}.pth"):
         checkpoint.save(folder / "checkpoints" / file.name, small(checkpoint.load(file)))
-    copy_records(
-        run, folder, "prior_pool.json", "architectures.json", "split.json", "supernet_evaluate.csv"
-    )
+    names = ("prior_pool.json", "architectures.json", "split.json", "supernet_evaluate.csv")
+    copy_records(run, folder, *names)
 
 
 def release_network(run: Path, folder: Path) -> float:
-    """Its last weights, and their average when there is one; top-1 of the last in % of the test
-    images.
-    """
+    """Its last weights, and their average when there is one; test top-1 of the last in %."""
     payload = checkpoint.load(run / "checkpoints" / "last.pth")
-    if payload.get("kind") not in KINDS:
-        raise UserError(
-            f"{run}: no run of search.py with a generator, and none of a trained network"
-        )
+    if not describes_network(payload):
+        raise UserError(f"{run}: no run of search.py with a generator, nor of a trained network")
     file = folder / "last.pth"
     checkpoint.save(file, small(payload))
     if (average := run / "checkpoints" / "ema.pth").exists():
         checkpoint.save(folder / "ema.pth", small(checkpoint.load(average)))
-    trained = open_own(file)
-    network, context = trained.network, DeviceContext(torch.device("cpu"))
-    score = evaluate(network, trained.batches(trained.test_images(), 256), context)
-    result = {
-        **score.to_dict(),
-        **costs_of(trained.spec, network, trained.image_size),
-        "checkpoint": file.name,
-    }
+    trained, context = open_own(file), DeviceContext(torch.device("cpu"))
+    score = evaluate(trained.network, trained.batches(trained.test_images(), 256), context)
+    costs = costs_of(trained.spec, trained.network, trained.image_size)
+    result = {**score.to_dict(), **costs, "checkpoint": file.name}
     checkpoint.write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
     copy_records(run, folder, "architecture.json", "config.yml")
     return score.top1
 
 
 def small(payload: dict) -> dict:
-    """A checkpoint without the state of its training, its weights of two axes and more rounded to
-    16 bits.
-    """
-    return {key: rounded(value) for key, value in payload.items() if key not in TRAINING}
+    """A checkpoint without training state, its weights of two axes and more rounded to 16 bits."""
+    keys = payload.keys() - set(ScratchTraining.RESUME_KEYS)
+    return {key: rounded(value) for key, value in payload.items() if key in keys}
 
 
 def rounded(value):
+    """Tensors rounded where they are weights, in a nested dictionary."""
     if isinstance(value, Tensor):
         return value.half() if value.is_floating_point() and value.ndim > 1 else value.clone()
     return {key: rounded(part) for key, part in value.items()} if isinstance(value, dict) else value

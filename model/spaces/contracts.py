@@ -305,6 +305,10 @@ class SpaceKind:
         """What can be drawn of an architecture."""
         raise NotImplementedError
 
+    def design_of(self, spec: NetworkSpec) -> Design:
+        """As `design`, of a network whose space is known."""
+        return self.design(spec.architecture)
+
     def published_files(self, network: nn.Module) -> dict[str, str]:
         """Files by which the published code describes a network: name -> text."""
         return {}

@@ -37,6 +37,9 @@ class ScratchTraining:
     another one resumes after as many images.
     """
 
+    # what only resuming needs of `state`; the rest is a network that describes itself
+    RESUME_KEYS = ("average", "optimizer", "scaler", "batch_size", "tally", "scores", "best_top1")
+
     def __init__(
         self,
         network: nn.Module,

@@ -1,18 +1,20 @@
-"""Architectures trained from scratch, beside what the supernet said of them."""
+"""Architectures trained from scratch, compared with their supernet accuracy."""
 
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
 import msunas
 import train_cifar
-from model.spaces.paths import Architecture
-from model.spaces.registry import build_cost_table, open_problem
+from model.ranking.score_file import ScoreFile
+from model.sgnas import supernet_scores
+from model.spaces.registry import build_cost_table, build_space
+from model.spaces.unified.space import Architecture
 from tools import rank
 from utils.config import load_config
+from utils.errors import UserError
 
 RECIPE = ("--set", "epochs=1", "optim_state.lr=0.05")
 
@@ -20,7 +22,7 @@ RECIPE = ("--set", "epochs=1", "optim_state.lr=0.05")
 @pytest.fixture
 def table(searched):
     config = load_config(searched / "tiny.yml")
-    return build_cost_table(config, open_problem(config).space)
+    return build_cost_table(config, build_space(config))
 
 
 def test_more_random_architectures_begin_with_the_same(table):
@@ -40,9 +42,8 @@ def test_random_architectures_of_a_target_cost_as_much(table):
 
 def test_too_few_of_a_cost_are_an_error(table, monkeypatch):
     monkeypatch.setattr(rank, "DRAWS", 1)
-    with pytest.raises(
-        rank.UserError, match="--random 2: of 9 M, of 4096 random architectures 0 are such"
-    ):
+    said = "--random 2: of 9 M, of 4096 random architectures 0 are such"
+    with pytest.raises(UserError, match=said):
         rank.drawn(table, 2, 0, 9.0)
 
 
@@ -55,23 +56,9 @@ def trained(searched, out, *more) -> list[dict]:
 def evolution(searched, tmp_path_factory):
     """A short evolutionary search on the supernet of the run."""
     folder = tmp_path_factory.mktemp("evolution")
-    given = [
-        "--n_epochs",
-        "0",
-        "--n_doe",
-        "6",
-        "--n_iter",
-        "2",
-        "--iterations",
-        "1",
-        "--vld_size",
-        "40",
-    ]
-    given += [
-        "--supernet_path",
-        str(searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"),
-    ]
-    msunas.main(["--cfg", str(searched / "tiny.yml"), "--save", str(folder / "found"), *given])
+    line = f"--supernet_path {searched}/logs/tiny/checkpoints/supernet_best.pth --n_epochs 0"
+    line += f" --cfg {searched}/tiny.yml --save {folder}/found --n_doe 6 --n_iter 2 --iterations 1"
+    msunas.main(f"{line} --vld_size 40".split())
     return folder / "found"
 
 
@@ -87,19 +74,8 @@ def test_networks_are_trained_once_and_all_numbers_may_grow(
     assert "Kendall tau of cost alone" in said
     assert said.count("too few architectures for an interval") == 3
 
-    with_answers = (
-        "--count",
-        "4",
-        "--targets",
-        "0.15",
-        "--random",
-        "2",
-        "--search",
-        str(evolution),
-        "--scored",
-        "5",
-    )
-    lines = trained(searched, tmp_path, *with_answers)
+    more = f"--count 4 --targets 0.15 --random 2 --search {evolution} --scored 5".split()
+    lines = trained(searched, tmp_path, *more)
     assert lines[:3] == first
     assert all(file.read_bytes() == content for file, content in before.items())
     said = capsys.readouterr().out
@@ -107,7 +83,7 @@ def test_networks_are_trained_once_and_all_numbers_may_grow(
     assert ", left 0" in said
     assert "by the supernet, 5 random ones of 0.15 have" in said
     assert "all 8 networks together" in said
-    scored = json.loads((tmp_path / "supernet.json").read_text())["top1"]
+    scored = ScoreFile.open(tmp_path / "supernet.jsonl").values
     # two of the five are answers
     assert len(scored) == len({line["network"] for line in lines}) + 3
     answers = lines[4:]
@@ -120,71 +96,30 @@ def test_networks_are_trained_once_and_all_numbers_may_grow(
     assert answers[0]["supernet_top1"] == answers[1]["supernet_top1"]
 
     monkeypatch.setattr(rank, "train_from_scratch", None)  # nothing is left to train
-    monkeypatch.setattr(rank, "top1_of_all", None)  # nor to score
-    assert trained(searched, tmp_path, *with_answers) == lines
+    monkeypatch.setattr(supernet_scores, "top1_of_all", None)  # nor to score
+    assert trained(searched, tmp_path, *more) == lines
     assert ", left" not in capsys.readouterr().out
 
 
 def test_a_network_is_what_train_cifar_trains(searched, tmp_path):
     line = trained(searched, tmp_path, "--count", "1")[0]
     folder = tmp_path / f"{line['network']}-seed0"
-    given = [
-        "--cfg",
-        str(searched / "tiny.yml"),
-        "--architecture",
-        str(folder / "architecture.json"),
-    ]
-    train_cifar.main([*given, "--title", "same", *RECIPE, f"log_dir={tmp_path}", "seed=0"])
+    given = f"--cfg {searched}/tiny.yml --architecture {folder}/architecture.json --title same"
+    train_cifar.main([*given.split(), *RECIPE, f"log_dir={tmp_path}", "seed=0"])
     result = json.loads((tmp_path / "same" / "result.json").read_text())
     assert result["top1"] == line["test_top1"]
-    assert Architecture.of(line["choices"]) == Architecture.of(
-        json.loads((folder / "architecture.json").read_text())["choices"]
-    )
+    stored = json.loads((folder / "architecture.json").read_text())
+    assert Architecture.of(line["choices"]) == Architecture.of(stored["choices"])
 
 
 def test_the_evolved_answer_is_the_best_of_what_is_allowed(searched, evolution, table):
-    args = rank.parse_arguments(
-        [str(searched / "logs" / "tiny"), "--out", "x", "--search", str(evolution)]
-    )
+    args = rank.parse_arguments(f"{searched}/logs/tiny --out x --search {evolution}".split())
     rows = json.loads((evolution / "iter_1.stats").read_text())["archive"]
     target = sorted(cost for _, _, cost in rows)[len(rows) // 2]
     found = table.space.decode(rank.evolved(target, table, args))
     least = min(error for _, error, cost in rows if cost <= target)
-    assert found in [
-        Architecture.of(record["choices"]) for record, error, _ in rows if error == least
-    ]
-
-
-def judged(target: float, supernet: float, *tests: float) -> rank.Judged:
-    answer = rank.Answer("random", target, Architecture(((int(100 * supernet),),)), target, 0.1)
-    return rank.Judged(answer, supernet, tests)
-
-
-def test_agreement_is_that_within_targets(capsys):
-    """By hand: both targets have the supernet's order in their first training and the opposite one
-    in their second.
-    """
-    cheap = [judged(4, 1.0, 50.0, 53.0), judged(4, 3.0, 52.0, 50.0), judged(4, 2.0, 51.0, 52.0)]
-    dear = [judged(8, 1.1, 70.0, 73.0), judged(8, 3.1, 72.0, 70.0), judged(8, 2.1, 71.0, 72.0)]
-    rank.print_agreement([*cheap, cheap[0], *dear])  # what several methods gave counts once
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        # 51.5, 51, 51.5: -2 / sqrt(3 * 2), for the tie
-        "  -0.816 of the supernet with the mean of all trainings",
-        "  0.000 of the supernet with one training",
-        "  -1.000 of one training with another",
-    ]
-    rank.print_agreement([judged(4, 1.0, 50.0), judged(4, 2.0, 51.0)])
-    assert "another" not in capsys.readouterr().out
-
-
-def test_answers_stand_among_random_ones_of_equal_cost(capsys):
-    found = rank.Answer(rank.GENERATOR, 4.0, Architecture(((3,),)), 4.0, 0.1)
-    scores = np.array([50.0, 52.0, 54.0, 56.0])
-    rank.print_standing([rank.Judged(found, 55.0, (60.0,)), judged(4, 51.0, 50.0)], {4.0: scores})
-    [line] = capsys.readouterr().out.splitlines()
-    assert line == (
-        "by the supernet, 4 random ones of 4 have 53.00 +- 2.58 %; generator's answer is above 75% of them"
-    )
+    best = [Architecture.of(record["choices"]) for record, error, _ in rows if error == least]
+    assert found in best
 
 
 def refused(capsys, *argv) -> str:
@@ -196,22 +131,39 @@ def refused(capsys, *argv) -> str:
     return lines[0]
 
 
-def test_what_is_wrong_is_one_line(searched, tmp_path, evolution, capsys):
+def test_an_error_is_one_line(searched, tmp_path, evolution, capsys):
     run, out = searched / "logs" / "tiny", tmp_path / "out"
+    given = (run, "--out", out)
     assert "has no config.yml" in refused(capsys, tmp_path, "--out", out)
-    assert "nothing to train" in refused(capsys, run, "--out", out, "--count", 0)
-    assert "this space reaches" in refused(capsys, run, "--out", out, "--targets", 99)
-    assert "no search of this space" in refused(
-        capsys, run, "--out", out, "--targets", 0.15, "--search", tmp_path
-    )
+    assert "nothing to train" in refused(capsys, *given, "--count", 0)
+    assert "this space reaches" in refused(capsys, *given, "--targets", 99)
+    given += ("--targets", 0.15, "--search")
+    assert "no search of this space" in refused(capsys, *given, tmp_path)
     other = shutil.copytree(evolution, tmp_path / "other")
     record = json.loads((other / "search.json").read_text())
-    record["settings"]["supernet_path"] = "0" * 64
-    (other / "search.json").write_text(json.dumps(record))
-    assert "on another supernet" in refused(
-        capsys, run, "--out", out, "--targets", 0.15, "--search", other
-    )
+    for key, value, said in (
+        ("supernet_path", "0" * 64, "on another supernet"),
+        ("test", True, "guided by test images"),
+    ):
+        changed = {**record, "settings": {**record["settings"], key: value}}
+        (other / "search.json").write_text(json.dumps(changed))
+        assert said in refused(capsys, *given, other)
     assert not out.exists()
+
+
+def test_a_folder_of_before_is_resumed(searched, tmp_path, monkeypatch):
+    """Once the scores were in one piece: supernet.json."""
+    lines = trained(searched, tmp_path, "--count", "2")
+    file = tmp_path / "supernet.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    top1 = {row["id"]: row["values"]["top1"] for row in rows}
+    by = {**rows[0]["by"], "supernet": rows[0]["by"]["supernet"] + 48 * "f"}
+    (tmp_path / "supernet.json").write_text(json.dumps({**by, "top1": top1}))
+    content = file.read_text()
+    file.unlink()
+    monkeypatch.setattr(supernet_scores, "top1_of_all", None)
+    assert trained(searched, tmp_path, "--count", "2") == lines
+    assert file.read_text() == content
 
 
 def test_another_recipe_is_refused_in_the_same_folder(searched, tmp_path, capsys):

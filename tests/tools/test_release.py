@@ -1,4 +1,4 @@
-"""What is given away: small, complete, and as it says."""
+"""What is shared: small, complete, and as accurate as it says."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from model.sgnas.runs import find_generator, run_config, supernet_of
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, save_elastic_architecture
 from model.spaces.registry import build_supernet, load_spec, load_supernet
 from model.trained import open_own
+from model.training.from_scratch import ScratchTraining
 from tests.test_stages import refused
 from tools import draw, release, report
 from tools.reporting import figures
@@ -37,11 +38,9 @@ def released(searched, network, tmp_path_factory) -> Path:
 
 
 def test_weights_are_rounded_and_nothing_of_training_is_kept(network, released):
-    before, after = (
-        checkpoint.load(file)
-        for file in (network / "checkpoints" / "last.pth", released / "net/last.pth")
-    )
-    assert not after.keys() & set(release.TRAINING)
+    files = (network / "checkpoints" / "last.pth", released / "net" / "last.pth")
+    before, after = map(checkpoint.load, files)
+    assert before.keys() - after.keys() == set(ScratchTraining.RESUME_KEYS)
     for key, value in before["model"].items():
         kept = after["model"][key]
         if value.is_floating_point() and value.ndim > 1:
@@ -55,18 +54,14 @@ def test_a_released_network_validates_and_describes_itself(network, released, ca
     record = json.loads((released / "net" / "result.json").read_text())
     validate.main(["--checkpoint", str(released / "net" / "last.pth"), "--json"])
     assert json.loads(capsys.readouterr().out)["top1"] == record["top1"]
-    assert (
-        load_spec(released / "net" / "architecture.json")[0]
-        == open_own(released / "net" / "last.pth").spec
-    )
+    spec, _ = load_spec(released / "net" / "architecture.json")
+    assert spec == open_own(released / "net" / "last.pth").spec
 
 
 def test_a_released_search_generates_what_the_search_did(searched, released):
     targets = torch.tensor([0.12, 0.15, 0.18], dtype=torch.float64)
-    answers = []
-    for run in (searched / "logs" / "tiny", released / "tiny"):
-        ready = find_generator(run_config(run), run)
-        answers.append(ready.logits(targets))
+    runs = (searched / "logs" / "tiny", released / "tiny")
+    answers = [find_generator(run_config(run), run).logits(targets) for run in runs]
     assert torch.allclose(*answers, rtol=0.02, atol=0.01)
     config = run_config(released / "tiny")
     load_supernet(build_supernet(config), str(supernet_of(released / "tiny")))
@@ -74,9 +69,7 @@ def test_a_released_search_generates_what_the_search_did(searched, released):
 
 
 def test_a_page_can_be_made_of_it(released, tmp_path, capsys):
-    report.main(
-        [str(released / "tiny"), str(released / "net"), "--out", str(tmp_path / "report.html")]
-    )
+    report.main(f"{released}/tiny {released}/net --out {tmp_path}/report.html".split())
     assert "0 remarks" in capsys.readouterr().out
 
 
@@ -98,27 +91,17 @@ def test_what_is_there_is_not_written_over(network, released, searched, capsys):
 
 
 def test_the_release_is_small_and_whole():
-    assert {folder.name for folder in DIGITS.iterdir()} == {
-        "digits_config",
-        "digits_3M",
-        "digits_5.5M",
-    }
+    names = {"digits_config", "digits_3M", "digits_5.5M"}
+    assert {folder.name for folder in DIGITS.iterdir()} == names
     assert sum(file.stat().st_size for file in DIGITS.rglob("*") if file.is_file()) < 2e6
 
 
-@pytest.mark.parametrize(
-    "folder", sorted(file.parent for file in DIGITS.glob("*/last.pth")), ids=lambda f: f.name
-)
-def test_released_networks_are_as_accurate_as_they_say(folder):
-    trained, record = (
-        open_own(folder / "last.pth"),
-        json.loads((folder / "result.json").read_text()),
-    )
-    score = evaluate(
-        trained.network,
-        trained.batches(trained.test_images(), 256),
-        DeviceContext(torch.device("cpu")),
-    )
+@pytest.mark.parametrize("name", sorted(file.parent.name for file in DIGITS.glob("*/last.pth")))
+def test_released_networks_are_as_accurate_as_they_say(name):
+    trained = open_own(DIGITS / name / "last.pth")
+    record = json.loads((DIGITS / name / "result.json").read_text())
+    batches = trained.batches(trained.test_images(), 256)
+    score = evaluate(trained.network, batches, DeviceContext(torch.device("cpu")))
     assert score.top1 == pytest.approx(record["top1"], abs=0.3)  # one image of 359
     assert record["top1"] > 98
 
@@ -139,17 +122,14 @@ def test_a_picture_has_a_bar_for_each_sub_block(network, tmp_path):
     root = ElementTree.fromstring((tmp_path / "net.svg").read_text())
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     ids = [element.get("id", "") for element in root.iter()]
-    kernels = [
-        k for row in load_spec(network / "architecture.json")[0].architecture.choices for k in row
-    ]
+    spec, _ = load_spec(network / "architecture.json")
+    kernels = [kernel for layer in spec.architecture.choices for kernel in layer]
     for kernel in (3, 5, 7):
         assert sum(name.startswith(f"net-k{kernel}-") for name in ids) == kernels.count(kernel)
     assert sum(name.startswith("net-skip-") for name in ids) == kernels.count(None)
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts[-len(set(kernels)) :] == [
-        *(f"{kernel}x{kernel}" for kernel in sorted(set(kernels) - {None})),
-        "skip",
-    ]
+    names = [f"{kernel}x{kernel}" for kernel in sorted(set(kernels) - {None})]
+    assert texts[-len(set(kernels)) :] == [*names, "skip"]
     assert {"layer", "sub-block"} < set(texts)
 
 
@@ -160,10 +140,9 @@ def test_elastic_networks_are_drawn_as_high_as_their_expansion_ratios(tmp_path):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3", "4", "5", "6"]
     assert axes.get_xticks().tolist() == [0.5, 1.5, 3.0]
     architecture = ElasticArchitecture((3, 7), (4, 6), (1, 1), 24)
-    space = ElasticSpace(
-        stages=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), head=(32, 40),
-        resolutions=(24,), depths=(1,),
-    )  # fmt: skip
+    stages = {"stages": (16, 24), "strides": (1, 2), "activations": ("relu", "h_swish")}
+    more = {"se": (False, True), "head": (32, 40), "resolutions": (24,), "depths": (1,)}
+    space = ElasticSpace(**stages, **more)
     save_elastic_architecture(tmp_path / "architecture.json", space, architecture, {}, {})
     draw.main([str(tmp_path / "architecture.json"), "--out", str(tmp_path / "net.svg")])
     texts = re.findall(r">([^<>]+)</text>", (tmp_path / "net.svg").read_text())

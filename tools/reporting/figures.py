@@ -9,9 +9,10 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
+from html import escape
 from itertools import cycle
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -43,64 +44,36 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.15,
     "axes.prop_cycle": cycler(color=COLOURS),
-    **dict.fromkeys(
-        (
-            "text.color",
-            "axes.edgecolor",
-            "axes.labelcolor",
-            "xtick.color",
-            "ytick.color",
-            "grid.color",
-        ),
-        INK,
-    ),
     **dict.fromkeys(("figure.facecolor", "savefig.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "grid.color"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
 }
 
 Points = NDArray[np.float64]  # [n, 2]
 Series = Mapping[str, Points]
 
 
-def _drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Let a function draw in the style of the report."""
-
-    @wraps(draw)
-    def styled(*args, **kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
+_drawn = matplotlib.rc_context(STYLE)  # a decorator: draws in the style of the report
 
 
+@_drawn
 def svg(figure: Figure, name: str, label: str) -> str:
-    """An `<svg>` element; `name` keeps its ids apart from those of others, `label` says in words
-    what it shows.
-    """
+    """An `<svg>` element whose ids begin with `name`; `label` says in words what it shows."""
     file = io.BytesIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # the browser's fonts may have what ours lack
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(
-            file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=nothing)
     text = file.getvalue().decode()
-    body = re.sub(
-        r"<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>",
-        "",
-        text[text.index("<svg") :],
-        flags=re.S,
-    )
-    body = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", body).replace(
-        "xlink:href", "href"
-    )
-    body = re.sub(r"font-family: [^;]*; |\s*(?=\n)", "", body.replace(INK, "currentColor"))
+    unwanted = r"<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>"
+    body = re.sub(unwanted, "", text[text.index("<svg") :], flags=re.S)
+    body = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\1{name}-", body)
+    body = body.replace("xlink:href", "href").replace(INK, "currentColor")
+    body = re.sub(r"font-family: [^;]*; |\s*(?=\n)", "", body)
     head, rest = body.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', head)[0]
-    return f'<svg {view} role="img" aria-label="{_escaped(label)}">{rest.strip()}'
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return f'<svg {view} role="img" aria-label="{escape(label)}">{rest.strip()}'
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -126,18 +99,13 @@ def curves(lines: Mapping[str, Mapping[int, float]], quantity: str, step: str = 
 
 @_drawn
 def fronts(series: Series, cost: str) -> Figure:
-    """Points (cost, top-1 in %) of each method, and its front as a line of gid front-0, front-1,
-    ...
-    """
+    """Points (cost, top-1 in %) of each method; the line front-0, front-1, ... is its front."""
     figure, axes = _picture(series)
-    for index, ((name, points), colour, marker) in enumerate(
-        zip(series.items(), cycle(COLOURS), cycle(MARKERS))
-    ):
-        best = points[front(points)]
+    styles = zip(series.items(), cycle(COLOURS), cycle(MARKERS))
+    for index, ((name, points), colour, marker) in enumerate(styles):
         axes.plot(*points.T, marker, color=colour, alpha=0.75, markeredgewidth=0, label=name)
-        axes.plot(
-            *best.T, color=colour, drawstyle="steps-post", linewidth=1.4, gid=f"front-{index}"
-        )
+        steps = {"color": colour, "drawstyle": "steps-post", "linewidth": 1.4}
+        axes.plot(*points[front(points)].T, **steps, gid=f"front-{index}")
     axes.set(xlabel=cost, ylabel="top-1, %", ylim=(None, min(axes.get_ylim()[1], 100.8)))
     return _with_legend(figure)
 
@@ -150,9 +118,7 @@ def front(points: Points) -> NDArray[np.intp]:
 
 @_drawn
 def misses(series: Series, unit: str) -> Figure:
-    """Points (target, cost) of each file: above the costs, below how far they miss, with the band
-    of `TOLERANCE`.
-    """
+    """Points (target, cost) of each file: costs above, misses with their `TOLERANCE` below."""
     figure = Figure(figsize=(WIDTH, 1.5 * HEIGHT + 0.22 * len(series)), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     targets = np.concatenate([points[:, 0] for points in series.values()])
@@ -160,14 +126,9 @@ def misses(series: Series, unit: str) -> Figure:
     above.plot(ends, ends, color=INK, alpha=0.5, linewidth=1)
     below.axhspan(-TOLERANCE, TOLERANCE, color=COLOURS[2], alpha=0.35, linewidth=0, gid="band")
     for (name, points), colour, marker in zip(series.items(), cycle(COLOURS), cycle(MARKERS)):
-        above.plot(*points.T, marker, color=colour, markeredgewidth=0, label=name)
-        below.plot(
-            points[:, 0],
-            100 * (points[:, 1] / points[:, 0] - 1),
-            marker,
-            color=colour,
-            markeredgewidth=0,
-        )
+        style = {"color": colour, "markeredgewidth": 0}
+        above.plot(*points.T, marker, **style, label=name)
+        below.plot(points[:, 0], 100 * (points[:, 1] / points[:, 0] - 1), marker, **style)
     above.set(ylabel=f"cost, {unit}")
     below.set(xlabel=f"target, {unit}", ylabel="miss, %")
     low, high = below.get_ylim()
@@ -176,15 +137,14 @@ def misses(series: Series, unit: str) -> Figure:
 
 
 def within(points: Points) -> NDArray[np.bool_]:
-    """Which of the points (target, cost) miss by no more than `TOLERANCE`; costs are stored with
-    six digits.
-    """
+    """Which of the points (target, cost) miss by at most `TOLERANCE`."""
+    # costs are stored with six digits
     return np.abs(points[:, 1] / points[:, 0] - 1) <= TOLERANCE / 100 + 1e-6
 
 
 @_drawn
 def agreement(series: Series) -> Figure:
-    """Points (what the supernet says, what training from scratch reaches) of each method, in %."""
+    """Points (supernet accuracy, test accuracy after training) of each method, in %."""
     figure, axes = _picture(series)
     for (name, points), marker in zip(series.items(), cycle(MARKERS)):
         axes.plot(*points.T, marker, alpha=0.75, markeredgewidth=0, label=name)
@@ -214,6 +174,16 @@ def kernel_colour(kernel: int) -> str:
     return COLOURS[(kernel // 2 - 1) % len(COLOURS)]
 
 
+class Bar(NamedTuple):
+    """A sub-block or a block; one without a kernel is an empty place."""
+
+    gid: str
+    centre: float  # columns
+    bottom: float
+    height: float
+    kernel: int | None
+
+
 @_drawn
 def sub_blocks(choices: Sequence[Sequence[int | None]], alone: bool = False) -> Figure:
     """A column for each layer, a cell for each sub-block from the bottom up; skips are empty.
@@ -221,107 +191,78 @@ def sub_blocks(choices: Sequence[Sequence[int | None]], alone: bool = False) -> 
     Larger kernels have wider bars, so that colours are not all that tells them apart. A picture
     that stands `alone` is larger and has axes and a legend.
     """
-    bars, empty = [], []
+    bars, rows = [], max(map(len, choices))
     for layer, row in enumerate(choices):
         for block, kernel in enumerate(row):
-            place = (layer + 0.5, block + 0.06, 0.88)
-            if kernel is None:
-                empty.append((*place, f"skip-{layer}-{block}"))
-            else:
-                bars.append((*place, kernel, f"k{kernel}-{layer}-{block}"))
-    rows = max(map(len, choices))
-    figure = _bars(bars, empty, len(choices), rows)
+            gid = f"{'skip' if kernel is None else f'k{kernel}'}-{layer}-{block}"
+            bars.append(Bar(gid, layer + 0.5, block + 0.06, 0.88, kernel))
+    figure = _bars(bars, len(choices), rows)
     return (
-        _with_axes(figure, bars, empty, "layer", "sub-block", np.arange(rows) + 0.5)
-        if alone
-        else figure
+        _with_axes(figure, bars, "layer", "sub-block", np.arange(rows) + 0.5) if alone else figure
     )
 
 
 @_drawn
 def blocks(stages: Sequence[Sequence[tuple[int, int]]], alone: bool = False) -> Figure:
-    """A column for each block, as its expansion ratio; pairs are (kernel, expansion),
-    stages lie apart.
+    """A column for each block, as high as its expansion ratio; stages lie apart.
+
+    Pairs are (kernel, expansion ratio).
     """
     bars, left = [], 0.0
     for stage, pairs in enumerate(stages):
         for position, (kernel, expansion) in enumerate(pairs):
-            bars.append((left + 0.5, 0.0, expansion, kernel, f"k{kernel}-{stage}-{position}"))
+            gid = f"k{kernel}-{stage}-{position}"
+            bars.append(Bar(gid, left + 0.5, 0.0, expansion, kernel))
             left += 1
         left += GAP
-    rows = max([6, *(bar[2] for bar in bars)])
-    figure = _bars(bars, [], left - GAP, rows)
+    rows = max([6, *(bar.height for bar in bars)])
+    figure = _bars(bars, left - GAP, rows)
     return (
-        _with_axes(figure, bars, [], "block", "expansion ratio", np.arange(rows) + 1)
+        _with_axes(figure, bars, "block", "expansion ratio", np.arange(rows) + 1)
         if alone
         else figure
     )
 
 
-def _bars(bars: list[tuple], empty: list[tuple], columns: float, rows: float) -> Figure:
-    """`bars` are (centre, bottom, height, kernel, gid), `empty` places (centre, bottom, height,
-    gid).
-    """
+EMPTY = {"facecolor": "none", "edgecolor": INK, "linewidth": 0.6}
+
+
+def _bars(bars: list[Bar], columns: float, rows: float) -> Figure:
     figure = Figure(figsize=(CELL * columns, CELL * rows))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(0, rows))
     axes.set_axis_off()
-    for centre, bottom, height, gid in empty:
-        outline = {"facecolor": "none", "edgecolor": INK, "alpha": 0.22, "linewidth": 0.6}
-        axes.add_patch(
-            Rectangle((centre - 0.4, bottom), 0.8, height, clip_on=False, gid=gid, **outline)
-        )
-    for centre, bottom, height, kernel, gid in bars:
-        width = min(0.15 + 0.1 * kernel, 0.95)
-        filled = {"facecolor": kernel_colour(kernel), "linewidth": 0}
-        axes.add_patch(
-            Rectangle((centre - width / 2, bottom), width, height, clip_on=False, gid=gid, **filled)
-        )
+    for bar in sorted(bars, key=lambda bar: bar.kernel is not None):
+        width, style = 0.8, {**EMPTY, "alpha": 0.22}
+        if bar.kernel is not None:
+            width = min(0.15 + 0.1 * bar.kernel, 0.95)
+            style = {"facecolor": kernel_colour(bar.kernel), "linewidth": 0}
+        corner = (bar.centre - width / 2, bar.bottom)
+        axes.add_patch(Rectangle(corner, width, bar.height, clip_on=False, gid=bar.gid, **style))
     return figure
 
 
 def _with_axes(
-    figure: Figure,
-    bars: list[tuple],
-    empty: list[tuple],
-    x_label: str,
-    y_label: str,
-    heights: NDArray,
+    figure: Figure, bars: list[Bar], x_label: str, y_label: str, heights: NDArray
 ) -> Figure:
-    """What `_bars` drew, twice as large, with numbered columns and `heights`, and with a legend
-    above.
-    """
+    """What `_bars` drew, twice as large, with numbered axes and a legend above."""
     [axes] = figure.axes
-    kernels = sorted({kernel for _, _, _, kernel, _ in bars})
-    handles = [
-        Rectangle((0, 0), 1, 1, facecolor=kernel_colour(size), label=f"{size}x{size}")
-        for size in kernels
-    ]
-    if empty:
-        handles.append(
-            Rectangle(
-                (0, 0),
-                1,
-                1,
-                facecolor="none",
-                edgecolor=INK,
-                alpha=0.5,
-                linewidth=0.6,
-                label="skip",
-            )
-        )
+    kernels = sorted({bar.kernel for bar in bars} - {None})
+    styles = {f"{size}x{size}": {"facecolor": kernel_colour(size)} for size in kernels}
+    if any(bar.kernel is None for bar in bars):
+        styles["skip"] = {**EMPTY, "alpha": 0.5}
+    handles = [Rectangle((0, 0), 1, 1, **style, label=name) for name, style in styles.items()]
     width, height = 2 * figure.get_size_inches()
     # inches; an entry of the legend needs 0.75
     whole = (max(width, 0.75 * len(handles)) + 0.7, height + 0.9)
     figure.set_size_inches(*whole)
     axes.set_position((0.6 / whole[0], 0.5 / whole[1], width / whole[0], height / whole[1]))
-    centres = sorted({place[0] for place in (*bars, *empty)})
+    centres = sorted({bar.centre for bar in bars})
     axes.set(xticks=centres, xticklabels=range(1, len(centres) + 1), xlabel=x_label)
     axes.set(yticks=heights, yticklabels=range(1, len(heights) + 1), ylabel=y_label)
     axes.set_axis_on()
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.legend(
-        handles=handles, loc="upper left", ncols=len(handles), handlelength=1, columnspacing=1
-    )
+    spacing = {"handlelength": 1, "columnspacing": 1}
+    figure.legend(handles=handles, loc="upper left", ncols=len(handles), **spacing)
     return figure

@@ -1,5 +1,6 @@
-"""The pictures of a report, and what they say in words."""
+"""The pictures of a report, with their captions and what they show in words."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -7,12 +8,13 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from model.spaces.contracts import Design
 from tools.reporting import figures
-from tools.reporting.run_results import Design, Found, RunResults
-from tools.reporting.statistics import CONFIDENCE, kendall
+from tools.reporting.run_results import Found, RunResults, group_by
+from utils.statistics import CONFIDENCE, kendall
 
 MOST_DRAWN = 24
-# how methods are called whose networks were trained on their own
+# how the names of methods begin whose networks were trained on their own
 TRAINED = ("trained from scratch", "fine-tuned")
 
 
@@ -48,8 +50,8 @@ KNOWN = {
     "train_loss": "training loss",
     "eval_loss": "test loss",
     "ema_loss": "test loss, averaged weights",
-    "mean_miss": "mean miss, share of the target",
-    "prior_kept": "choices that are a prior's, share",
+    "mean_miss": "mean miss as a share of the target",
+    "prior_kept": "share of choices taken from the prior",
     "kendall_tau": "Kendall tau, target and cost",
     "lr": "learning rate",
     "rho": "Spearman rho",
@@ -85,132 +87,114 @@ def curve_pictures(run: RunResults, draw: Drawing) -> Iterable[Picture]:
 
 
 def ends(lines: dict[str, dict[int, float]]) -> str:
-    """How curves begin and end, in words."""
-    said = (
-        f"{name}: from {curve[min(curve)]:.4g} to {curve[max(curve)]:.4g}"
-        for name, curve in lines.items()
-    )
-    return "; ".join(said)
+    """The first and last values of curves, in words."""
+    parts = []
+    for name, curve in lines.items():
+        parts.append(f"{name}: from {curve[min(curve)]:.4g} to {curve[max(curve)]:.4g}")
+    return "; ".join(parts)
 
 
 def grouped(
     found: Iterable[Found], key: Callable[[Found], str], point: Callable[[Found], tuple]
 ) -> figures.Series:
     """The points `[n, 2]` of those that have one, by their key."""
-    groups: dict[str, list] = {}
-    for one in found:
-        if None not in point(one):
-            groups.setdefault(key(one), []).append(point(one))
-    return {name: np.array(points, dtype=np.float64) for name, points in groups.items()}
+    groups = group_by((one for one in found if None not in point(one)), key)
+    return {name: np.array([*map(point, own)], dtype=np.float64) for name, own in groups.items()}
+
+
+def measured(found: Iterable[Found], kind: str) -> list[Found]:
+    """Those whose cost and accuracy are known; `kind` is validation or test."""
+    return [one for one in found if None not in (one.cost, getattr(one, kind))]
 
 
 def miss_pictures(run: RunResults, draw: Drawing) -> Iterable[Picture]:
-    asked = [
-        one
-        for one in run.found
-        if one.method == "generated" and one.validation is None and one.target
-    ]
-    series = grouped(asked, lambda one: one.file, lambda one: (one.target, one.cost))
+    """Costs against targets of what a generator answered."""
+    answers = [one for one in run.found if one.method == "generated" and one.validation is None]
+    answers = [one for one in answers if one.target]
+    series = grouped(answers, lambda one: one.file, lambda one: (one.target, one.cost))
     if not series:
         return
-    points = np.concatenate(list(series.values()))
-    met, mean = (
-        int(figures.within(points).sum()),
-        100 * np.abs(points[:, 1] / points[:, 0] - 1).mean(),
-    )
-    says = f"{met} of {len(points)} costs are within {figures.TOLERANCE:g} % of their targets, the mean miss is"
-    unit = asked[0].axis
-    label = f"Cost against target, {unit}, and the miss in percent. {says} {mean:.2f} %"
-    caption = f"{run.name}: {says} {mean:.2f} %. The line is cost = target, the band +- {figures.TOLERANCE:g} %."
+    points, unit, band = np.concatenate(list(series.values())), answers[0].axis, figures.TOLERANCE
+    met, miss = figures.within(points).sum(), np.abs(points[:, 1] / points[:, 0] - 1).mean()
+    text = f"{met} of {len(points)} costs are within {band:g} % of their targets; "
+    text += f"the mean miss is {100 * miss:.2f} %"
+    label = f"Cost against target, {unit}, and the miss in percent. {text}"
+    caption = f"{run.name}: {text}. The line is cost = target, the band +- {band:g} %."
     yield Picture(draw(figures.misses(series, unit), label), caption)
 
 
 def accuracy_pictures(found: list[Found], kind: str, draw: Drawing) -> list[Picture]:
-    """One for each data set and kind of cost. The `kind` of accuracy is never mixed with the other
-    one.
-    """
-    measured = [one for one in found if getattr(one, kind) is not None and one.cost is not None]
-    # else those that do not say it are of the same one
-    several = len({one.data for one in measured} - {""}) > 1
-    groups: dict[tuple[str, str], list[Found]] = {}
-    for one in measured:
-        groups.setdefault((one.axis, one.data if several else ""), []).append(one)
+    """A picture for each data set and kind of cost; `kind` is validation or test, never both."""
+    found = measured(found, kind)
+    # if there is only one data set, results that do not record theirs are of it, too
+    several = len({one.data for one in found} - {""}) > 1
+    groups = group_by(found, lambda one: (one.axis, several and one.data))
     return [accuracy_picture(own, kind, several, draw) for own in groups.values()]
 
 
 def accuracy_picture(found: list[Found], kind: str, several: bool, draw: Drawing) -> Picture:
+    """Top-1 against cost; the title names the data set where there are `several`."""
     axis, best = found[0].axis, max(getattr(one, kind) for one in found)
     series = grouped(found, method_names(found), lambda one: (one.cost, getattr(one, kind)))
     counts = "; ".join(f"{name}: {len(points)}" for name, points in series.items())
-    what = f"Top-1 against {axis}" + (
-        f", on {found[0].data or 'a data set not recorded'}" if several else ""
-    )
+    what = f"Top-1 against {axis}"
+    if several:
+        what += f", on {found[0].data or 'a data set not recorded'}"
     picture = draw(figures.fronts(series, axis), f"{what}. {counts}. The best has {best:.2f} %")
-    own_images = kind == "validation" and len({one.run for one in found}) > 1
-    remark = " Runs may have held-out images, and supernets, of their own." if own_images else ""
-    return Picture(picture, f"{what}. A line is the front of its method. Points: {counts}.{remark}")
+    caption = f"{what}. A line is the Pareto front of its method. Points: {counts}."
+    if kind == "validation" and len({one.run for one in found}) > 1:
+        caption += " Runs may differ in their held-out images and supernets."
+    return Picture(picture, caption)
 
 
 def method_names(found: list[Found]) -> Callable[[Found], str]:
-    """Methods, each of several runs by itself; but networks trained on their own are points of one
-    method.
-    """
-    runs: dict[str, set[str]] = {}
-    for one in found:
-        if not one.method.startswith(TRAINED):
-            runs.setdefault(one.method, set()).add(one.run)
-    return lambda one: (
-        f"{one.method} ({one.run})" if len(runs.get(one.method, ())) > 1 else one.method
-    )
+    """Names of methods, with the run where several have it, except for trained networks."""
+    pairs = {(one.method, one.run) for one in found if not one.method.startswith(TRAINED)}
+    several = {method for method, count in Counter(m for m, _ in pairs).items() if count > 1}
+    return lambda one: f"{one.method} ({one.run})" if one.method in several else one.method
 
 
 def agreement_pictures(run: RunResults, draw: Drawing) -> Iterable[Picture]:
-    """What the supernet says against the truth, where both are known."""
+    """Supernet accuracy against test accuracy, where both are known."""
     both = grouped(run.found, lambda one: one.method, lambda one: (one.validation, one.test))
-    if not both:
-        return
-    says = f"{sum(map(len, both.values()))} answers. {correlations(run.found)}"
-    label = f"Test accuracy after training against accuracy with the supernet's weights. {says}"
-    yield Picture(draw(figures.agreement(both), label), f"{run.name}: {says}")
+    if both:
+        text = f"{sum(map(len, both.values()))} answers. {correlations(run.found)}"
+        label = f"Test accuracy after training against accuracy with the supernet's weights. {text}"
+        yield Picture(draw(figures.agreement(both), label), f"{run.name}: {text}")
 
 
 def correlations(found: list[Found]) -> str:
-    """Kendall tau of tools.rank's random architectures, in words; empty where there are too few, or
-    all the same.
-    """
+    """Kendall tau of tools.rank's random architectures in words; empty where there is none."""
     ranked = [one for one in found if one.method == "tools.rank: random" and one.target is None]
-    said = []
+    parts = []
     for what, key in (("the supernet", "validation"), ("cost alone", "cost")):
-        pairs = grouped(ranked, lambda one: "", lambda one: (getattr(one, key), one.test)).get(
-            "", np.empty((0, 2))
-        )
-        if len(pairs) > 2 and np.ptp(pairs, axis=0).all():
-            tau, low, high = kendall(*pairs.T)
-            known = (
-                f" ({100 * CONFIDENCE:g} % interval {low:.3f} to {high:.3f})" if low == low else ""
-            )
-            said.append(f"{what} {tau:.3f}{known}")
-    return (
-        f"Kendall tau with the test accuracy of {len(ranked)} random ones: {', '.join(said)}."
-        if said
-        else ""
-    )
+        pairs = [(getattr(one, key), one.test) for one in ranked]
+        known = np.array([pair for pair in pairs if None not in pair])
+        if len(known) > 2 and np.ptp(known, axis=0).all():
+            tau, low, high = kendall(*known.T)
+            parts.append(f"{what} {tau:.3f}")
+            if low == low:
+                parts[-1] += f" ({100 * CONFIDENCE:g} % interval {low:.3f} to {high:.3f})"
+    title = f"Kendall tau with the test accuracy of {len(ranked)} random architectures"
+    return f"{title}: {', '.join(parts)}." if parts else ""
+
+
+ITERATIONS = {  # title -> quantities
+    "hypervolume, share of the box": ("hv",),
+    "RMSE of the surrogate, points": ("rmse",),
+    "rank correlation of the surrogate": ("rho", "tau"),
+}
 
 
 def iteration_pictures(run: RunResults, draw: Drawing) -> Iterable[Picture]:
-    shown = {
-        "hypervolume, share of the box": ("hv",),
-        "RMSE of the surrogate, points": ("rmse",),
-        "rank correlation of the surrogate": ("rho", "tau"),
-    }
-    for what, keys in shown.items():
+    """The progress of an evolutionary search."""
+    for what, keys in ITERATIONS.items():
         lines = {KNOWN.get(key, what): run.iterations[key] for key in keys if key in run.iterations}
         if lines:
             label = f"{what} by iteration. {ends(lines)}"
-            caption = f"{run.name}: {what}" + (
-                "" if "hv" in keys else ", on candidates before they were evaluated"
-            )
-            yield Picture(draw(figures.curves(lines, what, "iteration"), label), caption)
+            when = "" if "hv" in keys else ", on candidates before they were evaluated"
+            picture = draw(figures.curves(lines, what, "iteration"), label)
+            yield Picture(picture, f"{run.name}: {what}{when}")
 
 
 # -- architectures ---------------------------------------------------------------------------------
@@ -224,51 +208,42 @@ class Card:
     design: Design
     svg: Markup | None
     width: float
-    says: list[str]
+    facts: list[str]
 
     @property
     def kernels(self) -> set[int]:
         """Those that have a colour in the picture."""
-        of_blocks = {kernel for stage in self.design.stages for kernel, _ in stage}
-        return of_blocks | {
-            kernel for row in self.design.choices for kernel in row if kernel and self.svg
-        }
+        found = {kernel for stage in self.design.stages for kernel, _ in stage}
+        if self.svg:
+            found |= {kernel for layer in self.design.choices for kernel in layer if kernel}
+        return found
 
 
 def gallery(found: list[Found], draw: Drawing) -> tuple[list[Card], int]:
     """Pictures of at most `MOST_DRAWN` architectures, and how many different ones there are.
 
-    First those that were generated or trained, or are on a front; evenly by cost, when there are
-    more.
+    First those that were generated or trained, or are on a front; evenly by cost, if more.
     """
-    different: dict[Design, list[Found]] = {}
-    for one in found:
-        if one.design is not None and (one.design.has_blocks or one.design.cell):
-            different.setdefault(one.design, []).append(one)
+    shown = [one for one in found if one.design and (one.design.has_blocks or one.design.cell)]
+    different = group_by(shown, lambda one: one.design)
     wanted = best_of(found)
-    chosen = [design for design, own in different.items() if wanted.intersection(own)] or list(
-        different
-    )
+    chosen = [design for design, own in different.items() if wanted.intersection(own)]
+    chosen = chosen or list(different)
     chosen.sort(key=lambda design: (different[design][0].axis, different[design][0].cost or 0.0))
     if len(chosen) > MOST_DRAWN:
-        chosen = [
-            chosen[index]
-            for index in np.linspace(0, len(chosen) - 1, MOST_DRAWN).round().astype(int)
-        ]
-    cards = [
-        card(index + 1, design, different[design], draw) for index, design in enumerate(chosen)
-    ]
-    return cards, len(different)
+        evenly = np.linspace(0, len(chosen) - 1, MOST_DRAWN).round().astype(int)
+        chosen = [chosen[index] for index in evenly]
+    pairs = enumerate(chosen, start=1)
+    return [card(number, design, different[design], draw) for number, design in pairs], len(
+        different
+    )
 
 
 def best_of(found: list[Found]) -> set[Found]:
     """Those that were generated or trained, and the front of every method."""
     wanted = {one for one in found if one.method.startswith(("generated", *TRAINED))}
     for kind in ("validation", "test"):
-        groups: dict[tuple, list[Found]] = {}
-        for one in found:
-            if one.cost is not None and getattr(one, kind) is not None:
-                groups.setdefault((one.method, one.run, one.axis), []).append(one)
+        groups = group_by(measured(found, kind), lambda one: (one.method, one.run, one.axis))
         for own in groups.values():
             points = np.array([(one.cost, getattr(one, kind)) for one in own])
             wanted |= {own[index] for index in figures.front(points)}
@@ -276,48 +251,37 @@ def best_of(found: list[Found]) -> set[Found]:
 
 
 def card(number: int, design: Design, own: list[Found], draw: Drawing) -> Card:
-    first, says = own[0], []
-    says.append(
-        f"{first.cost:.3f} {first.axis.split(', ')[-1]}"
-        if first.cost is not None
-        else "cost unknown"
-    )
+    """The card of a design, with what is known of it from all `own` places."""
+    cost, unit = own[0].cost, own[0].axis.split(", ")[-1]
+    facts = [f"{cost:.3f} {unit}" if cost is not None else "cost unknown"]
     for method in dict.fromkeys(one.method for one in own):
-        targets = dict.fromkeys(
-            f"{one.target:g}" for one in own if one.method == method and one.target
-        )
-        says.append(f"{method} for {', '.join(targets)}" if targets else method)
-    says += [
-        f"validation top-1 {one.validation:.2f} %" for one in own if one.validation is not None
-    ]
-    says += [f"test top-1 {one.test:.2f} %" for one in own if one.test is not None]
-    says += [f"{design.resolution} x {design.resolution} pixels"] if design.resolution else []
+        targets = [f"{one.target:g}" for one in own if one.method == method and one.target]
+        targets = ", ".join(dict.fromkeys(targets))
+        facts.append(f"{method} for {targets}" if targets else method)
+    for kind in ("validation", "test"):
+        known = [getattr(one, kind) for one in own if getattr(one, kind) is not None]
+        facts += [f"{kind} top-1 {top1:.2f} %" for top1 in known]
+    if design.resolution:
+        facts.append(f"{design.resolution} x {design.resolution} pixels")
     picture, width = None, 0.0
     if design.has_blocks:
         figure = picture_of(design)
-        picture, width = (
-            draw(figure, f"Architecture {number}. {spoken(design)}"),
-            figure.get_figwidth() / figures.CELL,
-        )
-    return Card(number, design, picture, width, list(dict.fromkeys(says)))
+        picture = draw(figure, f"Architecture {number}. {spoken(design)}")
+        width = figure.get_figwidth() / figures.CELL
+    return Card(number, design, picture, width, list(dict.fromkeys(facts)))
 
 
 def picture_of(design: Design, alone: bool = False) -> Figure:
-    return (
-        figures.sub_blocks(design.choices, alone)
-        if design.choices
-        else figures.blocks(design.stages, alone)
-    )
+    """The picture of a design that has blocks."""
+    if design.choices:
+        return figures.sub_blocks(design.choices, alone)
+    return figures.blocks(design.stages, alone)
 
 
 def spoken(design: Design) -> str:
     """The kernels of an architecture in words."""
     if design.stages:
-        stages = [
-            ", ".join(f"{kernel} x{ratio}" for kernel, ratio in stage) for stage in design.stages
-        ]
+        stages = [", ".join(f"{kernel} x{ratio}" for kernel, ratio in row) for row in design.stages]
         return "Kernel and expansion of each block: " + "; ".join(stages)
-    layers = [
-        " ".join(str(kernel) for kernel in row if kernel) or "nothing" for row in design.choices
-    ]
-    return "Kernels of each layer: " + "; ".join(layers)
+    layers = [" ".join(str(kernel) for kernel in row if kernel) for row in design.choices]
+    return "Kernels of each layer: " + "; ".join(layer or "nothing" for layer in layers)

@@ -310,6 +310,9 @@ class NetConfigKind(SpaceKind):
         pairs = tuple((layer.kernel, layer.expansion) for layer in layers)
         return Design(stages=(pairs,))
 
+    def design_of(self, spec: NetConfigSpec) -> Design:
+        return replace(self.design(spec.architecture), resolution=spec.image_size)
+
 
 KIND = NetConfigKind()
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model.spaces.network_spec import described
 from torch.nn import functional as F
 
 import msunas
@@ -21,19 +20,24 @@ import search
 import train_cifar
 import validate
 from benchmarks import nasbench201 as benchmark
-from benchmarks.nasbench201 import Ranking, best_within, expected_best, taus, worth
-from model.costs.counting import count_macs, count_parameters
+from benchmarks.nasbench201 import Ranking, best_within, expected_best, taus, true_accuracies
 from model.costs.lookup_table import LookUpTable
-from model.sgnas.generator import ArchitectureGenerator
-from model.sgnas.prior_pool import PriorPool
+from model.ranking.score_file import ScoreFile
+from model.sgnas.generator import ArchitectureGenerator, PriorPool
 from model.sgnas.repair import Demand, repair
 from model.sgnas.warm_up import path_logits, supernet_payload
+from model.spaces.genome import CellGenome
 from model.spaces.nasbench201.benchmark_table import CellTable
-from model.spaces.nasbench201.kind import CellGenome, CellSpec
 from model.spaces.nasbench201.space import EDGES, OPERATIONS, CellSpace, from_string, to_string
-from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet, SoftCellSupernet
-from model.spaces.paths import Architecture, SearchSpace
-from model.spaces.unified.space import load_architecture, save_architecture
+from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet
+from model.spaces.network_spec import CellSpec, described
+from model.spaces.unified.network import count_macs, count_parameters
+from model.spaces.unified.space import (
+    Architecture,
+    SearchSpace,
+    load_architecture,
+    save_architecture,
+)
 from tests.conftest import rng
 from tests.test_stages import refused
 from utils import checkpoint
@@ -45,7 +49,10 @@ PUBLISHED = Path(__file__).parents[5] / "shared" / "data" / "nasbench201_cifar10
 needs_table = pytest.mark.skipif(
     not PUBLISHED.exists(), reason="the published table is other people's, and not here"
 )
-BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_1x1~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+BEST = (
+    "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_1x1~1|"
+    "+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +216,7 @@ def test_the_supernet_computes_the_sum_over_edges(supernet):
 def test_soft_paths_are_mixtures_and_give_the_path_their_gradient(supernet):
     soft = SPACE.relax(torch.randn(SPACE.shape, generator=rng()), 1.0).requires_grad_()
     weights = torch.randn(4, 10, generator=rng(1))
-    results, frozen = [], SoftCellSupernet(supernet)
+    results, frozen = [], supernet.frozen()
     before = {name: value.clone() for name, value in frozen.named_buffers()}
     training = copy.deepcopy(supernet).train()  # batches are normalised by their own statistics
     for net in (frozen, lambda x, p: plain_logits(training, x, p), training):
@@ -224,7 +231,7 @@ def test_soft_paths_are_mixtures_and_give_the_path_their_gradient(supernet):
 
 
 def test_choices_without_a_share_get_their_gradient_too(supernet):
-    frozen, hard = SoftCellSupernet(supernet), SPACE.sample(1, rng(2))[0]
+    frozen, hard = supernet.frozen(), SPACE.sample(1, rng(2))[0]
     path = hard.clone().requires_grad_()
     frozen(images(), path)[:, 0].sum().backward()
     changed = hard.clone().requires_grad_()
@@ -235,7 +242,7 @@ def test_choices_without_a_share_get_their_gradient_too(supernet):
 
 def test_the_frozen_supernet_gives_weights_no_gradient(supernet):
     soft = SPACE.relax(torch.zeros(SPACE.shape), 1.0).requires_grad_()
-    frozen = SoftCellSupernet(supernet)
+    frozen = supernet.frozen()
     frozen(images(), soft).sum().backward()
     assert soft.grad is not None
     assert all(p.grad is None for p in frozen.parameters())
@@ -395,26 +402,12 @@ def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(
 
     supernet = "logs/run/checkpoints/supernet_best.pth"
     options = ["--cfg", "cells.yml", "--supernet_path", supernet]
-    evolution = [
-        "--n_doe",
-        "10",
-        "--n_iter",
-        "3",
-        "--iterations",
-        "1",
-        "--n_epochs",
-        "0",
-        "--vld_size",
-        "60",
-    ]
-    msunas.main([*options, *evolution, "--save", "evolved"])
+    evolution = "--n_doe 10 --n_iter 3 --iterations 1 --n_epochs 0 --vld_size 60 --save evolved"
+    msunas.main([*options, *evolution.split()])
     post_search.main([*options, "--expr", "evolved/iter_1.stats", "--save", "chosen"])
     benchmark.main(["rank", "logs/run", "--count", "4"])
     benchmark.main(["rank", "logs/run", "--count", "12"])
-    ranking = [
-        json.loads(line)["cell"]
-        for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()
-    ]
+    ranking = list(ScoreFile.open(tmp_path / "logs/run/ranking.jsonl").values)
     assert len(set(ranking)) == len(ranking) == 12
     capsys.readouterr()
     shown = ["--count", "12", "--table", "t.csv", "--searches", "evolved"]
@@ -438,12 +431,9 @@ def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(
     )
     benchmark.main(["rank", "logs/run", *without_norms, "--ranking", "no-norms.jsonl"])
     with (tmp_path / "logs/run/ranking.jsonl").open("a") as file:
-        file.write('{"cell": "|none~0|+|no')
+        file.write('{"id": "|none~0|+|no')
     benchmark.main(["rank", "logs/run", "--count", "13"])
-    found = [
-        json.loads(line)["cell"]
-        for line in (tmp_path / "logs/run/ranking.jsonl").read_text().splitlines()
-    ]
+    found = list(ScoreFile.open(tmp_path / "logs/run/ranking.jsonl").values)
     assert found[:12] == ranking
     assert len(found) == 13
 
@@ -458,29 +448,18 @@ def test_cells_are_searched_ranked_evolved_and_trained_by_the_same_commands(
     shutil.copytree("logs/run", "logs/other")
     text = (tmp_path / "logs/other/config.yml").read_text()
     (tmp_path / "logs/other/config.yml").write_text(text.replace("low_flops: 20", "low_flops: 30"))
-    line = refused(
-        capsys,
-        benchmark.main,
-        "report",
-        "logs/run",
-        "logs/other",
-        "--count",
-        "12",
-        "--table",
-        "t.csv",
-    )
+    both = "report logs/run logs/other --count 12 --table t.csv"
+    line = refused(capsys, benchmark.main, *both.split())
     assert "logs/other: its targets are not those of logs/run" in line
     (tmp_path / "logs/other/config.yml").write_text(text.replace("  cells: 5", "  cells: 6"))
-    assert "it is no run on the published cells" in refused(
+    assert "it is not a run on the published cells" in refused(
         capsys, benchmark.main, "rank", "logs/other"
     )
 
 
 @pytest.fixture
 def ladder(tmp_path) -> tuple[Ranking, CellTable]:
-    """Ten cells, each dearer and truly better than the one before, of which the supernet mistakes
-    two pairs.
-    """
+    """Ten cells, each more expensive and better than the last; the supernet swaps two pairs."""
     rows = [[*["nor_conv_3x3"] * n3, *["nor_conv_1x1"] * n1] for n3 in (0, 1) for n1 in range(5)]
     cells = [Architecture.of([[name] for name in row + [None] * (6 - len(row))]) for row in rows]
     table = CellTable.load(
@@ -510,8 +489,8 @@ def test_the_best_under_each_ceiling_of_a_ladder(ladder):
     ranking, table = ladder
     targets = torch.tensor([8.0, 19.58, 45, 200], dtype=torch.float64)
     chosen = best_within(ranking, targets, table)
-    assert worth(chosen, targets, table) == [30, 33, 40, 44]
-    assert worth(chosen, targets - 1, table) == [None, None, 40, 44]
+    assert true_accuracies(chosen, targets, table) == [30, 33, 40, 44]
+    assert true_accuracies(chosen, targets - 1, table) == [None, None, 40, 44]
 
 
 def test_a_step_of_cells_that_connect_nothing_is_a_step(supernet, monkeypatch):

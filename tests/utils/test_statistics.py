@@ -4,16 +4,21 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from tools.reporting.statistics import FEW, kendall, kendall_difference, spread, tau_b
+from utils.statistics import FEW, kendall, kendall_difference, kendall_tau, spread
 
 
-def test_tau_b_is_scipys():
+def test_tau_is_scipys_bit_for_bit():
     draw = np.random.default_rng(0)
     a, b = draw.integers(0, 4, (2, 30, 8)).astype(float)  # with ties
-    assert np.allclose(
-        tau_b(a, b), [kendalltau(*pair).statistic for pair in zip(a, b, strict=True)]
-    )
-    assert np.isnan(tau_b(np.ones(5), np.arange(5.0)))
+    rows = [kendalltau(*pair).statistic for pair in zip(a, b, strict=True)]
+    assert kendall_tau(a, b).tolist() == rows
+
+
+def test_tau_of_a_constant_is_what_the_caller_wants():
+    assert np.isnan(kendall_tau(np.ones(5), np.arange(5)))
+    assert kendall_tau(np.arange(5), np.ones(5), constant=0) == 0
+    assert kendall_tau([1], [2], constant=0) == 0
+    assert np.isnan(kendall_tau([1, 2, 3], [1, 2, np.nan], constant=0))  # NaN is not a constant
 
 
 def test_one_discordant_pair_of_66():
@@ -45,14 +50,12 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(count):
 
 
 def test_a_difference_is_paired():
-    """What agrees just as much has no difference, and no uncertainty of one; what says nothing has
-    all of it.
-    """
+    """What agrees just as much has no difference and no uncertainty; noise has all of both."""
     draw = np.random.default_rng(0)
     a, noise = draw.normal(size=(2, 20))
     assert kendall_difference(a, 3 * a, a + noise) == (0.0, 0.0, 0.0)
     gained, low, high = kendall_difference(a, noise, a)
-    assert gained == pytest.approx(1 - tau_b(noise, a))
+    assert gained == pytest.approx(1 - kendall_tau(noise, a))
     assert 0 < low < gained < high
 
 
