@@ -243,7 +243,7 @@ BROKEN = {
         [*SEARCH, "--resume", "nowhere"],
         "--resume nowhere: it must be",
     ),
-    "changed config": (nothing, [*AGAIN, "seed=5"], "this run was begun with seed: 1, now it is 5"),
+    "changed config": (nothing, [*AGAIN, "seed=5"], "was started with seed: 1, now it is 5"),
     "title of another stage": (nothing, [*TRAIN, "--title", "run"], "this is a run of search"),
     "no such target": (nothing, [*TRAIN, "--flops", "9"], "target 9 M: no architecture meets it"),
     "unknown activation": (
@@ -256,7 +256,7 @@ BROKEN = {
         [*TRAIN, "--inherit", "no.pth"],
         "no.pth: there is no such checkpoint",
     ),
-    "inherit from a network": (nothing, [*TRAIN, "--inherit", NET_LAST], "keys do not fit"),
+    "inherit from a network": (nothing, [*TRAIN, "--inherit", NET_LAST], "state_dict mismatch"),
     "rate above one": (nothing, [*TRAIN, "--drop-path", "1.5"], "drop_path: 1.5 is not allowed"),
     "targets backwards": (
         nothing,
@@ -279,7 +279,7 @@ BROKEN = {
     "foreign supernet": (
         lambda: shutil.copy(NET_LAST, LAST),
         AGAIN,
-        "supernet_last.pth: this run cannot go on",
+        "supernet_last.pth: cannot resume from it",
     ),
     "supernet without optimiser": (
         payload_with(LAST, optimizer=None),
@@ -287,11 +287,11 @@ BROKEN = {
         "KeyError: 'optimizer'",
     ),
     "supernet with a broken tally": (
-        payload_with(LAST, meter={"x": 1}),
+        payload_with(LAST, tally={"x": 1}),
         AGAIN,
-        "this run cannot go on from it",
+        "cannot resume from it",
     ),
-    "supernet of no weights": (payload_with(LAST, model=3), AGAIN, "this run cannot go on from it"),
+    "supernet of no weights": (payload_with(LAST, model=3), AGAIN, "cannot resume from it"),
     "truncated generator": (
         cut(GENERATOR),
         [*GENERATE, "0.1"],
@@ -300,13 +300,13 @@ BROKEN = {
     "foreign generator": (
         lambda: shutil.copy(LAST, GENERATOR),
         [*GENERATE, "0.1"],
-        "keys do not fit",
+        "state_dict mismatch",
     ),
     "truncated network": (cut(NET_LAST), VALIDATE, "last.pth: not a readable checkpoint"),
     "network of another shape": (
         payload_with(NET_LAST, architecture=[[3] * 6] * 2),
         VALIDATE,
-        "last.pth: keys do not fit",
+        "last.pth: state_dict mismatch",
     ),
     "network of words": (
         payload_with(NET_LAST, architecture=[["x"] * 6] * 2),
@@ -355,11 +355,21 @@ BROKEN = {
         AGAIN,
         "every group of 4 numbers must be one 1 and else 0",
     ),
-    "split cut short": (cut("logs/run/split.json"), AGAIN, "split.json: no split file"),
+    "split cut short": (cut("logs/run/split.json"), AGAIN, "split.json: not a split file"),
+    "split of an image twice": (
+        json_with("logs/run/split.json", feed=[5, 5]),
+        AGAIN,
+        "split.json: not a split file (an index is there twice)",
+    ),
     "split of other images": (
         json_with("logs/run/split.json", images=7),
         AGAIN,
         "it splits 7 images",
+    ),
+    "record of the run broken": (
+        cut("logs/run/environment.json"),
+        AGAIN,
+        "environment.json: not the record of a run",
     ),
     "config of the run broken": (
         text_of("logs/run/config.yml", "a: ["),
@@ -486,7 +496,7 @@ def test_a_loss_that_is_no_number_names_step_and_checkpoint(valid, tmp_path, mon
     with pytest.raises(SystemExit):
         search.main(["--cfg", "tiny.yml", "--title", "later", "--set", "warmup_epochs=2"])
     said = capsys.readouterr().err
-    assert f"a weight has become infinite or no number; {good} is the last good checkpoint" in said
+    assert f"a weight is NaN or infinite; {good} is the last good checkpoint" in said
     assert checkpoint.load(good)["epoch"] == 1
 
 
@@ -635,7 +645,7 @@ def test_sigterm_and_ctrl_c_save_in_the_middle_of_an_epoch(
     child.send_signal(number)
     assert child.wait(PATIENCE) == 128 + number
     said = (folder / "err.txt").read_text()
-    assert "saved; the same command goes on from here" in said
+    assert "saved; the same command resumes from here" in said
     assert f"stopped by {number.name}" in said
     assert "Traceback" not in said
     name = {"w": "supernet_last", "g": "generator_last", "e": "last"}[moment[0]]
@@ -677,7 +687,7 @@ def test_a_signal_to_the_whole_process_group_spares_the_readers_of_images(valid,
     os.killpg(child.pid, signal.SIGTERM)  # as `timeout` does
     assert child.wait(PATIENCE) == 128 + signal.SIGTERM
     said = (tmp_path / "err.txt").read_text()
-    assert "saved; the same command goes on from here" in said
+    assert "saved; the same command resumes from here" in said
     assert "Traceback" not in said
     assert (tmp_path / "logs" / "run" / "checkpoints" / "supernet_last.pth").exists()
 

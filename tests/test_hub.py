@@ -83,7 +83,7 @@ def test_plain_weights_need_an_architecture_and_its_options(stored, tmp_path):
     ):
         load(entry, checkpoint=files["checkpoint"])
     if options:
-        with pytest.raises(UserError, match=r"weights.pth: keys do not fit: missing"):
+        with pytest.raises(UserError, match=r"weights.pth: state_dict mismatch: missing"):
             load(entry, **files, se=False)
 
 

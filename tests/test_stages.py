@@ -212,7 +212,7 @@ def test_a_changed_config_is_refused_unless_the_old_run_moves_aside(tiny_config,
         "search_epochs=1",
         "seed=5",
     )
-    assert "this run was begun with seed: 1, now it is 5" in line
+    assert "this run was started with seed: 1, now it is 5" in line
     arguments = ["--cfg", str(tiny_config), "--set", "warmup_epochs=1", "search_epochs=1", "seed=5"]
     search.main([*arguments, "--resume", "none"])
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {"tiny", "tiny.old1"}
@@ -704,7 +704,7 @@ def test_a_continued_training_keeps_its_architecture_and_options(searched, capsy
     arguments = ["--cfg", searched / "tiny.yml", "--title", "kept", "--set", "epochs=1"]
     train_cifar.main([str(a) for a in [*arguments, "--flops", "0.1"]])
     line = refused(capsys, train_cifar.main, *arguments, "--flops", "0.1", "--activation", "hswish")
-    assert "this run was begun with activation: 'relu6', now it is 'hswish'" in line
+    assert "this run was started with activation: 'relu6', now it is 'hswish'" in line
     line = refused(capsys, train_cifar.main, *arguments, "--flops", "0.2")
     assert "this run was begun for 0.1 M, not for 0.2 M" in line
     line = refused(capsys, train_cifar.main, *arguments, "--flops", "0.1", "--set", "nonsense=1")
@@ -777,7 +777,7 @@ def test_the_published_validation_line(tmp_path, tiny_config, searched, capsys):
     # squeeze-excite is counted, but not in the table
     assert result["macs_m_counted"] > result["macs_m"]
     line = refused(capsys, validate.main, *arguments, "--se", "False")
-    assert "keys do not fit: missing [], unknown ['first_mb.se" in line
+    assert "state_dict mismatch: missing [], unexpected ['first_mb.se" in line
 
 
 def test_validate_refuses_weights_of_an_unknown_architecture(tmp_path, capsys):

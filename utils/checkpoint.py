@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import io
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,17 +14,15 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
-# Where the state dict of a checkpoint may lie, ours and other people's.
+# Keys of a checkpoint that may hold the state dict, ours and other people's.
 WEIGHT_KEYS = ("model", "state_dict", "state_dict_ema")
-
-
-# How the names of files end that are still being written.
-UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished"  # ends the names of files that are still being written
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in the place
-    of `path`.
+    """Let `write` fill a temporary file next to `path`, flush it to disk, and rename it to `path`.
+
+    UserError when `path` is a folder. After any other error the earlier file is still there.
     """
     path = Path(path)
     if path.is_dir():
@@ -54,13 +51,13 @@ def _flush(path: str | Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a kill left of files that were being written."""
+    """Remove what a killed process left of files that it was writing."""
     for file in folder.rglob(f".*{UNFINISHED}"):
         file.unlink()
 
 
 def digest(file: str | Path) -> str:
-    """What a file holds, in 64 hexadecimal digits, so that another one of the same name is noticed."""
+    """SHA-256 of a file, 64 hexadecimal digits: another file of the same name is noticed."""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
@@ -70,11 +67,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def save(path: str | Path, payload: dict) -> None:
-    """Save tensors and plain values.
-
-    By way of memory, since a full disk is an OSError for Python's own writing alone.
-    """
-    buffer = io.BytesIO()
+    """Save tensors and plain values, whole or not at all."""
+    buffer = io.BytesIO()  # written by Python, for which a full disk is an OSError
     torch.save(payload, buffer)
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
@@ -84,24 +78,8 @@ def copy(source: str | Path, target: str | Path) -> None:
     write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
 
 
-# What torch.load raises on files that are truncated, of another kind, or crafted.
-_UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    pickle.UnpicklingError,
-)
-
-
 def load(path: str | Path) -> dict:
-    """The payload of a checkpoint, on the CPU; UserError when the file is missing, truncated or no
-    such thing.
-    """
+    """The payload of a checkpoint, on the CPU; UserError when the file is missing or damaged."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
@@ -109,50 +87,45 @@ def load(path: str | Path) -> dict:
         # timm keeps its arguments in checkpoints
         with torch.serialization.safe_globals([argparse.Namespace]):
             payload = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+    except Exception as error:  # truncated, foreign and crafted files raise errors of many types
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{path}: not a readable checkpoint of tensors and plain values ({reason})"
-        ) from None
+        what = "not a readable checkpoint of tensors and plain values"
+        raise UserError(f"{path}: {what} ({reason})") from None
     if not isinstance(payload, dict):
-        raise UserError(
-            f"{path}: a checkpoint must be a dictionary, this is a {type(payload).__name__}"
-        )
+        kind = type(payload).__name__
+        raise UserError(f"{path}: a checkpoint must be a dictionary, this is a {kind}")
     return payload
 
 
 def weights(payload: dict, path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a payload, itself or under one of `WEIGHT_KEYS`, without "module." before
-    its keys.
+    """The state dict of a payload, itself or under one of `WEIGHT_KEYS`, without "module." in keys.
+
+    UserError when there is none.
     """
-    for key in WEIGHT_KEYS:
-        if isinstance(payload.get(key), dict):
-            payload = payload[key]
-            break
-    if not payload or not all(isinstance(value, Tensor) for value in payload.values()):
-        raise UserError(
-            f"{path}: it holds no weights, neither itself nor under {', '.join(WEIGHT_KEYS)}"
-        )
-    return {key.removeprefix("module."): value for key, value in payload.items()}
+    found = (payload[key] for key in WEIGHT_KEYS if isinstance(payload.get(key), dict))
+    state = next(found, payload)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        keys = ", ".join(WEIGHT_KEYS)
+        raise UserError(f"{path}: it holds no weights, neither itself nor under {keys}")
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load `state` strictly; UserError naming the first keys that are missing, unknown or of
-    another shape.
+    """Load `state` strictly; UserError with the first keys that are wrong, and nothing is loaded.
 
-    Only the counters `num_batches_tracked` may be missing or too many: no network here uses them.
+    Only the counters `num_batches_tracked` may differ: no network here uses them.
     """
     own = module.state_dict()
-    missing, unknown = (
-        sorted(key for key in keys if not key.endswith("num_batches_tracked"))
+    missing, unexpected = (
+        sorted(key for key in keys if not key.endswith("num_batches_tracked"))[:3]
         for keys in (own.keys() - state.keys(), state.keys() - own.keys())
     )
-    if missing or unknown:
-        raise UserError(f"{path}: keys do not fit: missing {missing[:3]}, unknown {unknown[:3]}")
+    if missing or unexpected:
+        wrong = f"missing {missing}, unexpected {unexpected}"
+        raise UserError(f"{path}: state_dict mismatch: {wrong}")
     state = {key: value for key, value in state.items() if key in own}
     for key, value in state.items():
         if value.shape != own[key].shape:
-            raise UserError(
-                f"{path}: {key} is {tuple(value.shape)}; this network has {tuple(own[key].shape)}"
-            )
+            shapes = f"{tuple(value.shape)}; this network has {tuple(own[key].shape)}"
+            raise UserError(f"{path}: {key} is {shapes}")
     module.load_state_dict(state, strict=False)

@@ -1,6 +1,4 @@
-"""What the command lines of all stages have in common: one line for what is wrong, and exit status
-2.
-"""
+"""What all command lines share: an error is one line and exit status 2; common flags and types."""
 
 import argparse
 import functools
@@ -19,15 +17,14 @@ from utils.stopping import say, signals_received, stop_signal
 def command(main: Callable) -> Callable:
     """Let a stage's `main(argv=None)` end bad input as one line on stderr and exit status 2.
 
-    SIGTERM and Ctrl-C end it with a line, too, and with the exit status that shells expect. Where a
-    launcher has started several processes, they work together, and only the first one's standard
-    output is seen.
+    SIGTERM and Ctrl-C also end it with a line, and with the exit status that shells expect.
+    Processes of a launcher work together, and only the first one's standard output is seen.
     """
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
         name = Path(sys.argv[0]).name
-        with signals_received(), _quiet_but_for_the_first(), distributed.joined():
+        with signals_received(), _only_first_prints(), distributed.joined():
             try:
                 return main(argv)
             except UserError as error:
@@ -47,7 +44,7 @@ def command(main: Callable) -> Callable:
 
 
 @contextmanager
-def _quiet_but_for_the_first() -> Iterator[None]:
+def _only_first_prints() -> Iterator[None]:
     if not distributed.launched() or os.environ["RANK"] == "0":
         yield
         return
@@ -56,47 +53,37 @@ def _quiet_but_for_the_first() -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, like all others."""
+    """An argument parser whose errors are one line, like all others."""
 
     def __init__(self, description: str):
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=form)
 
     def error(self, message: str):
         raise UserError(f"{message}; --help says what is allowed")
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """`--set`, which every stage with a config has."""
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        action="extend",
-        help="override the config",
-    )
+    """Add `--set`, which every stage with a config has."""
+    option = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("--set", **option, help="override the config")
 
 
 def add_checkpoint_minutes(parser: argparse.ArgumentParser) -> None:
-    """How often a stage keeps its state inside an epoch."""
+    """Add how often a stage saves its state inside an epoch."""
     option = {"type": positive_number, "default": 15.0, "metavar": "MINUTES"}
-    parser.add_argument(
-        "--checkpoint-minutes", **option, help="between checkpoints inside an epoch (default 15)"
-    )
+    text = "between checkpoints inside an epoch (default 15)"
+    parser.add_argument("--checkpoint-minutes", **option, help=text)
 
 
 def add_supernet_options(parser: argparse.ArgumentParser) -> None:
-    """Which supernet an evolutionary search is about."""
-    parser.add_argument("--space", metavar="KIND", help="of the supernet (default: as --cfg says)")
-    parser.add_argument("--cfg", help="config file (YAML): space, data set and normalisation")
-    parser.add_argument(
-        "--supernet_path", default="./data/ofa_mbv3_d234_e346_k357_w1.0", metavar="CHECKPOINT"
-    )
-    parser.add_argument(
-        "--n_classes", type=positive, help="classes (default: as --cfg says, or 1000)"
-    )
+    """Add which supernet an evolutionary search is about."""
+    default = "./data/ofa_mbv3_d234_e346_k357_w1.0"
+    option = parser.add_argument
+    option("--space", metavar="KIND", help="of the supernet (default: as --cfg says)")
+    option("--cfg", help="config file (YAML): space, data set and normalisation")
+    option("--supernet_path", default=default, metavar="CHECKPOINT")
+    option("--n_classes", type=positive, help="classes (default: as --cfg says, or 1000)")
     add_config_options(parser)
 
 

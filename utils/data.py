@@ -1,4 +1,4 @@
-"""Data sets: where their images come from, and how they are split.
+"""Data sets: how they are read, and how they are split. N denotes the number of images.
 
 Images are `ImageData` (decoded once into one uint8 tensor; all sets of small images) or
 `EncodedImages` (decoded on the fly); `utils/loader.py` turns either into batches.
@@ -6,12 +6,13 @@ Images are `ImageData` (decoded once into one uint8 tensor; all sets of small im
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from utils import distributed
@@ -19,7 +20,16 @@ from utils.checkpoint import write_text
 from utils.errors import UserError
 from utils.folder2lmdb import lmdb_file, lmdb_images
 from utils.image_sets import IMAGE_SETS, read_part
-from utils.images import EncodedImages, ImageData, Images, fitted, image_folder
+from utils.images import (
+    EncodedImages,
+    ImageData,
+    Images,
+    at_size,
+    check_same_classes,
+    fitted,
+    image_folder,
+)
+from utils.json_file import read_json
 from utils.runtime import stream
 
 PACKED = "imagenet_lmdb"
@@ -27,8 +37,23 @@ ON_DISK = ("imagefolder", "imagenet", PACKED)
 SETS = tuple(name for name in IMAGE_SETS if name not in ON_DISK)
 DATASETS = ("digits", *SETS, *ON_DISK)
 
-# Up to this side in pixels, images are decoded once and kept in memory.
-SMALL = 64
+SMALL = 64  # up to this side in pixels, images are decoded once and kept in memory
+TEST_SHARE = 0.2  # of the images of a folder without parts
+# Share of the training set that trains the supernet where `train_portion` holds nothing out.
+HELD_OUT_BY_DEFAULT = 0.8
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which data set to read, and how."""
+
+    name: str  # one of DATASETS
+    directory: str
+    size: int  # side in pixels at which images are read
+    classes: int | None  # how many it must have; None: any number
+    download: bool = True  # what is missing
+    strict: bool = False  # an image that cannot be read is a UserError; else skipped and named
+    in_memory: int = SMALL  # up to this side in pixels, images on disk are decoded once and kept
 
 
 @dataclass(frozen=True)
@@ -41,231 +66,163 @@ class Dataset:
 
     def seen(self, view: str) -> "Dataset":
         """With large images brought to size in another way (`utils.images.VIEWS`)."""
-        parts = (self.train, self.test, self.held_out)
-        return Dataset(
-            *(
-                replace(part, view=view) if isinstance(part, EncodedImages) else part
-                for part in parts
-            )
-        )
 
+        def by_view(part: Images | None) -> Images | None:
+            return replace(part, view=view) if isinstance(part, EncodedImages) else part
 
-# Of a folder without parts: the share of its images that test.
-TEST_SHARE = 0.2
+        return Dataset(*map(by_view, (self.train, self.test, self.held_out)))
+
 
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def load_dataset(
-    name: str,
-    directory: str,
-    size: int,
-    classes: int | None,
-    download: bool = True,
-    strict: bool = False,
-    in_memory: int = SMALL,
-) -> Dataset:
-    """The data set `name` in `directory` at `size` pixels; UserError when it is missing or has
-    other `classes`.
-
-    Images on disk are decoded once, and kept in memory, up to a side of `in_memory` pixels. Image
-    files that cannot be read are skipped, counted and named; with `strict` the first of them is a
-    UserError.
-    """
-    if name not in DATASETS:
-        raise UserError(f"dataset: {name!r} cannot be read; allowed are {', '.join(DATASETS)}")
-    if name == "digits":
-        dataset = _digits(size)
-    elif name in SETS:
-        parts = [
-            read_part(name, directory, part, size, download, strict, in_memory)
-            for part in (True, False)
-        ]
-        dataset = Dataset(*(images for images, _ in parts))
+def load_dataset(name: str, directory: str, size: int, classes: int | None, **options) -> Dataset:
+    """Read the data set of a `DataSource`; UserError when it is missing or has other `classes`."""
+    source = DataSource(name, directory, size, classes, **options)
+    if name in ON_DISK:
+        dataset = _PartsOnDisk(source).dataset()
     else:
-        dataset = _Parts(Path(directory), name == PACKED, size, strict, in_memory).dataset()
-    found = int(dataset.train.labels.max()) + 1
-    if classes not in (found, None):
-        raise UserError(
-            f"classes: the config says {classes}, but {name} in {directory} has {found}"
-        )
+        dataset = Dataset(*(_read_part(source, training)[0] for training in (True, False)))
+    _check_classes(source, int(dataset.train.labels.max()) + 1, "config says")
     return dataset
 
 
-def class_names(directory: str) -> list[str]:
-    """Of a folder of images, in the order of their labels."""
-    return _Parts(Path(directory), False, 0, False).classes()
-
-
 def load_test_images(
-    name: str,
-    directory: str,
-    size: int,
-    classes: int,
-    part: str | None = None,
-    strict: bool = False,
-    in_memory: int = SMALL,
+    name: str, directory: str, size: int, classes: int, part: str | None = None, **options
 ) -> Images:
-    """The test part alone, so that it needs no training images beside it; of parts on disk another
-    one if named.
+    """Read the test part of a `DataSource` alone, or of parts on disk the one that is named.
+
+    No other part must be there. UserError when it is missing or has other `classes`.
     """
-    return _load_part(name, directory, size, classes, False, part, strict, in_memory)
+    source = DataSource(name, directory, size, classes, **options)
+    images, found = _read_part(source, False, part)
+    _check_classes(source, found, "network has")
+    return images
 
 
-def load_training_images(
-    name: str, directory: str, size: int, classes: int, strict: bool = False, in_memory: int = SMALL
-) -> Images:
-    """The training part alone."""
-    return _load_part(name, directory, size, classes, True, "train", strict, in_memory)
+def load_training_images(name: str, directory: str, size: int, classes: int, **options) -> Images:
+    """Read the training part of a `DataSource` alone."""
+    source = DataSource(name, directory, size, classes, **options)
+    images, found = _read_part(source, True)
+    _check_classes(source, found, "network has")
+    return images
 
 
-def _load_part(
-    name: str,
-    directory: str,
-    size: int,
-    classes: int,
-    training: bool,
-    part: str | None,
-    strict: bool,
-    in_memory: int,
-) -> Images:
-    """The training or the test part; of parts on disk the one that is named. UserError when it has
-    other `classes`.
-    """
+def class_names(directory: str) -> list[str]:
+    """The classes of a folder of images, in the order of their labels."""
+    return _PartsOnDisk(DataSource("imagefolder", directory, 0, None)).classes()
+
+
+def _check_classes(source: DataSource, found: int, who: str) -> None:
+    if source.classes not in (found, None):
+        where = f"{source.name} in {source.directory}"
+        raise UserError(f"classes: the {who} {source.classes}, but {where} has {found}")
+
+
+def _read_part(source: DataSource, training: bool, part: str | None = None) -> tuple[Images, int]:
+    """The training or test part, small images decoded, and the number of classes."""
+    name, size = source.name, source.size
+    if name == "digits":
+        return _digits(size, training), 10
     if name in ON_DISK:
-        parts = _Parts(Path(directory), name == PACKED, size, strict, in_memory)
-        images, names = parts.read(part or parts.test)
-        if len(names) != classes:
-            raise UserError(
-                f"classes: {directory} has {len(names)} class folders, the network {classes} classes"
-            )
-        return images
-    if name in SETS:
-        images, found = read_part(name, directory, training, size, True, strict, in_memory)
-        if found != classes:
-            raise UserError(f"classes: {name} in {directory} has {found}, the network {classes}")
-        return images
-    dataset = load_dataset(name, directory, size, classes, strict=strict)
-    return dataset.train if training else dataset.test
+        parts = _PartsOnDisk(source)
+        images, classes = parts.read(part or ("train" if training else parts.test))
+        return images, len(classes)
+    if name not in SETS:
+        raise UserError(f"dataset: {name!r} cannot be read; allowed are {', '.join(DATASETS)}")
+    known = IMAGE_SETS[name]
+    images, classes = read_part(name, source.directory, training, source.download)
+    if isinstance(images, EncodedImages):
+        images = replace(images, size=known.side or size, strict=source.strict, view=known.view)
+        images = fitted(images) if known.side or size <= source.in_memory else images
+    if isinstance(images, ImageData):
+        images = replace(images, images=at_size(images.images, size))
+    return images, classes
 
 
-def _digits(size: int) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, enlarged to `size`; every fifth of each class is a
-    test image.
-    """
+def _digits(size: int, training: bool) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits at `size` pixels; a fifth of each class tests."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    images = (
-        F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-        .round()
-        .clamp(0, 255)
-    )
-    data = ImageData(
-        images.to(torch.uint8).repeat(1, 3, 1, 1), torch.from_numpy(digits.target).long()
-    )
+    images = at_size(torch.from_numpy(digits.images).float()[:, None] * (255 / 16), size)
+    data = ImageData(images.repeat(1, 3, 1, 1), torch.from_numpy(digits.target).long())
     train, test = stratified_split(data.labels, 0.8, stream(0, "digits test images"))
-    return Dataset(data.subset(train), data.subset(test))
+    return data.subset(train if training else test)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The parts train, val and maybe test on disk: folders with a folder for each class, or LMDB
-    files.
+class _PartsOnDisk:
+    """The parts train, val and maybe test: folders with a folder for each class, or LMDB files.
 
     A directory without any of them may itself be a folder of classes: then about a fifth of its
     images, by their names, are test images.
     """
 
-    directory: Path
-    packed: bool
-    size: int
-    strict: bool
-    in_memory: int = SMALL
+    def __init__(self, source: DataSource):
+        self.source, self.directory = source, Path(source.directory)
+        self.packed = source.name == PACKED
 
     def path(self, part: str) -> Path:
         return lmdb_file(self.directory, part) if self.packed else self.directory / part
-
-    def read(self, part: str) -> tuple[Images, list[str]]:
-        """Its images, small ones decoded, and the names of its classes."""
-        read = lmdb_images if self.packed else image_folder
-        images, names = read(
-            self.directory if self.undivided else self.path(part), self.size, self.strict
-        )
-        if self.undivided:
-            tests = self._by_name(images, names)
-            images = images.subset((~tests if part == "train" else tests).nonzero().flatten())
-        return (fitted(images) if self.size <= self.in_memory else images), names
 
     @property
     def undivided(self) -> bool:
         """Whether the directory is itself a folder with a folder of images for each class."""
         if self.packed or any(self.path(part).exists() for part in ("train", "val", "test")):
             return False
-        return any(
-            has_file_allowed_extension(str(file), IMG_EXTENSIONS)
-            for file in self.directory.glob("*/*")
-        )
+        files = map(str, self.directory.glob("*/*"))
+        return any(has_file_allowed_extension(file, IMG_EXTENSIONS) for file in files)
 
-    def _by_name(self, images: EncodedImages, names: list[str]) -> Tensor:
-        """Which are test images `[N]`, by digests of their names, so that files that are added move
-        no other one.
-
-        At least one image of each class tests, and one trains; UserError for a class that has only
-        one.
-        """
-        files = (
-            Path(images.source.name(number)).relative_to(self.directory)
-            for number in range(len(images.labels))
-        )
-        keys = torch.tensor(
-            [hashlib.sha256(file.as_posix().encode()).digest()[0] / 256 for file in files]
-        )
-        tests = keys < TEST_SHARE
-        for label, name in enumerate(names):
-            own = (images.labels == label).nonzero().flatten()
-            if len(own) < 2:
-                raise UserError(
-                    f"{self.directory / name}: one image; at least 2 are needed, to train and to test"
-                )
-            order = own[keys[own].argsort(stable=True)]
-            tests[order[0]], tests[order[-1]] = True, False
-        return tests
+    @property
+    def test(self) -> str:
+        """The part "test" where its images are labelled (not in ImageNet's folder), else "val"."""
+        path = self.path("test")
+        labelled = (self.packed and path.exists()) or any(map(Path.is_dir, path.glob("*")))
+        return "test" if labelled else "val"
 
     def classes(self) -> list[str]:
         folder = self.directory if self.undivided else self.path("train")
         return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
-    @property
-    def test(self) -> str:
-        """The part "test", where its images are labelled (those of ImageNet's folder are not), else
-        "val".
+    def read(self, part: str) -> tuple[Images, list[str]]:
+        """The images of a part, small ones decoded, and the names of its classes."""
+        size, path = self.source.size, self.directory if self.undivided else self.path(part)
+        read = lmdb_images if self.packed else image_folder
+        images, names = read(path, size, self.source.strict)
+        if self.undivided:
+            tests = self._tests(images, names)
+            images = images.subset((~tests if part == "train" else tests).nonzero().flatten())
+        return (fitted(images) if size <= self.source.in_memory else images), names
+
+    def _tests(self, images: EncodedImages, names: list[str]) -> Tensor:
+        """Which images test `[N]`, by digests of their names: added files move no other one.
+
+        At least one image of each class tests, and one trains; UserError for a class with fewer.
         """
-        path = self.path("test")
-        there = (
-            path.exists()
-            if self.packed
-            else path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
-        )
-        return "test" if there else "val"
+        files = [Path(images.source.name(number)) for number in range(len(images.labels))]
+        texts = [file.relative_to(self.directory).as_posix().encode() for file in files]
+        keys = torch.tensor([hashlib.sha256(text).digest()[0] / 256 for text in texts])
+        tests = keys < TEST_SHARE
+        for label, name in enumerate(names):
+            own = (images.labels == label).nonzero().flatten()
+            if len(own) < 2:
+                needs = "one image; at least 2 are needed, to train and to test"
+                raise UserError(f"{self.directory / name}: {needs}")
+            order = own[keys[own].argsort(stable=True)]
+            tests[order[0]], tests[order[-1]] = True, False
+        return tests
 
     def dataset(self) -> Dataset:
-        """With a part test, val is a held-out one."""
-        images, classes = self.read("train")
-        test = self.test
-        held_out = (
-            self._as_train("val", classes) if test == "test" and self.path("val").exists() else None
-        )
-        return Dataset(images, self._as_train(test, classes), held_out)
+        """All parts; where there is a part test, val is the held-out one."""
+        (train, classes), test = self.read("train"), self.test
+        holds_out = test == "test" and self.path("val").exists()
+        held_out = self._read_alike("val", classes) if holds_out else None
+        return Dataset(train, self._read_alike(test, classes), held_out)
 
-    def _as_train(self, part: str, classes: list[str]) -> Images:
+    def _read_alike(self, part: str, classes: list[str]) -> Images:
+        """The images of a part, which must have these classes."""
         images, found = self.read(part)
-        if found != classes:
-            differ = ", ".join(sorted(set(found) ^ set(classes))[:3])
-            raise UserError(
-                f"{self.path(part)}: its classes are not those of {self.path('train')}: {differ}"
-            )
+        check_same_classes(found, self.path(part), classes, self.path("train"))
         return images
 
 
@@ -285,9 +242,7 @@ def stratified_split(labels: Tensor, portion: float, rng: torch.Generator) -> tu
 
 @dataclass(frozen=True)
 class SearchImages:
-    """The three parts of a search: supernet training, generator training, validation. No test image
-    is among them.
-    """
+    """The parts of a search, without test images: supernet and generator training, validation."""
 
     train: Images
     feed: Images
@@ -296,72 +251,73 @@ class SearchImages:
     @property
     def held_out(self) -> Images:
         """All that does not train the supernet."""
-        labels = torch.cat([self.feed.labels, self.validate.labels])
-        if isinstance(self.feed, EncodedImages):
-            return replace(
-                self.feed, index=torch.cat([self.feed.index, self.validate.index]), labels=labels
-            )
-        return ImageData(torch.cat([self.feed.images, self.validate.images]), labels)
+        feed, validate = self.feed, self.validate
+        labels = torch.cat([feed.labels, validate.labels])
+        if isinstance(feed, ImageData):
+            return ImageData(torch.cat([feed.images, validate.images]), labels)
+        return replace(feed, index=torch.cat([feed.index, validate.index]), labels=labels)
 
 
-# Share of the training set that trains the supernet when the config's train_portion leaves nothing
-# to hold out.
-HELD_OUT_BY_DEFAULT = 0.8
+Indices = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split file: which of so many `images` feed the generator, and which validate."""
+
+    images: int
+    feed: Indices
+    validate: Indices
+
+    @classmethod
+    def draw(cls, dataset: Dataset, train_portion: float, seed: int) -> "Split":
+        """Hold images out, unless the data set does: three quarters feed, one quarter validates.
+
+        UserError when no image is left to train, to feed or to validate.
+        """
+        labels, rng = (dataset.held_out or dataset.train).labels, stream(seed, "split")
+        held = torch.arange(len(labels))
+        if dataset.held_out is None:
+            portion = train_portion if train_portion < 1 else HELD_OUT_BY_DEFAULT
+            _, held = stratified_split(labels, portion, rng)
+        feed, validate = (held[part] for part in stratified_split(labels[held], 0.75, rng))
+        trains = dataset.held_out is not None or len(held) < len(labels)
+        if not (trains and len(feed) and len(validate)):
+            few = f"leaves too few of {len(labels)} images to train or hold out"
+            raise UserError(f"train_portion: {train_portion} {few}")
+        return cls(len(labels), feed.tolist(), validate.tolist())
+
+    @classmethod
+    def read(cls, file: Path, images: int) -> "Split":
+        """UserError when the file does not split this number of images, each into one part."""
+        split = read_json(file, cls, "a split file")
+        if split.images != images:
+            raise UserError(f"{file}: it splits {split.images} images; the data set has {images}")
+        held = [*split.feed, *split.validate]
+        if max(held) >= images:
+            raise UserError(f"{file}: not a split file (index {max(held)} of {images} images)")
+        if len(set(held)) < len(held):
+            raise UserError(f"{file}: not a split file (an index is there twice)")
+        return split
 
 
 def split_for_search(
     dataset: Dataset, train_portion: float, seed: int, file: Path | None = None
 ) -> SearchImages:
-    """Cut the parts of a search, stratified by class; written to `file` if given, and read from it
-    when it is there.
+    """The parts of a search, stratified by class; written to `file`, or read from it if it exists.
 
-    What is held out of training (the data set's own part when it has one) is cut again: three
-    quarters feed the generator, one quarter validates.
+    What is held out of training is the data set's own part when it has one.
     """
     source = dataset.held_out or dataset.train
-    rest = torch.ones(len(source.labels), dtype=torch.bool)
     if file is not None and file.exists():
-        split = _read_split(file, len(source.labels))
+        split = Split.read(file, len(source.labels))
     else:
-        rng = stream(seed, "split")
-        held = torch.arange(len(source.labels))
-        if dataset.held_out is None:
-            portion = train_portion if train_portion < 1 else HELD_OUT_BY_DEFAULT
-            _, held = stratified_split(source.labels, portion, rng)
-        feed, validate = (held[part] for part in stratified_split(source.labels[held], 0.75, rng))
-        split = {"feed": feed, "validate": validate}
-        nothing_left = dataset.held_out is None and len(held) == len(rest)
-        if nothing_left or not all(len(part) for part in split.values()):
-            raise UserError(
-                f"train_portion: {train_portion} leaves too few of {len(rest)} images to train or hold out"
-            )
-        record = {
-            "images": len(source.labels),
-            **{name: part.tolist() for name, part in split.items()},
-        }
+        split = Split.draw(dataset, train_portion, seed)
         if file is not None and distributed.rank() == 0:
-            write_text(file, json.dumps(record) + "\n")
-    rest[torch.cat(list(split.values()))] = False
-    train = (
-        dataset.train.subset(rest.nonzero().flatten())
-        if dataset.held_out is None
-        else dataset.train
-    )
-    return SearchImages(train, source.subset(split["feed"]), source.subset(split["validate"]))
-
-
-def _read_split(file: Path, images: int) -> dict[str, Tensor]:
-    try:
-        record = json.loads(file.read_text())
-        split = {
-            name: torch.tensor(record[name], dtype=torch.long) for name in ("feed", "validate")
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: no split file ({error})") from None
-    if not all(len(part) for part in split.values()):
-        raise UserError(f"{file}: no split file (a part is empty)")
-    if record.get("images") != images or max(int(part.max()) for part in split.values()) >= images:
-        raise UserError(
-            f"{file}: it splits {record.get('images')} images; the data set has {images}"
-        )
-    return split
+            write_text(file, json.dumps(asdict(split)) + "\n")
+    feed, validate, train = torch.tensor(split.feed), torch.tensor(split.validate), dataset.train
+    if dataset.held_out is None:
+        rest = torch.ones(len(train.labels), dtype=torch.bool)
+        rest[torch.cat([feed, validate])] = False
+        train = train.subset(rest.nonzero().flatten())
+    return SearchImages(train, source.subset(feed), source.subset(validate))

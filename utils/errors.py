@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line: what is wrong, where, and what is allowed.
+    """Bad input. The message is one line: what is refused, where, and what is allowed.
 
     `utils.command.command` prints it and exits with status 2.
     """

@@ -1,14 +1,14 @@
 """One LMDB file for the images of a folder, and its reader.
 
-    python3 utils/folder2lmdb.py DATA_DIR --split train [--out DIR] [--workers N] [--resize SHORT_SIDE] [--verify]
+    python3 utils/folder2lmdb.py DATA_DIR --split train [--out DIR] [--workers N]
+        [--resize SHORT_SIDE] [--verify]
 
 packs DATA_DIR/train, a folder of images for each class, into DIR/train_lmdb/train.lmdb. The images
-keep their bytes, unless --resize makes them smaller. The same command goes on where it was stopped;
+keep their bytes, unless --resize makes them smaller. The same command resumes where it was stopped;
 --verify compares all records with the folder.
 
 Two tables: "records" has, by number, the label, the length of the file's name, the name and the
-bytes of the file (see `Record`); "about" has the format's version, the classes and the number of
-images as JSON, and all labels. Nothing in it is code.
+bytes of the file (see `Record`); "about" has a `Format` as JSON, and all labels. Nothing is code.
 """
 
 import io
@@ -17,18 +17,19 @@ import os
 import struct
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-# as a command, this file is found in its folder, and the rest beside that
+# as a command, this file is found in its folder, and the rest one folder up
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import lmdb
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
@@ -44,16 +45,15 @@ FIRST_SIZE = 64 * 2**20  # bytes of the map; it grows when it is full
 HEADER = struct.Struct("<IH")  # label, length of the name
 NUMBER = struct.Struct("=Q")  # the machine's order, which tables with integer keys want
 LABELS = np.dtype("<u4")
+OPTIONS = {"subdir": False, "max_dbs": 2}  # one file, two tables
 
 
 class Record(NamedTuple):
-    """An image as it is stored: its label, the path of its file inside the folder, and the bytes of
-    the file.
-    """
+    """An image as it is stored."""
 
     label: int
-    name: str
-    image: bytes
+    name: str  # the path of its file inside the folder
+    image: bytes  # of the file
 
     def pack(self) -> bytes:
         name = os.fsencode(self.name)
@@ -105,26 +105,21 @@ class LmdbSource:
     def _environment(self) -> tuple[lmdb.Environment, object]:
         if self._opened is None or self._opened[0] != os.getpid():
             environment = open_lmdb(self.root)
-            self._opened = (
-                os.getpid(),
-                environment,
-                environment.open_db(b"records", integerkey=True, create=False),
-            )
+            table = environment.open_db(b"records", integerkey=True, create=False)
+            self._opened = os.getpid(), environment, table
         return self._opened[1:]
 
     def __getstate__(self) -> dict:
         return {"root": self.root, "_opened": None}
 
 
-# The files that are open, by path, and in which process: LMDB wants each to be open once in a
-# process, and one that was opened before a fork is of no use after it.
+# The files that are open, by path, and in which process: LMDB requires that a process opens a file
+# only once, and one that was opened before a fork cannot be used after it.
 _open: dict[str, tuple[int, weakref.ref]] = {}
 
 
 def open_lmdb(file: Path) -> lmdb.Environment:
-    """A file for reading, shared within this process; UserError when it is missing, no LMDB file,
-    or cut short.
-    """
+    """Open a file for reading, once in this process; UserError when it is missing or damaged."""
     path = os.path.realpath(file)
     process, known = _open.get(path, (0, lambda: None))
     environment = known()
@@ -135,29 +130,37 @@ def open_lmdb(file: Path) -> lmdb.Environment:
     if not Path(path).is_file():
         raise UserError(f"{file}: there is no such file; python3 utils/folder2lmdb.py makes it")
     try:
-        # An image is larger than a page: without reading ahead, each of its pages would be a disk
-        # access of its own.
-        environment = lmdb.open(
-            path, subdir=False, readonly=True, lock=False, readahead=True, max_dbs=2
-        )
+        # an image has several pages: reading ahead saves a disk access for each of them
+        environment = lmdb.open(path, readonly=True, lock=False, readahead=True, **OPTIONS)
     except lmdb.Error as error:
         raise UserError(f"{file}: it is no LMDB file ({error})") from None
-    used = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if Path(path).stat().st_size < used:  # to read on would be a bus error
+    found, used = os.stat(path).st_size, environment.info()["last_pgno"] + 1
+    used *= environment.stat()["psize"]
+    if found < used:  # reading the rest would be a bus error
         environment.close()
-        raise UserError(f"{file}: it is cut short, {Path(path).stat().st_size} of {used} bytes")
+        raise UserError(f"{file}: it is cut short, {found} of {used} bytes")
     _open[path] = os.getpid(), weakref.ref(environment)
     return environment
 
 
 @dataclass(frozen=True)
+class Format:
+    """What a file says of itself in JSON; `resize` is the short side in pixels."""
+
+    version: int
+    classes: list[str]
+    count: int
+    resize: int | None
+
+
+@dataclass(frozen=True)
 class About:
-    """What a file says of itself."""
+    """What a file holds."""
 
     classes: list[str]
     labels: torch.Tensor  # int64 [count]
     resize: int | None
-    written: int  # how many images are there yet
+    written: int  # how many images are there so far
 
     @classmethod
     def read(cls, file: Path) -> "About":
@@ -167,43 +170,31 @@ class About:
             about = environment.open_db(b"about", create=False)
             records = environment.open_db(b"records", integerkey=True, create=False)
             with environment.begin() as transaction:
-                record = json.loads(transaction.get(b"format", db=about))
-                labels = np.frombuffer(transaction.get(b"labels", db=about), LABELS).astype(
-                    np.int64
-                )
+                form = msgspec.json.decode(transaction.get(b"format", db=about), type=Format)
+                labels = np.frombuffer(transaction.get(b"labels", db=about), LABELS)
                 written = transaction.stat(records)["entries"]
-            if record["version"] != VERSION:
-                raise UserError(
-                    f"{file}: its format has version {record['version']}, not {VERSION}"
-                )
-            return cls(list(record["classes"]), torch.from_numpy(labels), record["resize"], written)
-        except (lmdb.Error, TypeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"{file}: no LMDB file of images as utils/folder2lmdb.py writes them ({error})"
-            ) from None
+        except (lmdb.Error, TypeError, ValueError, msgspec.MsgspecError) as error:
+            what = "no LMDB file of images as utils/folder2lmdb.py writes them"
+            raise UserError(f"{file}: {what} ({error})") from None
+        if form.version != VERSION:
+            raise UserError(f"{file}: its format has version {form.version}, not {VERSION}")
+        return cls(form.classes, torch.from_numpy(labels.astype(np.int64)), form.resize, written)
 
     def write(self, transaction: lmdb.Transaction, table: object) -> None:
-        record = {
-            "version": VERSION,
-            "classes": self.classes,
-            "count": len(self.labels),
-            "resize": self.resize,
-        }
-        transaction.put(b"format", json.dumps(record).encode(), db=table)
+        form = Format(VERSION, self.classes, len(self.labels), self.resize)
+        transaction.put(b"format", json.dumps(asdict(form)).encode(), db=table)
         transaction.put(b"labels", self.labels.numpy().astype(LABELS).tobytes(), db=table)
 
 
 def lmdb_images(file: Path, size: int, strict: bool) -> tuple[EncodedImages, list[str]]:
-    """The images of an LMDB file, and the names of the classes; UserError when it is no finished
-    one.
-    """
+    """The images of an LMDB file, and the names of the classes; UserError if it is unfinished."""
     about = About.read(file)
-    if about.written < len(about.labels):
-        raise UserError(
-            f"{file}: unfinished, {about.written} of {len(about.labels)} images; utils/folder2lmdb.py goes on with it"
-        )
-    index = torch.arange(len(about.labels))
-    return EncodedImages(LmdbSource(file), index, about.labels, size, strict), about.classes
+    count = len(about.labels)
+    if about.written < count:
+        unfinished = f"unfinished, {about.written} of {count} images"
+        raise UserError(f"{file}: {unfinished}; utils/folder2lmdb.py resumes it")
+    source, index = LmdbSource(file), torch.arange(count)
+    return EncodedImages(source, index, about.labels, size, strict), about.classes
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -212,117 +203,112 @@ def lmdb_images(file: Path, size: int, strict: bool) -> tuple[EncodedImages, lis
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("data", type=Path, metavar="DATA_DIR")
-    parser.add_argument("--split", default="train", help="folder inside DATA_DIR (default train)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: DATA_DIR")
-    parser.add_argument(
-        "--workers", type=positive, default=4, help="threads that read images (default 4)"
-    )
-    parser.add_argument(
-        "--resize", type=positive, metavar="SHORT_SIDE", help="make larger images so small, as JPEG"
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="only compare all records with the folder"
-    )
+    option = parser.add_argument
+    option("data", type=Path, metavar="DATA_DIR")
+    option("--split", default="train", help="folder inside DATA_DIR (default train)")
+    option("--out", type=Path, metavar="DIR", help="default: DATA_DIR")
+    option("--workers", type=positive, default=4, help="threads that read images (default 4)")
+    smaller = "make larger images so small, as JPEG"
+    option("--resize", type=positive, metavar="SHORT_SIDE", help=smaller)
+    option("--verify", action="store_true", help="only compare all records with the folder")
     args = parser.parse_args(argv)
-    images, classes = image_folder(args.data / args.split, size=0, strict=True)
+    folder = Folder(*image_folder(args.data / args.split, size=0, strict=True))
     file = lmdb_file(args.out or args.data, args.split)
     if args.verify and args.resize:
         raise UserError("--resize: --verify takes it from the file")
     if args.verify:
-        verify(file, images, classes, args.workers)
+        verify(file, folder, args.workers)
     else:
-        pack(file, images, classes, args.resize, args.workers)
+        pack(file, replace(folder, resize=args.resize), args.workers)
 
 
-def pack(
-    file: Path, images: EncodedImages, classes: list[str], resize: int | None, workers: int
-) -> None:
-    """Write what `file` does not have yet, a transaction for each batch of images. UserError where
-    that fails.
-    """
+@dataclass(frozen=True)
+class Folder:
+    """What is packed: a folder of images for each class, and how small they are made."""
+
+    images: EncodedImages
+    classes: list[str]
+    resize: int | None = None
+
+    def check(self, about: About, file: Path) -> None:
+        """UserError when the file is of another folder, or of other sizes."""
+        source, labels = self.images.source, self.images.labels
+        if about.classes != self.classes or not torch.equal(about.labels, labels):
+            its = f"{len(about.labels)} images of {len(about.classes)} classes"
+            ours = f"the {len(labels)} of {len(self.classes)} in {source.root}"
+            advice = "remove it, or choose another --out"
+            raise UserError(f"{file}: it has {its}, other than {ours}; {advice}")
+        if about.resize != self.resize:
+            started = f"it was started with --resize {about.resize}, not {self.resize}"
+            raise UserError(f"{file}: {started}; choose another --out")
+
+    def record(self, number: int) -> Record:
+        """The record of an image; one that cannot be decoded keeps its bytes: readers skip it."""
+        source: FileSource = self.images.source
+        path = Path(source.paths[number])
+        content = path.read_bytes()
+        if self.resize is not None:
+            try:
+                content = resized(content, self.resize)
+            except BROKEN_IMAGE as error:
+                reason = f"cannot be read as an image ({error})"
+                print(f"{path}: kept as it is; {reason}", file=sys.stderr)
+        name = path.relative_to(source.root).as_posix()
+        return Record(int(self.images.labels[number]), name, content)
+
+    def records(
+        self, title: str, workers: int, done: int = 0
+    ) -> Iterator[tuple[range, Iterator[Record]]]:
+        """The records from number `done` on, read by `workers` threads, in batches."""
+        total = len(self.images.labels)
+        with ThreadPoolExecutor(workers) as pool, Progress(title, total, 10_000, done) as progress:
+            for start in range(done, total, BATCH):
+                numbers = range(start, min(start + BATCH, total))
+                yield numbers, pool.map(self.record, numbers)
+                for _ in numbers:
+                    progress.update()
+
+
+def pack(file: Path, folder: Folder, workers: int) -> None:
+    """Write what `file` does not have yet, a transaction for each batch; UserError if it fails."""
+    count, classes = len(folder.images.labels), folder.classes
     try:
         if not file.exists():
-            begin(file, About(classes, images.labels, resize, 0))
-        done = compared(About.read(file), images, classes, resize, file).written
-        with lmdb.open(
-            str(file), subdir=False, map_size=room(file), max_dbs=2, meminit=False
-        ) as environment:
-            put_rest(environment, images, resize, workers, done, file.name)
+            create(file, About(classes, folder.images.labels, folder.resize, 0))
+        about = About.read(file)
+        folder.check(about, file)
+        room = max(FIRST_SIZE, file.stat().st_size)
+        with lmdb.open(str(file), map_size=room, meminit=False, **OPTIONS) as environment:
+            table = environment.open_db(b"records", integerkey=True)
+            for numbers, records in folder.records(file.name, workers, about.written):
+                keys, values = map(NUMBER.pack, numbers), map(Record.pack, records)
+                items = list(zip(keys, values, strict=True))
+                commit(environment, lambda t: t.cursor(table).putmulti(items, append=True))
     except (lmdb.Error, UnicodeEncodeError) as error:
         raise UserError(f"{file}: cannot be written ({error})") from None
-    print(
-        f"{file}: {len(images.labels)} images of {len(classes)} classes, {file.stat().st_size / 2**20:.1f} MiB"
-    )
+    mebibytes = file.stat().st_size / 2**20
+    print(f"{file}: {count} images of {len(classes)} classes, {mebibytes:.1f} MiB")
 
 
-def begin(file: Path, about: About) -> None:
-    """A file without images, whole or not there at all."""
+def create(file: Path, about: About) -> None:
+    """Write a file without images, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f".{file.name}.unfinished")
     new.unlink(missing_ok=True)
-    with lmdb.open(
-        str(new), subdir=False, map_size=FIRST_SIZE, max_dbs=2, lock=False
-    ) as environment:
+    with lmdb.open(str(new), map_size=FIRST_SIZE, lock=False, **OPTIONS) as environment:
         environment.open_db(b"records", integerkey=True)
         commit(environment, partial(about.write, table=environment.open_db(b"about")))
     new.rename(file)
 
 
-def room(file: Path) -> int:
-    """Bytes of the map to begin with."""
-    return max(FIRST_SIZE, file.stat().st_size)
-
-
-def put_rest(
-    environment: lmdb.Environment,
-    images: EncodedImages,
-    resize: int | None,
-    workers: int,
-    done: int,
-    title: str,
-) -> None:
-    """The images from number `done` on."""
-    records, total = environment.open_db(b"records", integerkey=True), len(images.labels)
-    with ThreadPoolExecutor(workers) as pool, Progress(title, total, 10_000, done) as progress:
-        for start in range(done, total, BATCH):
-            numbers = range(start, min(start + BATCH, total))
-            read = list(pool.map(partial(record_of, images, resize), numbers))
-            commit(environment, partial(_put_all, records, numbers, read))
-            for _ in numbers:
-                progress.update()
-
-
-def _put_all(
-    table: object, numbers: range, records: list[Record], transaction: lmdb.Transaction
-) -> None:
-    for number, record in zip(numbers, records, strict=True):
-        transaction.put(NUMBER.pack(number), record.pack(), db=table, append=True)
-
-
 def commit(environment: lmdb.Environment, write: Callable[[lmdb.Transaction], None]) -> None:
-    """Let `write(transaction)` write, all or nothing; twice the map when it is full."""
+    """Let `write(transaction)` write, all or nothing; double the map when it is full."""
     while True:
         try:
             with environment.begin(write=True) as transaction:
                 return write(transaction)
         except lmdb.MapFullError:
             environment.set_mapsize(2 * environment.info()["map_size"])
-
-
-def record_of(images: EncodedImages, resize: int | None, number: int) -> Record:
-    """The record of an image file. One that cannot be decoded keeps its bytes: who reads it will
-    skip it.
-    """
-    source: FileSource = images.source
-    path = Path(source.paths[number])
-    content = path.read_bytes()
-    if resize is not None:
-        try:
-            content = resized(content, resize)
-        except BROKEN_IMAGE as error:
-            print(f"{path}: kept as it is; cannot be read as an image ({error})", file=sys.stderr)
-    return Record(int(images.labels[number]), path.relative_to(source.root).as_posix(), content)
 
 
 def resized(content: bytes, short_side: int) -> bytes:
@@ -337,43 +323,17 @@ def resized(content: bytes, short_side: int) -> bytes:
     return buffer.getvalue()
 
 
-def compared(
-    about: About, images: EncodedImages, classes: list[str], resize: int | None, file: Path
-) -> About:
-    """What a file says, if it is of this very folder; else UserError."""
-    if about.classes != classes or not torch.equal(about.labels, images.labels):
-        raise UserError(
-            f"{file}: it has {len(about.labels)} images of {len(about.classes)} classes, other than the "
-            f"{len(images.labels)} of {len(classes)} in {images.source.root}; remove it, or choose another --out"
-        )
-    if about.resize != resize:
-        raise UserError(
-            f"{file}: it was begun with --resize {about.resize}, not {resize}; choose another --out"
-        )
-    return about
-
-
-def verify(file: Path, images: EncodedImages, classes: list[str], workers: int) -> None:
+def verify(file: Path, folder: Folder, workers: int) -> None:
     """Compare every record with its file; UserError that names the first difference."""
-    about = About.read(file)
-    compared(about, images, classes, about.resize, file)
+    about, root = About.read(file), folder.images.source.root
+    folder = replace(folder, resize=about.resize)
+    folder.check(about, file)
     packed, _ = lmdb_images(file, 0, strict=True)
-    numbers = range(len(packed.labels))
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        Progress(f"verify {file.name}", len(numbers), 10_000) as progress,
-    ):
-        for start in numbers[::BATCH]:
-            batch = numbers[start : start + BATCH]
-            for number, expected in zip(
-                batch, pool.map(partial(record_of, images, about.resize), batch), strict=True
-            ):
-                if packed.source.record(number) != expected:
-                    raise UserError(
-                        f"{file}: record {number} is not {expected.name} in {images.source.root}"
-                    )
-                progress.update()
-    print(f"{file}: all {len(numbers)} records are those of {images.source.root}")
+    for numbers, records in folder.records(f"verify {file.name}", workers):
+        for number, expected in zip(numbers, records, strict=True):
+            if packed.source.record(number) != expected:
+                raise UserError(f"{file}: record {number} is not {expected.name} in {root}")
+    print(f"{file}: all {len(packed.labels)} records are those of {root}")
 
 
 if __name__ == "__main__":

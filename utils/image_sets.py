@@ -1,5 +1,4 @@
-"""The published sets of images: what they are called, where their images lie, and how NSGANetV2
-sees and tunes on them.
+"""The published sets of images: their layout, their colours, and how NSGANetV2 tunes on them.
 
 Those that torchvision knows are read by it, and downloaded where they are missing; those that the
 authors kept in folders with a folder for each class are read from these, too.
@@ -11,44 +10,45 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torchvision
+from torchvision import datasets
 
 from utils import distributed
 from utils.errors import UserError
-from utils.images import EncodedImages, FileSource, ImageData, Images, fitted, image_folder
+from utils.images import (
+    EncodedImages,
+    FileSource,
+    ImageData,
+    Images,
+    check_same_classes,
+    image_folder,
+)
 
-USUAL_SIZE = 224  # pixels, where nothing says more
-Part = tuple[ImageData | EncodedImages, int]  # images of a part, and how many classes their set has
+USUAL_SIZE = 224  # pixels, where nothing else is given
+Part = tuple[Images, int | None]  # images of a part; the classes of its set, None as published
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A set of images of `classes` classes; `read(directory, training, download)` gives a part of
-    it.
-
-    `mean` and `std` are of its colours in [0, 1], `side` the pixels of its images where these are
-    small and alike, `layout` what a user must put where. For fine-tuning by NSGANetV2: the learning
-    rate, how the published code `augment`s (names of `utils.loader.Augmentation`), and how it
-    brings images to size (`utils.images.VIEWS`).
-    """
+    """A published set of images."""
 
     classes: int
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of its colours in [0, 1]
     std: tuple[float, float, float]
+    # read(directory, training, download) gives a part of it
     read: Callable[[Path, bool, bool], Part] | None = None
-    layout: str = ""
-    side: int | None = None
+    layout: str = ""  # what a user must put where
+    side: int | None = None  # pixels of its images where these are small and alike
+    # fine-tuning by NSGANetV2
     lr: float = 0.01
-    augment: dict = field(default_factory=dict)
-    view: str = "bilinear"
+    augment: dict = field(default_factory=dict)  # of utils.loader.Augmentation
+    view: str = "bilinear"  # how images come to size, of utils.images.VIEWS
 
     def sizes(self, network: int | None) -> tuple[int, int | None]:
-        """The pixels at which its images are read for a network that sees `network` pixels, and to
-        which small ones are resized, behind their augmentation; None where they need not be.
+        """The pixels at which images are read for a network that sees `network` pixels.
+
+        And those to which small ones are resized after their augmentation; None where not needed.
         """
-        if self.side is None:
-            return network or USUAL_SIZE, None
-        return self.side, network
+        return (network or USUAL_SIZE, None) if self.side is None else (self.side, network)
 
     @property
     def padding(self) -> int:
@@ -61,20 +61,8 @@ def known_set(name: str) -> ImageSet | None:
     return IMAGE_SETS.get(name.removesuffix("_lmdb"))
 
 
-def read_part(
-    name: str,
-    directory: str,
-    training: bool,
-    size: int,
-    download: bool,
-    strict: bool,
-    in_memory: int,
-) -> tuple[Images, int]:
-    """A part of the set `name`, its images at `size` pixels, decoded up to `in_memory` pixels; and
-    its classes.
-
-    UserError when it is missing.
-    """
+def read_part(name: str, directory: str, training: bool, download: bool) -> tuple[Images, int]:
+    """A part of a set, and the number of its classes; UserError when it is missing."""
     known = IMAGE_SETS[name]
     try:
         with distributed.first_alone():  # of several processes one downloads
@@ -82,138 +70,92 @@ def read_part(
     except UserError:
         raise
     except Exception as error:  # urllib, ssl, tarfile and torchvision raise many kinds here
-        raise UserError(
-            f"dataset_dir: {directory}: {name} is not there{' and cannot be downloaded' * download} "
-            f"({' '.join(str(error).split())}); {known.layout} into {directory}"
-        ) from None
-    if isinstance(part, EncodedImages):
-        part = replace(part, size=known.side or size, strict=strict, view=known.view)
-        part = fitted(part) if part.size <= in_memory or known.side else part
-    return (at_size(part, size) if isinstance(part, ImageData) else part), classes
-
-
-def at_size(data: ImageData, size: int) -> ImageData:
-    """Decoded images at `size` pixels, bilinear."""
-    images = data.images
-    if images.shape[-1] == size:
-        return ImageData(images.contiguous(), data.labels)
-    images = torch.nn.functional.interpolate(
-        images.float(), size=(size, size), mode="bilinear", antialias=True
-    )
-    return ImageData(images.round().clamp(0, 255).to(torch.uint8), data.labels)
+        missing = f"{name} is not there{' and cannot be downloaded' * download}"
+        reason = " ".join(str(error).split())
+        todo = f"{known.layout} into {directory}"
+        raise UserError(f"dataset_dir: {directory}: {missing} ({reason}); {todo}") from None
+    return part, classes or known.classes
 
 
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def _cifar(kind: type, classes: int, directory: Path, training: bool, download: bool) -> Part:
+def _cifar(kind: type, directory: Path, training: bool, download: bool) -> Part:
     """The python archive, or its images as files, in train/ and test/."""
     if (directory / "train").is_dir():
         return _of_folders([directory / "train"], directory / "test", training)
     part = kind(str(directory), train=training, download=download)
-    return ImageData(
-        torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets)
-    ), classes
+    images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
+    return ImageData(images, torch.tensor(part.targets)), None
 
 
 def _stl10(directory: Path, training: bool, download: bool) -> Part:
-    part = torchvision.datasets.STL10(
-        str(directory), split="train" if training else "test", download=download
-    )
-    return ImageData(torch.from_numpy(part.data), torch.from_numpy(part.labels).long()), 10
+    split = "train" if training else "test"
+    part = datasets.STL10(str(directory), split=split, download=download)
+    return ImageData(torch.from_numpy(part.data), torch.from_numpy(part.labels).long()), None
 
 
 def _cinic10(directory: Path, training: bool, download: bool) -> Part:
-    """train_and_valid/ as its users merged it, or train/ and valid/ as it is published; and test/."""
+    """train_and_valid/ as its users merged it, or train/ and valid/ as published; and test/."""
     merged = ["train_and_valid"] if (directory / "train_and_valid").is_dir() else ["train", "valid"]
     return _of_folders([directory / name for name in merged], directory / "test", training)
 
 
-def _flowers102(directory: Path, training: bool, download: bool) -> Part:
-    return _of_torchvision(
-        torchvision.datasets.Flowers102, ("train", "val"), 102, directory, training, download
-    )
-
-
-def _dtd(directory: Path, training: bool, download: bool) -> Part:
-    return _of_torchvision(
-        torchvision.datasets.DTD, ("train", "val"), 47, directory, training, download
-    )
-
-
 def _pets(directory: Path, training: bool, download: bool) -> Part:
-    """Classes in the order of folders of their names, which is that of the authors; the archive's
-    own differs.
-    """
-    kind = torchvision.datasets.OxfordIIITPet
-    part, classes = _of_torchvision(kind, ("trainval",), 37, directory, training, download)
+    """Classes in the order of their names, as in folders of the authors; the archive's differs."""
+    read = partial(_of_torchvision, datasets.OxfordIIITPet, ("trainval",), directory)
+    part, classes = read(training, download)
     if (directory / "train").is_dir():
         return part, classes
-    parts = [part, _of_torchvision(kind, ("trainval",), 37, directory, not training, download)[0]]
+    parts = [part, read(not training, download)[0]]
     breeds = [[Path(path).stem.rsplit("_", 1)[0] for path in p.source.paths] for p in parts]
     order = {breed: label for label, breed in enumerate(sorted({*breeds[0], *breeds[1]}))}
     return replace(part, labels=torch.tensor([order[breed] for breed in breeds[0]])), classes
 
 
 def _aircraft(directory: Path, training: bool, download: bool) -> Part:
-    """Its folder, or as the authors of NSGANetV2 kept it, what is inside."""
-    split = "trainval" if training else "test"
-    file = directory / "data" / f"images_variant_{split}.txt"
+    """Its folder, or what is inside, as the authors of NSGANetV2 kept it."""
+    data = directory / "data"
+    file = data / f"images_variant_{'trainval' if training else 'test'}.txt"
     if not file.exists():
-        return _of_torchvision(
-            torchvision.datasets.FGVCAircraft, ("trainval",), 100, directory, training, download
-        )
+        kind = datasets.FGVCAircraft
+        return _of_torchvision(kind, ("trainval",), directory, training, download)
     lines = [line.split(" ", 1) for line in file.read_text().splitlines()]
-    names = (directory / "data" / "variants.txt").read_text().splitlines()
+    names = (data / "variants.txt").read_text().splitlines()
     files = [
-        (directory / "data" / "images" / f"{image}.jpg", names.index(variant.strip()))
-        for image, variant in lines
+        (data / "images" / f"{image}.jpg", names.index(variant.strip())) for image, variant in lines
     ]
     return _of_files(directory, files), len(names)
 
 
 def _of_torchvision(
-    kind: type, train: tuple, classes: int, directory: Path, training: bool, download: bool
+    kind: type, train: tuple[str, ...], directory: Path, training: bool, download: bool
 ) -> Part:
-    """`train/` and `test/` (or `valid/`) with a folder for each class, else what torchvision calls
-    these splits.
-    """
+    """train/ and test/ (or valid/) with a folder for each class, else torchvision's splits."""
     if (directory / "train").is_dir():
-        others = [
-            directory / name for name in ("test", "valid", "val") if (directory / name).is_dir()
-        ]
-        return _of_folders(
-            [directory / "train"], others[0] if others else directory / "test", training
-        )
-    parts = [
-        kind(str(directory), split=split, download=download)
-        for split in (train if training else ("test",))
-    ]
-    # which images torchvision would open: it has no public name for them
-    files = [
-        zip(getattr(part, "_images", None) or part._image_files, part._labels, strict=True)
-        for part in parts
-    ]
-    return _of_files(directory, [file for part in files for file in part]), classes
+        tests = [directory / name for name in ("test", "valid", "val")]
+        test = next((folder for folder in tests if folder.is_dir()), tests[0])
+        return _of_folders([directory / "train"], test, training)
+    files = []
+    for split in train if training else ("test",):
+        part = kind(str(directory), split=split, download=download)
+        # which images torchvision would open: it has no public name for them
+        paths = getattr(part, "_images", None) or part._image_files
+        files += zip(paths, part._labels, strict=True)
+    return _of_files(directory, files), None
 
 
 def _of_folders(train: list[Path], test: Path, training: bool) -> Part:
     """Folders with a folder for each class, which must be the same in all of them."""
-    folders = [
-        image_folder(folder, USUAL_SIZE, False)
-        for folder in ([*train] if training else [train[0], test])
-    ]
-    for folder, (_, names) in zip(train if training else [train[0], test], folders, strict=True):
-        if names != folders[0][1]:
-            differ = ", ".join(sorted(set(names) ^ set(folders[0][1]))[:3])
-            raise UserError(f"{folder}: its classes are not those of {train[0]}: {differ}")
-    chosen = folders if training else folders[1:]
-    files = [
-        file
-        for part, _ in chosen
-        for file in zip(part.source.paths, part.labels.tolist(), strict=True)
-    ]
-    return _of_files(train[0].parent, files), len(folders[0][1])
+    folders = train if training else [train[0], test]
+    read = [image_folder(folder, USUAL_SIZE, False) for folder in folders]
+    classes = read[0][1]
+    for folder, (_, names) in zip(folders, read, strict=True):
+        check_same_classes(names, folder, classes, train[0])
+    files = []
+    for part, _ in read if training else read[1:]:
+        files += zip(part.source.paths, part.labels.tolist(), strict=True)
+    return _of_files(train[0].parent, files), len(classes)
 
 
 def _of_files(directory: Path, files: list[tuple[str | Path, int]]) -> EncodedImages:
@@ -224,18 +166,14 @@ def _of_files(directory: Path, files: list[tuple[str | Path, int]]) -> EncodedIm
 
 # -- the sets --------------------------------------------------------------------------------------
 
-# Source: the data providers of the published NSGANetV2; ImageNet's is `utils/data.py`'s to read.
+# Source: the data providers of the published NSGANetV2; ImageNet is read by `utils/data.py`.
 _CIFAR = ((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
 _ARCHIVE = "unpack its python archive, or put folders train and test of its images,"
-_RANDOM = {"rand_augment": "rand-m9-mstd0.5"}
+_RANDOM = {"lr": 0.05, "augment": {"rand_augment": "rand-m9-mstd0.5"}}
 
 IMAGE_SETS = {
-    "cifar10": ImageSet(
-        10, *_CIFAR, partial(_cifar, torchvision.datasets.CIFAR10, 10), _ARCHIVE, 32
-    ),
-    "cifar100": ImageSet(
-        100, *_CIFAR, partial(_cifar, torchvision.datasets.CIFAR100, 100), _ARCHIVE, 32
-    ),
+    "cifar10": ImageSet(10, *_CIFAR, partial(_cifar, datasets.CIFAR10), _ARCHIVE, 32),
+    "cifar100": ImageSet(100, *_CIFAR, partial(_cifar, datasets.CIFAR100), _ARCHIVE, 32),
     "cinic10": ImageSet(
         10,
         (0.47889522, 0.47227842, 0.43047404),
@@ -256,7 +194,7 @@ IMAGE_SETS = {
         102,
         (0.5178361839861569, 0.4106749456881299, 0.32864167836880803),
         (0.2972239085211309, 0.24976049135203868, 0.28533308036347665),
-        _flowers102,
+        partial(_of_torchvision, datasets.Flowers102, ("train", "val")),
         "put the folders train and test, or flowers-102 (with jpg, imagelabels.mat and setid.mat),",
         augment={"affine": True, "horizontal_flip": False, "balanced": True},
     ),
@@ -264,10 +202,9 @@ IMAGE_SETS = {
         47,
         (0.5329876098715876, 0.474260843249454, 0.42627281899380676),
         (0.26549755708788914, 0.25473554309855373, 0.2631728035662832),
-        _dtd,
+        partial(_of_torchvision, datasets.DTD, ("train", "val")),
         "put the folders train and valid, or dtd/dtd (with images and labels),",
-        lr=0.05,
-        augment=_RANDOM,
+        **_RANDOM,
         view="squash",
     ),
     "pets": ImageSet(
@@ -276,17 +213,16 @@ IMAGE_SETS = {
         (0.25925664613996574, 0.2532760018681693, 0.25981017205097917),
         _pets,
         "put the folders train and valid, or oxford-iiit-pet (with images and annotations),",
-        lr=0.05,
-        augment=_RANDOM,
+        **_RANDOM,
     ),
     "aircraft": ImageSet(
         100,
         (0.48933587508932375, 0.5183537408957618, 0.5387914411673883),
         (0.22388883112804625, 0.21641635409388751, 0.24615605842636115),
         _aircraft,
-        "put the folder fgvc-aircraft-2013b (with data/images and data/images_variant_*.txt), or its data,",
-        lr=0.05,
-        augment=_RANDOM,
+        "put the folder fgvc-aircraft-2013b (with data/images and data/images_variant_*.txt), "
+        "or its data,",
+        **_RANDOM,
     ),
     "imagenet": ImageSet(
         1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), lr=1e-4, augment={"colour_jitter": True}

@@ -1,4 +1,7 @@
-"""Images before they become batches: decoded once, or read from disk when they are wanted."""
+"""Images before they become batches: decoded once, or read from disk when they are needed.
+
+N denotes the number of images, S their side in pixels.
+"""
 
 import math
 import sys
@@ -11,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -32,12 +36,12 @@ class ImageData:
 
 
 class ImageSource(Protocol):
-    """Where encoded images lie, by numbers: the files of a folder, or the records of an LMDB file."""
+    """Numbered encoded images: the files of a folder, or the records of an LMDB file."""
 
-    root: Path  # what to name where the whole is meant
+    root: Path  # names all of them in messages
 
     def name(self, number: int) -> str:
-        """What to name where one image is meant."""
+        """The name of an image in messages."""
 
     def open(self, number: int) -> BinaryIO:
         """Its encoded bytes."""
@@ -59,7 +63,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """N images on disk: their numbers `index [N]` in `source`, and `labels` int64 `[N]`.
+    """Images on disk: their numbers `index` in `source` `[N]`, and `labels` int64 `[N]`.
 
     They are evaluated at `size` pixels by the `view` of that name (`VIEWS`). One that cannot be
     read is skipped and named, or with `strict` a UserError.
@@ -96,8 +100,9 @@ Images = ImageData | EncodedImages
 
 
 def image_folder(directory: Path, size: int, strict: bool) -> tuple[EncodedImages, list[str]]:
-    """The images of a folder with a folder for each class, and the names of the classes; UserError
-    when it is none.
+    """The images of a folder with a folder for each class, and the names of the classes.
+
+    UserError when it is no such folder.
     """
     try:
         folder = ImageFolder(str(directory))
@@ -109,64 +114,66 @@ def image_folder(directory: Path, size: int, strict: bool) -> tuple[EncodedImage
     return EncodedImages(source, torch.arange(len(labels)), labels, size, strict), folder.classes
 
 
+def check_same_classes(found: list[str], folder: Path, classes: list[str], other: Path) -> None:
+    """UserError when the classes `found` in a folder are not the `classes` of another one."""
+    if found != classes:
+        differ = ", ".join(sorted(set(found) ^ set(classes))[:3])
+        raise UserError(f"{folder}: its classes are not those of {other}: {differ}")
+
+
+def at_size(images: Tensor, size: int) -> Tensor:
+    """Images `[N, C, S, S]` of values from 0 to 255, resized to `size` pixels, bilinear, uint8."""
+    if images.shape[-1] != size:
+        side = (size, size)
+        images = F.interpolate(images.float(), size=side, mode="bilinear", antialias=True)
+    if images.dtype != torch.uint8:
+        images = images.round().clamp(0, 255).to(torch.uint8)
+    return images.contiguous()
+
+
 def fitted(images: EncodedImages) -> ImageData:
-    """All images as one tensor, each as a whole at `size` pixels, but for those that are skipped."""
-    side = images.size
-
-    def fit(image: Image.Image) -> Image.Image:
-        return (
-            image
-            if image.size == (side, side)
-            else image.resize((side, side), Image.Resampling.BICUBIC)
-        )
-
-    return _decode(images, fit)
+    """All images that can be read, whole, resized to `size` pixels."""
+    side = (images.size, images.size)
+    return _decode(images, lambda image: image.resize(side, Image.Resampling.BICUBIC))
 
 
 def decoded(images: Images) -> ImageData:
-    """Images decoded once, as evaluation sees them."""
+    """All images that can be read, as evaluation sees them."""
     if isinstance(images, ImageData):
         return images
     return _decode(images, v2.Compose(evaluation_steps(images.size, images.view)))
 
 
 def _decode(images: EncodedImages, form: Callable[[Image.Image], Image.Image]) -> ImageData:
-    """All images that can be read, each in the `form` of `size` pixels."""
-    count, side = len(images.labels), images.size
-    pixels, good = (
-        np.empty((count, side, side, 3), dtype=np.uint8),
-        torch.ones(count, dtype=torch.bool),
-    )
+    """All images that can be read, brought to `size` pixels by `form`."""
+    count, side, root = len(images.labels), images.size, images.source.root
+    pixels = np.empty((count, side, side, 3), dtype=np.uint8)
+    good = torch.ones(count, dtype=torch.bool)
     for position in range(count):
         image = images.open(position)
         good[position] = image is not None
         if image is not None:
             pixels[position] = np.asarray(form(image))
     if not good.any():
-        raise UserError(f"{images.source.root}: none of its images can be read")
+        raise UserError(f"{root}: none of its images can be read")
     data = ImageData(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), images.labels)
     if good.all():
         return data
-    print(f"{images.source.root}: skipped {int((~good).sum())} of {count} images", file=sys.stderr)
+    print(f"{root}: skipped {int((~good).sum())} of {count} images", file=sys.stderr)
     return data.subset(good.nonzero().flatten())
 
 
-# How published evaluations see an image at some size: the centre of it at size / 0.875, or all of
+# How published evaluations bring an image to a size: the centre of it at size / 0.875, or all of
 # it, squashed. Bicubic: SGNAS and the training on ImageNet. Bilinear: searches and validations of
 # NSGANetV2; squashed: its textures.
+_BICUBIC, _BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 VIEWS = {
-    "bicubic": lambda size: [
-        v2.Resize(round(size / 0.875), v2.InterpolationMode.BICUBIC),
-        v2.CenterCrop(size),
-    ],
-    "bilinear": lambda size: [
-        v2.Resize(math.ceil(size / 0.875), v2.InterpolationMode.BILINEAR),
-        v2.CenterCrop(size),
-    ],
-    "squash": lambda size: [v2.Resize((size, size), v2.InterpolationMode.BICUBIC)],
+    "bicubic": lambda size: [v2.Resize(round(size / 0.875), _BICUBIC), v2.CenterCrop(size)],
+    "bilinear": lambda size: [v2.Resize(math.ceil(size / 0.875), _BILINEAR), v2.CenterCrop(size)],
+    "squash": lambda size: [v2.Resize((size, size), _BICUBIC)],
 }
 
 
 def evaluation_steps(size: int, view: str = "bicubic") -> list[v2.Transform]:
-    """What is done to an image of any size before it is evaluated at `size` pixels."""
+    """The transforms of an image of any size before it is evaluated at `size` pixels."""
     return VIEWS[view](size)

@@ -1,5 +1,6 @@
-"""Batches of images: every random choice in them is a function of the seed, the epoch and the
-batch.
+"""Batches of images: every random choice is a function of the seed, the epoch and the batch.
+
+B denotes the number of images of a batch, S the side in pixels of small images.
 """
 
 import sys
@@ -35,59 +36,97 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop (small images: after zero padding; others: resized, of a share of the area) and
-    horizontal flip.
+    """Random crop and horizontal flip, and further steps where asked for.
 
-    Then, where asked for, AutoAugment (Cubuk et al., CVPR 2019: the CIFAR-10 policy for images in
-    memory, else that for ImageNet), and a square of `cutout` pixels (DeVries and Taylor, 2017) that
-    is the mean colour. Of large images only, as NSGANetV2 tunes on some sets: first a random
-    rotation and scaling (`affine`), then changes of colour, or timm's RandAugment. `balanced`: as
-    many images of each class, drawn with replacement.
+    AutoAugment (Cubuk et al., CVPR 2019) is that for CIFAR-10 for images in memory, else that for
+    ImageNet; cutout is by DeVries and Taylor, 2017.
     """
 
-    crop_padding: int = 4
+    crop_padding: int = 4  # pixels of zero padding around an image in memory
     horizontal_flip: bool = True
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # shares of the area of a larger image
     autoaugment: bool = False
-    cutout: int = 0
-    affine: bool = False
+    cutout: int = 0  # side in pixels of a square of the mean colour
+    # of larger images only, as NSGANetV2 tunes on some sets
+    affine: bool = False  # random rotation and scaling
     colour_jitter: bool = False
-    rand_augment: str | None = None
-    balanced: bool = False
+    rand_augment: str | None = None  # timm's name of a policy
+    balanced: bool = False  # as many images of each class, drawn with replacement
 
 
-class MemoryLoader:
-    """Batches of decoded images: `epoch(n)` yields (float `[B, 3, S, S]`, labels `[B]`).
+Batch = tuple[Tensor, Tensor]  # images [B, 3, H, W] and labels [B]
 
-    Each batch has a random stream of its own, so that an epoch can begin at any of them.
+
+class _Batches:
+    """Which images are in which batch: a function of the seed and the epoch.
+
+    For training they are shuffled, in whole batches, and shared: each process gets its part of
+    each batch. Every batch has a random stream of its own, so that an epoch can start at any.
     """
 
-    def __init__(
-        self,
-        data: ImageData,
-        batch_size: int,
-        normalise: Normalisation,
-        augment: Augmentation | None = None,
-        seed: int = 0,
-    ):
-        self.data, self.batch_size, self.normalise = data, batch_size, normalise
-        self.augment, self.seed, self.training = augment, seed, augment is not None
-        self.balanced = augment is not None and augment.balanced
+    data: Images
+    batch_size: int
+    training: bool
+    seed: int
+    balanced: bool
 
     def __len__(self) -> int:
-        return _batches(len(self.data.labels), self.batch_size, self.training)
+        """Training drops the last, smaller batch, unless it is the only one."""
+        images, size = len(self.data.labels), self.batch_size
+        return images // size if self.training and images >= size else -(-images // size)
 
-    def epoch(
-        self, epoch: int = 0, first: int = 0, every: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches from number `first` on, or `every` second of them, and so on.
+    def order(self, epoch: int) -> Tensor:
+        """Indices of the images of an epoch."""
+        count, labels = len(self.data.labels), self.data.labels
+        if not self.training:
+            return torch.arange(count)
+        rng = stream(self.seed, "batches", epoch)
+        if self.balanced:
+            shares = 1 / labels.bincount()[labels].double()
+            return torch.multinomial(shares, count, replacement=True, generator=rng)
+        return torch.randperm(count, generator=rng)
 
-        With augmentation they are shuffled, whole, and shared: this process gets its part of each.
-        """
-        for number, index in _numbered(self, epoch, first, every):
-            yield self._batch(index, _batch_stream(self, epoch, number))
+    def numbered(self, epoch: int, first: int, every: int) -> list[tuple[int, Tensor]]:
+        """The numbers of the wanted batches, and which images this process reads for them."""
+        size, processes = self.batch_size, distributed.size()
+        if self.training and size % processes:
+            raise UserError(f"batch_size: {size} images cannot be shared by {processes} processes")
+        split = self.order(epoch).split(size)
+        numbered = [(number, split[number]) for number in range(len(self))[first::every]]
+        if not self.training:
+            return numbered
+        return [(number, index[distributed.share(len(index))]) for number, index in numbered]
 
-    def _batch(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def stream(self, epoch: int, number: int) -> torch.Generator:
+        """What augments this process's part of a batch."""
+        rank = distributed.rank()
+        return stream(self.seed, "augmentation", epoch, number, *([rank] if rank else []))
+
+
+@dataclass(frozen=True)
+class MemoryLoader(_Batches):
+    """Batches of decoded images, float `[B, 3, S, S]`, for training if `augment` is given."""
+
+    data: ImageData
+    batch_size: int
+    normalise: Normalisation
+    augment: Augmentation | None = None
+    seed: int = 0
+
+    @property
+    def training(self) -> bool:
+        return self.augment is not None
+
+    @property
+    def balanced(self) -> bool:
+        return self.training and self.augment.balanced
+
+    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[Batch]:
+        """The batches from number `first` on, all or each `every`-th."""
+        for number, index in self.numbered(epoch, first, every):
+            yield self._batch(index, self.stream(epoch, number))
+
+    def _batch(self, index: Tensor, rng: torch.Generator) -> Batch:
         images, augment = self.data.images[index], self.augment
         if augment is not None:
             images = crop_and_flip(images, augment.crop_padding, augment.horizontal_flip, rng)
@@ -107,16 +146,14 @@ def resize(images: Tensor, size: int, mode: str = "bilinear") -> Tensor:
 
 
 def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator) -> Tensor:
-    """Each image `[3, S, S]` of a batch cropped at random after zero padding, and flipped with
-    probability 1/2.
+    """Images `[B, 3, S, S]`, each cropped at random after zero padding, and half of them flipped.
 
     One gather does both; the result is channels-last.
     """
     count, size = len(images), images.shape[-1]
     padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
-    rows, columns = torch.randint(2 * padding + 1, (2, count, 1), generator=rng) + torch.arange(
-        size
-    )
+    corners = torch.randint(2 * padding + 1, (2, count, 1), generator=rng)
+    rows, columns = corners + torch.arange(size)
     if flip:
         turned = torch.rand(count, 1, generator=rng) < 0.5
         columns = torch.where(turned, columns.flip(1), columns)
@@ -125,11 +162,9 @@ def crop_and_flip(images: Tensor, padding: int, flip: bool, rng: torch.Generator
 
 
 def autoaugment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """uint8 images `[B, 3, S, S]`, each with a draw of its own from the CIFAR-10 policy, in the
-    same memory format.
+    """Images `[B, 3, S, S]`, uint8, each changed by its own draw from the CIFAR-10 policy.
 
-    One by one and through Pillow, which is faster on small images than torchvision's tensor
-    operations.
+    One by one through Pillow, which is faster on small images than torchvision's tensor operations.
     """
     policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128)
     changed = torch.empty_like(images)
@@ -142,8 +177,7 @@ def autoaugment(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def cutout(images: Tensor, side: int, rng: torch.Generator) -> Tensor:
-    """Normalised images `[B, 3, S, S]`, each with a square of `side` pixels set to 0, the mean
-    colour.
+    """Normalised images `[B, 3, S, S]`, each with a square of `side` pixels set to the mean colour.
 
     Its centre is uniform over the image, so that part of it may lie outside (DeVries and Taylor,
     2017, section 3.2).
@@ -158,33 +192,26 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def training_transform(size: int, normalise: Normalisation, augment: Augmentation) -> Transform:
-    """A large image for training, all but `cutout`; it draws from the global random streams."""
-    steps = [
-        v2.RandomAffine(45, (0.4, 0.4), (0.75, 1.5), interpolation=v2.InterpolationMode.BILINEAR)
-    ] * augment.affine
+    """A large image for training, except `cutout`; it draws from the global random streams."""
+    turn = {"degrees": 45, "translate": (0.4, 0.4), "scale": (0.75, 1.5)}
+    affine = v2.RandomAffine(**turn, interpolation=v2.InterpolationMode.BILINEAR)
+    steps = [affine] * augment.affine
     steps += [v2.RandomResizedCrop(size, scale=augment.crop_scale)]
     steps += [v2.RandomHorizontalFlip()] * augment.horizontal_flip
     steps += [v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, fill=128)] * augment.autoaugment
     steps += [v2.ColorJitter(brightness=32 / 255, saturation=0.5)] * augment.colour_jitter
     if augment.rand_augment:
-        steps.append(_rand_augment(augment.rand_augment, size, normalise))
+        from timm.data import rand_augment_transform
+
+        # as timm's own loaders choose them: what fills gaps, and how far an image may move
+        colour = tuple(min(255, round(255 * mean)) for mean in normalise.mean)
+        options = {"translate_const": int(size * 0.45), "img_mean": colour}
+        steps.append(rand_augment_transform(augment.rand_augment, options))
     return v2.Compose([*steps, *_as_numbers(normalise)])
 
 
-def _rand_augment(
-    policy: str, size: int, normalise: Normalisation
-) -> Callable[[Image.Image], Image.Image]:
-    """timm's, with what it fills gaps by, and how far it may move an image, as timm's own loaders
-    choose them.
-    """
-    from timm.data import rand_augment_transform
-
-    colour = tuple(min(255, round(255 * mean)) for mean in normalise.mean)
-    return rand_augment_transform(policy, {"translate_const": int(size * 0.45), "img_mean": colour})
-
-
 def evaluation_transform(size: int, normalise: Normalisation, view: str = "bicubic") -> Transform:
-    """A large image as it is evaluated."""
+    """A large image for evaluation."""
     return v2.Compose([*evaluation_steps(size, view), *_as_numbers(normalise)])
 
 
@@ -193,39 +220,22 @@ def _as_numbers(normalise: Normalisation) -> list[v2.Transform]:
     return [v2.PILToTensor(), scaled, v2.Normalize(normalise.mean, normalise.std)]
 
 
-class FileLoader:
-    """Batches of images read from disk by `workers` processes, each as `transform` makes it.
+@dataclass(frozen=True)
+class FileLoader(_Batches):
+    """Batches of images read from disk by `workers` processes, each image by `transform`."""
 
-    For `training` they are shuffled, and so on, as by `MemoryLoader`, with squares of `cutout`
-    pixels.
-    """
+    data: EncodedImages
+    batch_size: int
+    transform: Transform
+    training: bool
+    seed: int = 0
+    workers: int = 0
+    cutout: int = 0  # side in pixels of a square of the mean colour
+    balanced: bool = False
 
-    def __init__(
-        self,
-        files: EncodedImages,
-        batch_size: int,
-        transform: Transform,
-        training: bool,
-        seed: int = 0,
-        workers: int = 0,
-        cutout: int = 0,
-        balanced: bool = False,
-    ):
-        self.data, self.batch_size, self.transform, self.training = (
-            files,
-            batch_size,
-            transform,
-            training,
-        )
-        self.seed, self.workers, self.cutout, self.balanced = seed, workers, cutout, balanced
-
-    def __len__(self) -> int:
-        return _batches(len(self.data.labels), self.batch_size, self.training)
-
-    def epoch(
-        self, epoch: int = 0, first: int = 0, every: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        numbered = _numbered(self, epoch, first, every)
+    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[Batch]:
+        """As of `MemoryLoader`; UserError when a whole batch for training cannot be read."""
+        numbered, root = self.numbered(epoch, first, every), self.data.source.root
         loader = torch.utils.data.DataLoader(
             _Files(self.data, self.transform, (self.seed, epoch)),
             batch_sampler=[index.tolist() for _, index in numbered],
@@ -240,33 +250,29 @@ class FileLoader:
             skipped += broken
             if batch is not None:
                 images, labels = batch
-                rng = _batch_stream(self, epoch, number)
+                rng = self.stream(epoch, number)
                 yield (cutout(images, self.cutout, rng) if self.cutout else images), labels
-            elif self.training:  # to go on would be to train on nothing
-                raise UserError(
-                    f"{self.data.source.root}: a whole batch of {broken} images cannot be read"
-                )
+            elif self.training:  # else the network would train on nothing
+                raise UserError(f"{root}: a whole batch of {broken} images cannot be read")
         if skipped:
-            print(
-                f"{self.data.source.root}: skipped {skipped} of {len(self.data.labels)} images",
-                file=sys.stderr,
-            )
+            print(f"{root}: skipped {skipped} of {len(self.data.labels)} images", file=sys.stderr)
 
 
+@dataclass(frozen=True)
 class _Files(torch.utils.data.Dataset):
     """Each image has a random stream of its own, so that the number of workers changes nothing."""
 
-    def __init__(self, files: EncodedImages, transform, names: tuple[int, int]):
-        self.files, self.transform, self.names = files, transform, names
+    files: EncodedImages
+    transform: Transform
+    names: tuple[int, int]  # seed and epoch
 
     def __len__(self) -> int:
         return len(self.files.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | UserError | None:
+    def __getitem__(self, index: int) -> Batch | UserError | None:
         try:
             image = self.files.open(index)
-        # handed on, since a worker process would wrap it into a traceback
-        except UserError as error:
+        except UserError as error:  # raised here, a worker would wrap it into a traceback
             return error
         if image is None:
             return None
@@ -276,9 +282,7 @@ class _Files(torch.utils.data.Dataset):
 
 
 def _collate(samples: list) -> tuple[list[Tensor] | None, int | UserError]:
-    """A batch of the images that could be read, if any, and how many could not; or the first error
-    among them.
-    """
+    """A batch of the images that could be read, if any, and how many could not, or an error."""
     for sample in samples:
         if isinstance(sample, UserError):
             return None, sample
@@ -304,65 +308,24 @@ def loader(
         transform = evaluation_transform(images.size, normalise, images.view)
         return FileLoader(images, batch_size, transform, False, seed, workers)
     transform = training_transform(images.size, normalise, augment)
-    return FileLoader(
-        images, batch_size, transform, True, seed, workers, augment.cutout, augment.balanced
-    )
+    options = {"cutout": augment.cutout, "balanced": augment.balanced}
+    return FileLoader(images, batch_size, transform, True, seed, workers, **options)
 
 
+@dataclass(frozen=True)
 class Resized:
     """The batches of a loader, resized to `size` pixels."""
 
-    def __init__(self, batches: Loader, size: int, mode: str = "bilinear"):
-        self.batches, self.size, self.mode = batches, size, mode
+    batches: Loader
+    size: int
+    mode: str = "bilinear"
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(
-        self, epoch: int = 0, first: int = 0, every: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[Batch]:
         for images, labels in self.batches.epoch(epoch, first, every):
             yield resize(images, self.size, self.mode), labels
-
-
-def _order(batches: Loader, epoch: int) -> Tensor:
-    """Indices of the images of an epoch; shuffled for training."""
-    count = len(batches.data.labels)
-    if not batches.training:
-        return torch.arange(count)
-    rng, labels = stream(batches.seed, "batches", epoch), batches.data.labels
-    if batches.balanced:
-        return torch.multinomial(
-            1 / labels.bincount()[labels].double(), count, replacement=True, generator=rng
-        )
-    return torch.randperm(count, generator=rng)
-
-
-def _numbered(batches: Loader, epoch: int, first: int, every: int) -> list[tuple[int, Tensor]]:
-    """The numbers of the wanted batches, and which images are in them, for this process."""
-    size, training = batches.batch_size, batches.training
-    if training and size % distributed.size():
-        raise UserError(
-            f"batch_size: {size} images cannot be shared by {distributed.size()} processes"
-        )
-    split = _order(batches, epoch).split(size)
-    numbered = [(number, split[number]) for number in range(len(batches))[first::every]]
-    return (
-        [(number, index[distributed.share(len(index))]) for number, index in numbered]
-        if training
-        else numbered
-    )
-
-
-def _batch_stream(batches: Loader, epoch: int, number: int) -> torch.Generator:
-    """What augments this process's part of a batch."""
-    rank = distributed.rank()
-    return stream(batches.seed, "augmentation", epoch, number, *([rank] if rank else []))
-
-
-def _batches(images: int, batch_size: int, training: bool) -> int:
-    """Training drops the last, smaller batch, unless it is the only one."""
-    return images // batch_size if training and images >= batch_size else -(-images // batch_size)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from timm.scheduler.scheduler import Scheduler
@@ -20,26 +21,21 @@ def make_optimizer(parameters: Iterable[nn.Parameter], state: OptimState) -> tor
     return torch.optim.SGD(parameters, state.lr, state.momentum, weight_decay=state.weight_decay)
 
 
+@dataclass(frozen=True)
 class Schedule:
     """The learning rate as a function of the step, so that a resumed run needs no state of it.
 
     "constant" stays at `lr`; "cosine" falls to 0 over `epochs`, and stays there; "step" multiplies
-    by `decay_ratio` every `step_size` epochs. In the first `warmup_steps` steps all that is reached
-    linearly.
+    by `decay_ratio` every `step_size` epochs. All rise linearly over the first `warmup_steps`.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        lr: float,
-        epochs: int,
-        steps_per_epoch: int,
-        step_size: int = 80,
-        decay_ratio: float = 0.1,
-        warmup_steps: int = 0,
-    ):
-        self.kind, self.lr, self.epochs, self.steps_per_epoch = kind, lr, epochs, steps_per_epoch
-        self.step_size, self.decay_ratio, self.warmup_steps = step_size, decay_ratio, warmup_steps
+    kind: str
+    lr: float
+    epochs: int
+    steps_per_epoch: int
+    step_size: int = 80
+    decay_ratio: float = 0.1
+    warmup_steps: int = 0
 
     def at(self, step: int) -> float:
         """The learning rate of a step, from 0."""
@@ -49,11 +45,8 @@ class Schedule:
         if self.kind == "constant":
             return self.lr
         if self.kind == "cosine":
-            return (
-                self.lr
-                * 0.5
-                * (1 + math.cos(math.pi * min(step / (self.epochs * self.steps_per_epoch), 1.0)))
-            )
+            done = min(step / (self.epochs * self.steps_per_epoch), 1.0)
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
         return self.lr * self.decay_ratio ** (step // self.steps_per_epoch // self.step_size)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -61,25 +54,24 @@ class Schedule:
             group["lr"] = self.at(step)
 
 
+@dataclass(frozen=True)
 class TimmSchedule:
     """A schedule of timm, as a function of the step."""
 
-    def __init__(self, scheduler: Scheduler, steps_per_epoch: int):
-        self.scheduler, self.steps_per_epoch = scheduler, steps_per_epoch
+    scheduler: Scheduler
+    steps_per_epoch: int
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """One value for each epoch, as published, or for each step, as the schedule was made."""
+        """Set a value for each epoch, as published, or for each step, as the schedule was made."""
         self.scheduler.step(step // self.steps_per_epoch)
         self.scheduler.step_update(step)
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:
-    """The exponential moving average of the weights and buffers of `network`, which begins as they
-    are now.
+    """The exponential moving average of the weights and buffers of `network`, as its `module`.
 
     `update_parameters(network)` after each step moves it, faster in the first ones: after n steps
-    the old average counts min(decay, n / (n + 9)). With decay 0 it is a copy. The averaged network
-    is its `module`.
+    the old average has the weight min(decay, n / (n + 9)). With decay 0 it is a copy.
     """
 
     def move(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:

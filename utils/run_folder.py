@@ -1,9 +1,10 @@
-"""The folder of a run: what a stage writes, and how it goes on where it stopped."""
+"""The folder of a run: what a stage writes, and how it resumes where it stopped."""
 
 import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -12,32 +13,44 @@ import torch
 import yaml
 
 from utils import checkpoint, distributed
-from utils.engine import EpochMeter, check_weights
 from utils.errors import UserError
+from utils.json_file import one_line, read_json
+from utils.recipe import EpochMeter, check_weights
 from utils.runtime import describe_environment
 from utils.stopping import check_stop_together, saved_when_stopped
 
+# Keys that may change between two sessions of one run: they do not touch its results.
+_FREE_KEYS = {"strict_data", "num_workers", "print_freq", "log_dir", "write_dir", "ngpu"}
+# What a run that starts from the state of another one takes over.
+_STATE = (
+    "split.json",
+    "prior_pool.json",
+    "metrics.jsonl",
+    "architecture.json",
+    "checkpoints/*.pth",
+)
+
 
 class Training(Protocol):
-    """What is trained, with all that training it further needs."""
+    """What is trained, with all that its training needs."""
 
-    epochs: int  # that are done
-    meter: EpochMeter  # of the epoch that is under way
+    epochs: int  # finished ones
+    meter: EpochMeter  # of the epoch in progress
 
     def state(self) -> dict:
         """A checkpoint: tensors and plain values, the trained weights under "model"."""
 
     def load_state(self, state: dict) -> None:
-        """Take up a checkpoint."""
+        """Continue from a checkpoint."""
 
 
 class Settings(Protocol):
-    """What a run was begun with: a `Config`, or the flags of a command."""
+    """What decides the results of a run: a `Config`, or the flags of a command."""
 
     log_dir: str
     write_dir: str | None
     title_flag: ClassVar[str]  # which flag names the folder
-    # may differ where a run begins with the state of another one
+    # may differ where a run starts from the state of another one
     length_keys: ClassVar[frozenset[str]]
 
     def to_dict(self) -> dict:
@@ -48,11 +61,20 @@ class Settings(Protocol):
         """From the YAML file of `to_dict`."""
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What environment.json says of a run: its stage, and the run whose state it started from."""
+
+    stage: str | None = None
+    origin: str | None = None
+
+
 class RunFolder:
-    """`log_dir/title`: everything that a run writes.
+    """`log_dir/title`: everything that a run writes, and all that is needed to resume it.
 
     config.yml, environment.json, split.json, metrics.jsonl, checkpoints/, tensorboard/, and the
     stage's tables. `open` only looks; `begin` writes, once everything is known to be in order.
+    Only the first process writes; a kill leaves every file whole.
     """
 
     def __init__(self, path: Path, events: Path | None = None):
@@ -60,90 +82,79 @@ class RunFolder:
         self.continues = False  # whether the folder holds an earlier part of this very run
         self.stage = ""
         self.minutes = 15.0  # between two checkpoints inside an epoch
-        self.origin: Path | None = None  # the run folder whose state a new run begins with
+        self.origin: Path | None = None  # the run folder whose state a new run starts from
         self._events = events or self.path / "tensorboard"
         self._writer = None
+
+    # -- opening -----------------------------------------------------------------------------------
 
     @classmethod
     def open(cls, stage: str, config: Settings, title: str, resume: str = "auto") -> "RunFolder":
         """The folder of `title` for a run of `stage`.
 
-        `resume` "auto" continues a run of the same config and refuses another one; "none" begins
-        anew; a path to another run folder, or to a checkpoint in it, begins a new title with the
-        state of that run, whose config may differ in the number of epochs.
+        Args:
+            resume: "auto" resumes a run of the same config and refuses another one; "none" starts
+                from scratch; a path to another run folder, or to a checkpoint in it, starts a new
+                title from the state of that run, whose config may differ in the number of epochs.
         """
+        flag = config.title_flag
         if not title or Path(title).is_absolute() or ".." in Path(title).parts:
-            raise UserError(f"{config.title_flag} {title!r}: it must name a folder inside log_dir")
-        named = f"{config.title_flag} {title}"
-        run = cls(
-            Path(config.log_dir) / title,
-            Path(config.write_dir) / title if config.write_dir else None,
-        )
+            raise UserError(f"{flag} {title!r}: it must name a folder inside log_dir")
+        events = Path(config.write_dir) / title if config.write_dir else None
+        run = cls(Path(config.log_dir) / title, events)
         run.stage = stage
-        saved = run.file("config.yml")
+        saved, named, other = run.file("config.yml"), f"{flag} {title}", "choose another title"
         if run.path.exists() and not saved.exists() and any(run.path.iterdir()):
-            raise UserError(
-                f"{named}: {run.path} is there already, but is no run folder; choose another title"
-            )
+            raise UserError(f"{named}: {run.path} exists, but is no run folder; {other}")
         run.continues = resume != "none" and saved.exists()
+        recorded = run._provenance() if run.continues else Provenance()
         if resume not in ("auto", "none"):
             run.origin = _run_folder_of(Path(resume))
-            _refuse_changes(
-                type(config).read(run.origin / "config.yml"),
-                config,
-                str(run.origin),
-                config.length_keys,
-            )
-            if run.continues and run._recorded("origin") != str(run.origin):
-                raise UserError(
-                    f"--resume {resume}: {named} has a run of its own; choose another title"
-                )
-        if run.continues and run._recorded("stage") not in (stage, None):
-            raise UserError(
-                f"{named}: this is a run of {run._recorded('stage')}; choose another title"
-            )
+            origin = type(config).read(run.origin / "config.yml")
+            _refuse_changes(origin, config, str(run.origin), config.length_keys)
+            if run.continues and recorded.origin != str(run.origin):
+                raise UserError(f"--resume {resume}: {named} has a run of its own; {other}")
         if run.continues:
+            if recorded.stage not in (stage, None):
+                raise UserError(f"{named}: this is a run of {recorded.stage}; {other}")
             _refuse_changes(type(config).read(saved), config, title)
         for key, value in config.to_dict().items():
             if key.startswith("path_to_") and value and Path(value).is_dir():
                 raise UserError(f"{key}: {value}: a file is to be written here, but it is a folder")
         return run
 
+    def _provenance(self) -> Provenance:
+        file = self.file("environment.json")
+        known = file.exists()
+        return read_json(file, Provenance, "the record of a run") if known else Provenance()
+
     def begin(self, config: Settings, device: torch.device) -> None:
-        """Make the folder; what lies there of another run moves aside. All processes call it, and
-        the first does it.
-        """
+        """Make the folder, and move aside a run that is not resumed; all processes call it."""
         distributed.wait()  # until all have looked
         if distributed.rank() == 0:
-            self._begin(config, device)
+            if self.continues:
+                checkpoint.remove_unfinished(self.path)
+            else:
+                if self.file("config.yml").exists():
+                    self._move_aside()
+                self._create(config)
+            provenance = Provenance(self.stage, self._provenance().origin)
+            record = {**asdict(provenance), **describe_environment(device)}
+            self.write_text("environment.json", json.dumps(record, indent=1) + "\n")
+            print(f"run folder {self.path}, on {device}", flush=True)
         distributed.wait()
 
-    def _begin(self, config: Settings, device: torch.device) -> None:
-        if self.continues:
-            checkpoint.remove_unfinished(self.path)
-        else:
-            if self.file("config.yml").exists():
-                self._move_aside()
-            self._begin_anew(config)
-        origin = self._recorded("origin")
-        record = {"stage": self.stage, "origin": origin, **describe_environment(device)}
-        self.write_text("environment.json", json.dumps(record, indent=1) + "\n")
-        print(f"run folder {self.path}, on {device}", flush=True)
-
-    def _begin_anew(self, config: Settings) -> None:
-        """All that a new run begins with, in one rename: a kill leaves the folder whole or absent."""
+    def _create(self, config: Settings) -> None:
+        """Make all that a new run starts with by one rename: after a kill it is whole or absent."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = f".{self.path.name}.unfinished"
-        # what a kill left of an earlier beginning
-        shutil.rmtree(self.path.with_name(unfinished), ignore_errors=True)
-        record = {"stage": self.stage, "origin": str(self.origin) if self.origin else None}
-        new = self.path.with_name(unfinished)
+        new = self.path.with_name(f".{self.path.name}.unfinished")
+        shutil.rmtree(new, ignore_errors=True)  # what an earlier kill left
+        provenance = Provenance(self.stage, str(self.origin) if self.origin else None)
         try:
             new.mkdir()
-            checkpoint.write_text(
-                new / "config.yml", yaml.safe_dump(config.to_dict(), sort_keys=False)
-            )
-            checkpoint.write_text(new / "environment.json", json.dumps(record))
+            text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+            checkpoint.write_text(new / "config.yml", text)
+            checkpoint.write_text(new / "environment.json", json.dumps(asdict(provenance)))
             for file in self._inherited_files(config) if self.origin else ():
                 checkpoint.copy(file, new / file.relative_to(self.origin))
             if self.path.exists():
@@ -153,20 +164,12 @@ class RunFolder:
             shutil.rmtree(new, ignore_errors=True)
 
     def _inherited_files(self, config: Settings) -> list[Path]:
-        """What a run takes over from `origin`: no generator, when it will train the supernet
-        further.
-        """
-        files = [file for name in _STATE_FILES for file in self.origin.glob(name)]
+        """What a run takes over from `origin`: no generator if it trains the supernet further."""
+        files = [file for name in _STATE for file in self.origin.glob(name)]
         before, now = type(config).read(self.origin / "config.yml").to_dict(), config.to_dict()
         if before.get("warmup_epochs") != now.get("warmup_epochs"):
             files = [file for file in files if not file.name.startswith("generator_")]
         return files
-
-    def _recorded(self, key: str) -> str | None:
-        try:
-            return json.loads(self.file("environment.json").read_text())[key]
-        except (OSError, ValueError, KeyError):
-            return None
 
     def _move_aside(self) -> None:
         number = 1
@@ -177,6 +180,8 @@ class RunFolder:
             self._events.rename(self._events.with_name(aside.name))
         print(f"moved the earlier run to {self.path.rename(aside)}")
 
+    # -- files -------------------------------------------------------------------------------------
+
     def file(self, name: str) -> Path:
         return self.path / name
 
@@ -184,14 +189,20 @@ class RunFolder:
         return self.path / "checkpoints" / f"{name}.pth"
 
     def write_once(self, name: str, write: Callable[[Path], None]) -> None:
-        """Let `write` write a file that is not there yet; the first process does."""
+        """Let `write` write a file that does not exist yet."""
         if distributed.rank() == 0 and not self.file(name).exists():
             write(self.file(name))
 
     def write_text(self, name: str, text: str, mirror: str | None = None) -> None:
-        """Write a file whole, and a copy of it at `mirror` when that is given."""
+        """Write a file, and a copy of it at `mirror` when that is given."""
         for path in _written(mirror, self.file(name)):
             checkpoint.write_text(path, text)
+
+    def write_csv(
+        self, name: str, columns: tuple[str, ...], rows: list[tuple], mirror: str | None = None
+    ) -> None:
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
+        self.write_text(name, "\n".join(lines) + "\n", mirror)
 
     def save(self, name: str, payload: dict, mirror: str | None = None) -> None:
         """Save a checkpoint, and first a copy of it at `mirror` when that is given.
@@ -202,6 +213,25 @@ class RunFolder:
         for path in _written(mirror, self.checkpoint(name)):
             checkpoint.save(path, payload)
 
+    def log(self, stage: str, epoch: int, **numbers: float) -> None:
+        """Log numbers in metrics.jsonl and TensorBoard, after `epoch` epochs of `stage`."""
+        if distributed.rank():
+            return
+        with open(self.file("metrics.jsonl"), "a") as file:
+            file.write(json.dumps({"stage": stage, "epoch": epoch, **numbers}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if self._writer is None:
+            # slow to import, and not every call needs it
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._events))
+        for name, number in numbers.items():
+            self._writer.add_scalar(f"{stage}/{name}", number, epoch)
+        self._writer.flush()
+
+    # -- training ----------------------------------------------------------------------------------
+
     def train(
         self,
         stage: str,
@@ -210,11 +240,10 @@ class RunFolder:
         total: int,
         one_epoch: Callable[[int], None],
     ) -> None:
-        """Do what is left of `total` epochs, each by `one_epoch(epoch)`, and keep `training` as
-        checkpoint `name`.
+        """Do what is left of `total` epochs, each by `one_epoch(epoch)`; all processes call it.
 
-        It is kept after each epoch; and in the middle of one every so many `minutes`, and where
-        SIGTERM or Ctrl-C comes. All processes call it.
+        `training` is saved as checkpoint `name` after each epoch, every so many `minutes` inside
+        one, and when SIGTERM or Ctrl-C comes.
         """
         self._restore(name, training)
         self._forget_after(stage, training.epochs)
@@ -232,50 +261,21 @@ class RunFolder:
             return
         try:
             training.load_state(checkpoint.load(file))
+        except UserError:
+            raise
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            reason = next(iter(str(error).splitlines()), "")
-            raise UserError(
-                f"{file}: this run cannot go on from it ({type(error).__name__}: {reason}); "
-                "--resume none moves the run aside and begins anew"
-            ) from None
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            advice = "--resume none moves the run aside and starts again"
+            raise UserError(f"{file}: cannot resume from it ({reason}); {advice}") from None
 
     def _keep(self, name: str, training: Training) -> None:
-        """Save what `_restore` takes up, unless it is broken: then the last good checkpoint stays."""
+        """Save what `_restore` reads, unless it is broken: then the last good checkpoint stays."""
         state = training.state()
         check_weights(state["model"].values(), str(self.path), self.checkpoint(name))
         self.save(name, state)
 
-    def write_csv(
-        self, name: str, columns: tuple[str, ...], rows: list[tuple], mirror: str | None = None
-    ) -> None:
-        lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
-        self.write_text(name, "\n".join(lines) + "\n", mirror)
-
-    def log(self, stage: str, epoch: int, **numbers: float) -> None:
-        """One line of metrics.jsonl, and TensorBoard scalars. `epoch` counts finished epochs of the
-        stage.
-        """
-        if distributed.rank():
-            return
-        with open(self.file("metrics.jsonl"), "a") as file:
-            file.write(json.dumps({"stage": stage, "epoch": epoch, **numbers}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if self._writer is None:
-            # slow to import, and not every call needs it
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._events))
-        for name, number in numbers.items():
-            self._writer.add_scalar(f"{stage}/{name}", number, epoch)
-        self._writer.flush()
-
     def _forget_after(self, stage: str, epoch: int) -> None:
-        """Drop the metrics of `stage` after `epoch`: a killed run may have logged an epoch it could
-        not save.
-        """
+        """Drop metrics of `stage` after `epoch`: of an epoch that a kill kept from being saved."""
         metrics = self.file("metrics.jsonl")
         if distributed.rank() == 0 and metrics.exists():
             lines = metrics.read_text().splitlines(keepends=True)
@@ -285,27 +285,16 @@ class RunFolder:
 
 
 def _written(*paths: str | Path | None) -> list[str | Path]:
-    """Those of `paths` that this process is to write: none, but for the first process."""
+    """The `paths` that this process writes: none, except for the first process."""
     return [path for path in paths if path is not None and distributed.rank() == 0]
-
-
-# What a run that begins with the state of another one takes over.
-_STATE_FILES = (
-    "split.json",
-    "prior_pool.json",
-    "metrics.jsonl",
-    "architecture.json",
-    "checkpoints/*.pth",
-)
 
 
 def _run_folder_of(path: Path) -> Path:
     """A run folder from its own path or that of one of its checkpoints."""
     folder = path if path.is_dir() else path.parent.parent
     if not path.exists() or not (folder / "config.yml").exists():
-        raise UserError(
-            f"--resume {path}: it must be auto, none, a run folder or a checkpoint in one"
-        )
+        allowed = "auto, none, a run folder or a checkpoint in one"
+        raise UserError(f"--resume {path}: it must be {allowed}")
     return folder
 
 
@@ -317,22 +306,15 @@ def _is_after(line: str, stage: str, epoch: int) -> bool:
     return row["stage"] == stage and row["epoch"] > epoch
 
 
-# Keys that may change between two sittings of one run: they do not touch its results.
-_FREE_KEYS = {"strict_data", "num_workers", "print_freq", "log_dir", "write_dir", "ngpu"}
-
-
 def _refuse_changes(
-    saved: Settings, config: Settings, title: str, free: set[str] = frozenset()
+    saved: Settings, config: Settings, title: str, free: frozenset[str] = frozenset()
 ) -> None:
+    """UserError that names the first key in which two settings differ, except `free` ones."""
     old, new = saved.to_dict(), config.to_dict()
     changed = [key for key in new if old.get(key) != new[key] and key not in _FREE_KEYS | free]
     if changed:
         key = changed[0]
-        before, now = (
-            text if len(text) < 60 else text[:56] + " ..."
-            for text in (repr(old.get(key)), repr(new[key]))
-        )
-        raise UserError(
-            f"{config.title_flag} {title}: this run was begun with {key}: {before}, now it is {now}; "
-            "choose another title, or --resume none to move the old run aside"
-        )
+        before, now = (one_line(repr(values.get(key)), 60) for values in (old, new))
+        was = f"this run was started with {key}: {before}, now it is {now}"
+        advice = "choose another title, or --resume none to move the old run aside"
+        raise UserError(f"{config.title_flag} {title}: {was}; {advice}")

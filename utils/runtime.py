@@ -22,17 +22,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def pick_device(accelerator: bool = True) -> torch.device:
-    """Where it is wanted, CUDA, a GPU for each process of a machine, or else MPS; otherwise the
-    CPU.
+    """CUDA, a GPU for each process of a machine, else MPS, if wanted; otherwise the CPU.
 
-    On the CPU freed memory is kept from then on.
+    On the CPU the C library keeps freed memory from then on.
     """
     if accelerator and torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        if device.index >= torch.cuda.device_count():
-            raise UserError(
-                f"{torch.cuda.device_count()} GPUs are too few for the processes of this machine"
-            )
+        if device.index >= (gpus := torch.cuda.device_count()):
+            raise UserError(f"{gpus} GPUs are too few for the processes of this machine")
         torch.cuda.set_device(device)
         return device
     if accelerator and torch.backends.mps.is_available():
@@ -42,7 +39,7 @@ def pick_device(accelerator: bool = True) -> torch.device:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was asked for."""
+    """Wait until an accelerator has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -50,11 +47,10 @@ def synchronise(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory that is freed, as GPUs' allocators do: glibc only, else
-    nothing happens.
+    """Let the C library keep freed memory, as the allocators of GPUs do; only glibc can.
 
-    It would give large blocks back to the system and get them anew, zeroed page by page, at every
-    step: about a tenth of a training step.
+    Else it returns large blocks to the system and gets them back zeroed page by page at every
+    step, which takes about a tenth of a training step.
     """
     if platform.libc_ver()[0] == "glibc":
         c = ctypes.CDLL(None)
@@ -63,17 +59,13 @@ def keep_freed_memory() -> None:
 
 
 def stream(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU random stream of its own for each purpose, epoch and step, so that resuming needs no
-    generator states.
-    """
+    """A CPU random stream for each purpose, epoch and step: resuming needs no generator states."""
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def seed_global(rng: torch.Generator) -> None:
-    """Seed the global streams, which dropout, stochastic depth and augmentation draw from, by the
-    seed of `rng`.
-    """
+    """Seed by `rng` the global streams, which dropout, drop path and augmentation draw from."""
     torch.manual_seed(rng.initial_seed())
     random.seed(rng.initial_seed())
     np.random.seed(rng.initial_seed() % 2**32)  # noqa: NPY002
@@ -81,11 +73,8 @@ def seed_global(rng: torch.Generator) -> None:
 
 def describe_environment(device: torch.device) -> dict:
     """Versions, commit and hardware, for the record."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
+    cpu = platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -99,22 +88,17 @@ def describe_environment(device: torch.device) -> dict:
 
 
 def _commit() -> str | None:
-    git = ["git", "describe", "--always", "--dirty"]
+    """The commit of this code; None where it is no checkout, or git is missing."""
+    command, folder = ["git", "describe", "--always", "--dirty"], Path(__file__).parent
     try:
-        return (
-            subprocess.run(
-                git, capture_output=True, text=True, cwd=Path(__file__).parent
-            ).stdout.strip()
-            or None
-        )
-    except OSError:  # there is no git
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    except OSError:
         return None
+    return done.stdout.strip() or None
 
 
 class Progress:
-    """A bar with time left on a terminal; in a log, a plain line every `print_freq` steps and at
-    the end.
-    """
+    """A bar with the time left on a terminal; in a log, a plain line every `print_freq` steps."""
 
     def __init__(self, title: str, total: int, print_freq: int = 100, done: int = 0):
         self.title, self.total, self.print_freq = title, total, print_freq
@@ -127,27 +111,21 @@ class Progress:
         return self
 
     def update(self, images: int = 0, /, **numbers: float) -> None:
-        """A step is done, in which so many `images` were seen."""
+        """Count a step, in which so many `images` were seen, and show its `numbers`."""
         self.step += 1
         self.images += images
+        seconds = time.monotonic() - self.began
         if images:
-            numbers["images/s"] = self.images / (time.monotonic() - self.began)
+            numbers["images/s"] = self.images / seconds
+        shown = {name: f"{number:.4g}" for name, number in numbers.items()}
         if self.bar is not None:
-            self.bar.set_postfix(
-                {name: f"{number:.4g}" for name, number in numbers.items()}, refresh=False
-            )
+            self.bar.set_postfix(shown, refresh=False)
             self.bar.update()
         elif self.step % self.print_freq == 0 and self.step < self.total:
-            left = (
-                (time.monotonic() - self.began)
-                / (self.step - self.first)
-                * (self.total - self.step)
-            )
-            shown = " ".join(f"{name} {number:.4g}" for name, number in numbers.items())
-            print(
-                f"{self.title} step {self.step}/{self.total} {shown} left {tqdm.format_interval(left)}",
-                flush=True,
-            )
+            left = seconds / (self.step - self.first) * (self.total - self.step)
+            words = [f"{self.title} step {self.step}/{self.total}"]
+            words += [f"{name} {number}" for name, number in shown.items()]
+            print(*words, "left", tqdm.format_interval(left), flush=True)
 
     def __exit__(self, *exception) -> None:
         if self.bar is not None:

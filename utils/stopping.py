@@ -1,6 +1,4 @@
-"""Saving in time: SIGTERM and Ctrl-C wait until what is trained can be saved, and so does the
-clock.
-"""
+"""Saving in time: SIGTERM, Ctrl-C and the clock wait for a moment when training can be saved."""
 
 import os
 import signal
@@ -13,27 +11,23 @@ from utils import distributed
 
 
 def say(text: str) -> None:
-    """A line on stderr, unbuffered, also from a signal handler; a reader that is gone must not keep
-    us from saving.
-    """
+    """Write a line to stderr, unbuffered, also from a signal handler, and even if nobody reads."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode())
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C came, and all is in order to save and leave."""
+    """SIGTERM or Ctrl-C came, and this is a moment at which to save and leave."""
 
 
-class _StopRequest:
-    """What asks this process to stop or to save: within `saved_when_stopped` it waits for a moment
-    between steps.
-    """
+class _Requests:
+    """The requests to stop and to save; within `saved_when_stopped` they wait for a step to end."""
 
     signal: int | None = None
     received = 0.0  # seconds
     waits = False
     save: Callable[[], None] = staticmethod(lambda: None)
-    every = float("inf")  # seconds between two savings
+    every = float("inf")  # seconds between two checkpoints
     saved = 0.0
 
     def receive(self, number: int, frame) -> None:
@@ -46,79 +40,71 @@ class _StopRequest:
         say("stopping after this step; once more to stop at once")
 
 
-_request = _StopRequest()
+_requests = _Requests()
 
 
 def stop_signal() -> int:
     """The number of the signal that came."""
-    return _request.signal or signal.SIGINT
+    return _requests.signal or signal.SIGINT
 
 
 def check_stop() -> None:
-    """Raise `Stopped` if a signal has come: called where everything that trains is between two
-    steps.
+    """Raise `Stopped` if a signal has come; called between two steps of all that takes long.
 
-    Several processes must stop together, at a step: there it does nothing.
+    Several processes must stop together, at a step: with them it does nothing.
     """
     if distributed.size() == 1:
         handle_requests(pending_requests()[0], False)
 
 
 def check_stop_together() -> None:
-    """As `check_stop`, for all processes: they stop if a signal has come to any of them."""
+    """Raise `Stopped` in all processes if a signal has come to any of them; all call it."""
     stop, _ = distributed.totals(*pending_requests())
     handle_requests(bool(stop), False)
 
 
 def pending_requests() -> tuple[bool, bool]:
     """Whether this process is asked to stop, and whether it is time to save."""
-    stop = _request.waits and _request.signal is not None
-    return stop, _request.waits and time.monotonic() - _request.saved > _request.every
+    stop = _requests.waits and _requests.signal is not None
+    return stop, _requests.waits and time.monotonic() - _requests.saved > _requests.every
 
 
 def handle_requests(stop: bool, save: bool) -> None:
-    """What all processes have agreed on, between two steps."""
+    """Stop or save, between two steps, as all processes have agreed."""
     if stop:
         raise Stopped
     if save:
-        _request.save()
-        _request.saved = time.monotonic()
+        _requests.save()
+        _requests.saved = time.monotonic()
 
 
 @contextmanager
 def saved_when_stopped(save: Callable[[], None], minutes: float = float("inf")) -> Iterator[None]:
-    """Within, SIGTERM and Ctrl-C wait for a moment between two steps, and `save()` is called before
-    the process ends.
+    """Within, SIGTERM and Ctrl-C wait for a step to end; then `save()` is called before leaving.
 
-    It is called every so many `minutes`, too, between two steps.
+    `save()` is also called every so many `minutes`, between two steps.
     """
-    _request.waits, _request.save, _request.every, _request.saved = (
-        True,
-        save,
-        60 * minutes,
-        time.monotonic(),
-    )
+    _requests.waits, _requests.save = True, save
+    _requests.every, _requests.saved = 60 * minutes, time.monotonic()
     try:
         yield
     except Stopped:
         save()
-        say("saved; the same command goes on from here")
+        say("saved; the same command resumes from here")
         raise
     finally:
-        _request.waits = False
+        _requests.waits = False
 
 
 @contextmanager
 def signals_received() -> Iterator[None]:
-    """Let `_request` have SIGTERM and Ctrl-C, which only the main thread can arrange."""
-    _request.signal = None
+    """Within, SIGTERM and Ctrl-C become requests; only the main thread can arrange that."""
+    _requests.signal = None
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {
-        number: signal.signal(number, _request.receive)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, _requests.receive) for number in numbers}
     try:
         yield
     finally:
@@ -127,8 +113,6 @@ def signals_received() -> Iterator[None]:
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """For processes that read images: their parent, which gets the same signals, ends them when it
-    is ready.
-    """
+    """For processes that read images: their parent gets the same signals, and ends them in time."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -172,5 +172,5 @@ def test_another_recipe_is_refused_in_the_same_folder(searched, tmp_path, capsys
     said = refused(
         capsys, searched / "logs" / "tiny", "--out", tmp_path, "--count", 1, "--set", "epochs=2"
     )
-    assert "this run was begun with epochs: 1, now it is 2" in said
+    assert "this run was started with epochs: 1, now it is 2" in said
     assert sorted(tmp_path.rglob("*")) == before

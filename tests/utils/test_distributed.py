@@ -18,7 +18,7 @@ from model.sgnas.warm_up import path_logits, supernet_payload
 from model.spaces.registry import open_problem
 from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import TESTS, TINY_CONFIG, mixed_space, rng
-from tests.model.training.test_training import CPU, Batches, recipe_of
+from tests.utils.test_recipe import CPU, Batches, recipe_of
 from tests.worlds import in_world
 from utils import checkpoint, distributed
 from utils.config import load_config
@@ -79,21 +79,20 @@ def test_processes_average_add_up_divide_work_and_try_again_elsewhere(tmp_path):
         assert found["first"] == "from 0"
         assert found["work"] == list(range(7))
         assert found["retried"] == "done elsewhere"
-        assert [
-            "ValueError: number 0" in found["hopeless"][0],
-            "number 1" in found["hopeless"][1],
-        ] == [True, True]
+        assert "ValueError: number 0" in found["hopeless"][0]
+        assert "number 1" in found["hopeless"][1]
+
+
+def seen_alone(index: int) -> tuple[int, int]:
+    return supernet_steps(1 + index, 0.05)["meter"].seen, distributed.size()
 
 
 def lonely():
-    """In a work, training waits for nobody: the gradients of a process are its own."""
-    outcomes = distributed.divided(
-        2, lambda index: (supernet_steps(1 + index, 0.05)["tally"].seen, distributed.size())
-    )
-    return distributed.results(outcomes), distributed.size()
+    """In a job, training waits for nobody: the gradients of a process are its own."""
+    return distributed.results(distributed.divided(2, seen_alone)), distributed.size()
 
 
-def test_within_a_work_a_process_is_alone(tmp_path):
+def test_within_a_job_a_process_is_alone(tmp_path):
     for found in in_world(2, lonely, tmp_path):
         assert found == ([(4 * 8, 1), (2 * 4 * 8, 1)], 2)
 
@@ -101,11 +100,9 @@ def test_within_a_work_a_process_is_alone(tmp_path):
 def test_alone_all_that_is_trivial():
     tensor = torch.tensor([3.0])
     distributed.average([tensor])
-    assert (tensor.item(), distributed.totals(2, 3), distributed.of_first("x")) == (
-        3.0,
-        [2.0, 3.0],
-        "x",
-    )
+    assert tensor.item() == 3
+    assert distributed.totals(2, 3) == [2.0, 3.0]
+    assert distributed.of_first("x") == "x"
     done = distributed.divided(3, lambda index: 10 // index)
     assert [outcome.result for outcome in done] == [None, 10, 5]
     with pytest.raises(ZeroDivisionError):
@@ -116,9 +113,7 @@ def test_alone_all_that_is_trivial():
 
 
 def supernet_steps(steps: int, lr: float) -> dict:
-    """Gradients of the last step, weights, statistics and tally after some steps of warm-up with a
-    batch of 8.
-    """
+    """Gradients of the last step, weights, statistics and sums, after steps with batches of 8."""
     supernet = UnifiedSupernet(mixed_space(), rng()).train()
     recipe = recipe_of(supernet, lr=lr)
     recipe.optimizer.param_groups[0]["momentum"] = 0.9
@@ -129,7 +124,7 @@ def supernet_steps(steps: int, lr: float) -> dict:
     own = {key: value.clone() for key, value in supernet.state_dict().items() if "running" in key}
     average_norms(supernet)
     gradients = {name: p.grad.clone() for name, p in supernet.named_parameters()}
-    return {"gradients": gradients, "state": supernet.state_dict(), "own": own, "tally": meter}
+    return {"gradients": gradients, "state": supernet.state_dict(), "own": own, "meter": meter}
 
 
 def naive_gradients() -> dict[str, torch.Tensor]:
@@ -153,15 +148,14 @@ def test_the_gradient_is_the_mean_of_the_shards(tmp_path):
     for found in in_world(2, supernet_steps, tmp_path, 1, 1e-9):
         assert found["gradients"].keys() == expected.keys()
         for name, gradient in found["gradients"].items():
-            torch.testing.assert_close(
-                gradient, expected[name].expand_as(gradient), rtol=0, atol=1e-6
-            )
-        assert (found["tally"].passes, found["tally"].seen) == (2 * 4, 2 * 4 * 4)
+            mean = expected[name].expand_as(gradient)
+            torch.testing.assert_close(gradient, mean, rtol=0, atol=1e-6)
+        assert (found["meter"].passes, found["meter"].seen) == (2 * 4, 2 * 4 * 4)
 
 
 def test_processes_stay_the_same_to_the_bit(tmp_path):
     first, second = in_world(2, supernet_steps, tmp_path, 20, 0.05)
-    assert first["tally"] == second["tally"]
+    assert first["meter"] == second["meter"]
     for key, value in first["state"].items():
         assert value.equal(second["state"][key]), key
         if "running" in key:
@@ -171,23 +165,17 @@ def test_processes_stay_the_same_to_the_bit(tmp_path):
 
 
 def step_with_a_broken_image() -> str:
-    """The error that a process ends in where the images of the second one alone are no numbers."""
+    """The error that a process ends in where only the images of the second one are NaN."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     pixels = torch.full((4, 3, 2, 2), float("nan") if distributed.rank() else 1.0)
     batches = Batches([(pixels, torch.zeros(4, dtype=torch.long))])
+    recipe = recipe_of(network)
     with pytest.raises(UserError) as caught, Progress("epoch 1/1", 1) as progress:
-        train_epoch(
-            lambda x, y, _: [(network(x), y)],
-            recipe_of(network),
-            batches,
-            0,
-            EpochMeter(),
-            progress,
-        )
+        train_epoch(lambda x, y, _: [(network(x), y)], recipe, batches, 0, EpochMeter(), progress)
     return str(caught.value)
 
 
-def test_a_loss_that_is_no_number_in_one_process_stops_all(tmp_path):
+def test_a_loss_that_is_nan_in_one_process_stops_all(tmp_path):
     for said in in_world(2, step_with_a_broken_image, tmp_path):
         assert said.startswith("epoch 1/1: the loss is nan at step 0;")
 
@@ -221,15 +209,9 @@ def test_a_batch_that_cannot_be_shared_is_named(tmp_path):
 
 def torchrun(processes: int, folder, *command, restarts: int = 0) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc_per_node={processes}",
-        "--standalone",
-    ]
+    launcher = f"-m torch.distributed.run --nproc_per_node={processes} --standalone".split()
     return subprocess.Popen(
-        [*launcher, f"--max-restarts={restarts}", *map(str, command)],
+        [sys.executable, *launcher, f"--max-restarts={restarts}", *map(str, command)],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -238,69 +220,53 @@ def torchrun(processes: int, folder, *command, restarts: int = 0) -> subprocess.
     )
 
 
+def ended(run: subprocess.Popen) -> str:
+    """What a run says that must end well."""
+    said = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, said
+    return said
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=tmp_path / "logs"))
-    found = {
-        "target": 0.15,
-        "macs_m": 0.15,
-        "params_m": 0.01,
-        "choices": [[3, 5, None, None, None, None]] * 2,
-    }
+    found = {"target": 0.15, "macs_m": 0.15, "params_m": 0.01}
+    found["choices"] = [[3, 5, None, None, None, None]] * 2
     (tmp_path / "found.json").write_text(json.dumps([found]))
     return tmp_path
 
 
-def scratch(folder, title, *settings):
-    script = TESTS.parent / "train_cifar.py"
-    command = [
-        script,
-        "--cfg",
-        "tiny.yml",
-        "--flops",
-        "0.15",
-        "--architecture",
-        "found.json",
-        "--title",
-        title,
-    ]
-    return [*command, "--set", "epochs=4", *settings]
+def script(name: str, options: str) -> list:
+    return [TESTS.parent / name, *options.split()]
+
+
+def scratch(title: str, *settings):
+    options = f"--cfg tiny.yml --flops 0.15 --architecture found.json --title {title}"
+    return [*script("train_cifar.py", options), "--set", "epochs=4", *settings]
 
 
 def test_the_stages_run_in_two_processes(folder):
-    script = TESTS.parent / "search.py"
-    done = torchrun(
-        2, folder, script, "--cfg", "tiny.yml", "--title", "search", "--set", "batch_size=32"
-    )
-    said = done.communicate(timeout=300)[0]
-    assert done.returncode == 0, said
+    options = "--cfg tiny.yml --title search --set batch_size=32"
+    said = ended(torchrun(2, folder, *script("search.py", options)))
     assert said.count("mean miss") == 3, said  # of two epochs and of the report: one process speaks
-    done = torchrun(2, folder, *scratch(folder, "two"))
-    said = done.communicate(timeout=300)[0]
-    assert done.returncode == 0, said
+    ended(torchrun(2, folder, *scratch("two")))
     result = json.loads((folder / "logs" / "two" / "result.json").read_text())
-    done = torchrun(
-        2, folder, TESTS.parent / "validate.py", "--checkpoint", result["checkpoint"], "--json"
-    )
-    scored = json.loads(
-        next(line for line in done.communicate(timeout=300)[0].splitlines() if line.startswith("{"))
-    )
+    options = f"--checkpoint {result['checkpoint']} --json"
+    said = ended(torchrun(2, folder, *script("validate.py", options)))
+    scored = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     assert scored["top1"] == result["top1"]
 
 
 def test_two_processes_search_as_one_does(folder):
     space = open_problem(load_config(folder / "tiny.yml")).space
     checkpoint.save(folder / "supernet.pth", supernet_payload(UnifiedSupernet(space, rng()), 1))
-    given = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --n_doe 6 --n_iter 2 --iterations 2 --vld_size 40"
+    given = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --n_doe 6 --n_iter 2"
+    given += " --iterations 2 --vld_size 40 --save"
     archives = []
     for processes in (1, 2):
-        command = [TESTS.parent / "msunas.py", *given.split(), "--save", f"found{processes}"]
-        done = torchrun(processes, folder, *command)
-        said = done.communicate(timeout=300)[0]
-        assert done.returncode == 0, said
-        archives.append(
-            json.loads((folder / f"found{processes}" / "iter_2.stats").read_text())["archive"]
-        )
+        ended(torchrun(processes, folder, *script("msunas.py", f"{given} found{processes}")))
+        stats = json.loads((folder / f"found{processes}" / "iter_2.stats").read_text())
+        archives.append(stats["archive"])
     assert archives[0] == archives[1]
     assert len(archives[0]) == 6 + 2 * 2
 
@@ -309,64 +275,44 @@ def test_two_processes_rank_as_one_does(folder):
     search.main(["--cfg", str(folder / "tiny.yml"), "--title", "search"])
     results = []
     for processes in (1, 2):
-        command = [
-            "-m",
-            "tools.rank",
-            "logs/search",
-            "--out",
-            f"ranking{processes}",
-            "--count",
-            "3",
-        ]
-        done = torchrun(processes, folder, *command, "--set", "epochs=1")
-        said = done.communicate(timeout=300)[0]
-        assert done.returncode == 0, said
+        options = f"logs/search --out ranking{processes} --count 3 --set epochs=1"
+        ended(torchrun(processes, folder, "-m", "tools.rank", *options.split()))
         results.append((folder / f"ranking{processes}" / "results.jsonl").read_text())
     assert results[0] == results[1]
     assert results[0].count("\n") == 3
 
 
-def test_what_is_wrong_is_said_once(folder):
-    done = torchrun(
-        2, folder, TESTS.parent / "search.py", "--cfg", "tiny.yml", "--set", "classes=7"
-    )
+def test_an_error_is_printed_once(folder):
+    done = torchrun(2, folder, *script("search.py", "--cfg tiny.yml --set classes=7"))
     said = done.communicate(timeout=300)[0]
     assert done.returncode != 0
     assert said.count("search.py: error: classes: the config says 7") == 1, said
 
 
 @pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
-def test_a_run_goes_on_in_another_number_of_processes(folder, processes):
-    """Stopped by SIGTERM in the second epoch or later, and ended by others: as many images are
-    seen.
-    """
+def test_a_run_resumes_in_another_number_of_processes(folder, processes):
+    """Stopped by SIGTERM in the second epoch or later, and ended by others."""
     first, then = processes
-    command = scratch(folder, "net", "batch_size=16")
+    command = scratch("net", "batch_size=16")
     stopped = torchrun(first, folder, *command)
     metrics = folder / "logs" / "net" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n"))
     stopped.send_signal(signal.SIGTERM)
     assert stopped.wait(120) != 0
     kept = checkpoint.load(folder / "logs" / "net" / "checkpoints" / "last.pth")
-    done = torchrun(then, folder, *command)
-    said = done.communicate(timeout=300)[0]
-    assert done.returncode == 0, said
+    ended(torchrun(then, folder, *command))
     assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
     assert kept["epoch"] >= 1
 
 
 def test_a_killed_worker_is_replaced(folder):
-    run = torchrun(2, folder, *scratch(folder, "net", "batch_size=16"), restarts=3)
+    run = torchrun(2, folder, *scratch("net", "batch_size=16"), restarts=3)
     metrics = folder / "logs" / "net" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n"))
-    workers = subprocess.run(
-        ["pgrep", "-P", str(run.pid)], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(int(workers[-1]), signal.SIGKILL)
-    said = run.communicate(timeout=300)[0]
-    assert run.returncode == 0, said
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
+    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+    ended(run)
+    assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
 
 
 def wait_for(condition, seconds: float = 120) -> None:

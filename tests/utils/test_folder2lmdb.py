@@ -1,6 +1,8 @@
 """Image folders in one LMDB file."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import TESTS
-from tests.utils.test_data import PLAIN, write_folder
+from tests.utils.test_data import PLAIN, write_folder, write_parts
 from utils import folder2lmdb
 from utils.data import load_dataset, load_test_images
 from utils.errors import UserError
@@ -29,11 +31,20 @@ def pack(folder, *options, split="train"):
 @pytest.fixture
 def folder(tmp_path):
     """Three classes of four images in train/, of two in val/, at 100x90."""
-    (
-        write_folder(tmp_path / "train", size=(100, 90)),
-        write_folder(tmp_path / "val", images=2, size=(100, 90)),
-    )
-    return tmp_path
+    return write_parts(tmp_path, (100, 90))
+
+
+def write(environment, table, key: bytes, value: bytes) -> None:
+    with environment.begin(write=True) as transaction:
+        transaction.put(key, value, db=table)
+
+
+def unreadable(folder) -> str:
+    """The one line in which reading the packed folder ends."""
+    with pytest.raises(UserError) as caught:
+        load_dataset("imagenet_lmdb", str(folder), 80, 3)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def refused(capsys, *argv) -> str:
@@ -65,9 +76,8 @@ def test_a_packed_folder_gives_the_batches_of_the_folder(folder, size, workers):
 def test_records_keep_the_bytes_of_the_files(folder):
     source = LmdbSource(pack(folder))
     for number, file in enumerate(sorted((folder / "train").rglob("*.png"))):
-        assert source.record(number) == Record(
-            number // 4, f"class{number // 4}/{file.name}", file.read_bytes()
-        )
+        name = f"class{number // 4}/{file.name}"
+        assert source.record(number) == Record(number // 4, name, file.read_bytes())
     about = About.read(source.root)
     assert about.classes == ["class0", "class1", "class2"]
     assert about.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -91,7 +101,7 @@ def test_the_map_grows(folder, monkeypatch, capsys):
     assert "all 12 records" in capsys.readouterr().out
 
 
-def test_a_stopped_run_goes_on(folder, monkeypatch):
+def test_a_stopped_run_resumes(folder, monkeypatch):
     monkeypatch.setattr(folder2lmdb, "BATCH", 5)
     real, calls = folder2lmdb.commit, []
 
@@ -110,7 +120,7 @@ def test_a_stopped_run_goes_on(folder, monkeypatch):
     pack(folder), pack(folder, "--verify")
 
 
-def test_a_killed_run_goes_on(tmp_path):
+def test_a_killed_run_resumes(tmp_path):
     write_folder(tmp_path / "train", classes=8, images=400, size=(60, 60))
     command = [sys.executable, "utils/folder2lmdb.py", str(tmp_path)]
     killed = subprocess.Popen(command, cwd=TESTS.parent, stdout=subprocess.DEVNULL)
@@ -124,7 +134,7 @@ def test_a_killed_run_goes_on(tmp_path):
     pack(tmp_path, "--verify")
 
 
-def test_a_run_killed_before_its_first_image_goes_on(folder, monkeypatch):
+def test_a_run_killed_before_its_first_image_resumes(folder, monkeypatch):
     def killed(self, target):
         raise KeyboardInterrupt
 
@@ -164,7 +174,7 @@ def test_verify_names_what_differs(folder, capsys):
 
 def test_another_resize_is_refused(folder, capsys):
     pack(folder)
-    assert "it was begun with --resize None, not 8" in refused(capsys, folder, "--resize", 8)
+    assert "it was started with --resize None, not 8" in refused(capsys, folder, "--resize", 8)
 
 
 def test_foreign_and_truncated_files_are_named(folder, capsys):
@@ -172,22 +182,35 @@ def test_foreign_and_truncated_files_are_named(folder, capsys):
     whole = file.read_bytes()
     for content in (b"", b"no LMDB file" * 1000, whole[: len(whole) // 2], whole[:100]):
         file.write_bytes(content)
-        with pytest.raises(
-            UserError, match=r"train\.lmdb: it is (no LMDB file|cut short)"
-        ) as caught:
-            load_dataset("imagenet_lmdb", str(folder), 80, 3)
-        assert "\n" not in str(caught.value)
+        assert re.search(r"train\.lmdb: it is (no LMDB file|cut short)", unreadable(folder))
         refused(capsys, folder)
     file.unlink()
-    with (
-        lmdb.open(str(file), subdir=False) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        transaction.put(b"__len__", b"12")
-    with pytest.raises(
-        UserError, match=r"train\.lmdb: no LMDB file of images as utils/folder2lmdb\.py writes them"
-    ):
-        load_dataset("imagenet_lmdb", str(folder), 80, 3)
+    with lmdb.open(str(file), subdir=False) as environment:
+        write(environment, None, b"__len__", b"12")
+    assert "train.lmdb: no LMDB file of images as utils/folder2lmdb.py" in unreadable(folder)
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ({"version": 2}, "its format has version 2, not 1"),
+        ({"classes": [1, 2, 3]}, "Expected `str`, got `int` - at `$.classes[0]`"),
+        ({"resize": "8"}, "Expected `int | null`, got `str` - at `$.resize`"),
+    ],
+)
+def test_a_wrong_format_is_named(folder, form, says):
+    with lmdb.open(str(pack(folder)), subdir=False, max_dbs=2) as environment:
+        table, key = environment.open_db(b"about"), b"format"
+        with environment.begin(db=table) as transaction:
+            old = json.loads(transaction.get(key))
+        assert old == {
+            "version": 1,
+            "classes": ["class0", "class1", "class2"],
+            "count": 12,
+            "resize": None,
+        }
+        write(environment, table, key, json.dumps(old | form).encode())
+    assert says in unreadable(folder)
 
 
 def test_a_corrupt_image_in_a_packed_folder_is_skipped_and_named(folder, capsys):
@@ -208,8 +231,7 @@ def test_a_damaged_record_is_named(folder):
     file = pack(folder)
     with lmdb.open(str(file), subdir=False, max_dbs=2) as environment:
         table = environment.open_db(b"records", integerkey=True)
-        with environment.begin(write=True) as transaction:
-            transaction.put(NUMBER.pack(3), b"x", db=table)
+        write(environment, table, NUMBER.pack(3), b"x")
     with pytest.raises(UserError, match=r"train\.lmdb: record 3 cannot be read"):
         LmdbSource(file).record(3)
     assert torch.equal(About.read(file).labels, torch.arange(3).repeat_interleave(4))

@@ -1,6 +1,4 @@
-"""The published sets of images, read from tiny archives in the form in which the real ones lie on
-disk.
-"""
+"""The published sets of images, read from tiny archives that are laid out as the real ones."""
 
 import pickle
 import shutil
@@ -43,10 +41,8 @@ def write_cifar(root, classes: int, folder: str, parts: dict[str, int], key: str
         pixels = np.repeat(np.array(labels, np.uint8)[:, None], 3072, axis=1)
         (root / folder).mkdir(exist_ok=True)
         (root / folder / name).write_bytes(pickle.dumps({"data": pixels, key: labels}))
-    names = {
-        "label_names" if classes == 10 else "fine_label_names": [str(i) for i in range(classes)]
-    }
-    (root / folder / ("batches.meta" if classes == 10 else "meta")).write_bytes(pickle.dumps(names))
+    meta, key = ("batches.meta", "label_names") if classes == 10 else ("meta", "fine_label_names")
+    (root / folder / meta).write_bytes(pickle.dumps({key: [str(i) for i in range(classes)]}))
 
 
 def write_cifar10(root):
@@ -94,11 +90,8 @@ def write_dtd(root):
     base = root / "dtd" / "dtd"
     (base / "labels").mkdir(parents=True)
     for part, count in (("train", 2), ("val", 1), ("test", 1)):
-        names = [
-            (label, f"texture{label:02d}/{part}_{i}.jpg")
-            for label in range(47)
-            for i in range(count)
-        ]
+        each = [(label, index) for label in range(47) for index in range(count)]
+        names = [(label, f"texture{label:02d}/{part}_{index}.jpg") for label, index in each]
         (base / "labels" / f"{part}1.txt").write_text("".join(f"{name}\n" for _, name in names))
         for label, name in names:
             picture(base / "images" / name, 5 * label)
@@ -125,21 +118,25 @@ def write_aircraft(root):
     base.mkdir(parents=True)
     (base / "variants.txt").write_text("".join(f"Variant {label:03d}\n" for label in range(100)))
     for part, count in (("trainval", 2), ("test", 1)):
-        names = [
-            (label, f"{part}{label:03d}{index}") for label in range(100) for index in range(count)
-        ]
-        (base / f"images_variant_{part}.txt").write_text(
-            "".join(f"{name} Variant {label:03d}\n" for label, name in names)
-        )
+        each = [(label, index) for label in range(100) for index in range(count)]
+        names = [(label, f"{part}{label:03d}{index}") for label, index in each]
+        lines = [f"{name} Variant {label:03d}\n" for label, name in names]
+        (base / f"images_variant_{part}.txt").write_text("".join(lines))
         for label, name in names:
             picture(base / "images" / f"{name}.jpg", 2 * label)
     return 200, 100
 
 
 ARCHIVES = {
-    "cifar10": write_cifar10, "cifar100": write_cifar100, "cinic10": write_cinic10, "stl10": write_stl10,
-    "flowers102": write_flowers102, "dtd": write_dtd, "pets": write_pets, "aircraft": write_aircraft,
-}  # fmt: skip
+    "cifar10": write_cifar10,
+    "cifar100": write_cifar100,
+    "cinic10": write_cinic10,
+    "stl10": write_stl10,
+    "flowers102": write_flowers102,
+    "dtd": write_dtd,
+    "pets": write_pets,
+    "aircraft": write_aircraft,
+}
 
 
 def test_every_set_that_is_read_here_has_an_archive():
@@ -177,10 +174,8 @@ def test_large_images_stay_on_disk_and_become_batches(tmp_path, name):
 
 def test_stl10_keeps_its_size(tmp_path):
     write_stl10(tmp_path)
-    assert load_dataset("stl10", str(tmp_path), 96, 10, download=False).train.images.shape[2:] == (
-        96,
-        96,
-    )
+    dataset = load_dataset("stl10", str(tmp_path), 96, 10, download=False)
+    assert dataset.train.images.shape[2:] == (96, 96)
 
 
 @pytest.mark.parametrize(
@@ -200,9 +195,8 @@ def test_the_folders_of_the_authors_are_read_too(tmp_path, name, test):
 def test_aircraft_as_its_users_kept_it(tmp_path):
     counts = write_aircraft(tmp_path)
     inside = tmp_path / "fgvc-aircraft-2013b"
-    outer, inner = (
-        load_dataset("aircraft", str(path), 16, 100, download=False) for path in (tmp_path, inside)
-    )
+    folders = (str(tmp_path), str(inside))
+    outer, inner = (load_dataset("aircraft", path, 16, 100, download=False) for path in folders)
     assert (len(inner.train.labels), len(inner.test.labels)) == counts
     assert inner.train.labels.equal(outer.train.labels)
     assert inner.train.images.equal(outer.train.images)
@@ -211,10 +205,8 @@ def test_aircraft_as_its_users_kept_it(tmp_path):
 @pytest.mark.parametrize(("name", "classes"), [("cifar100", 10), ("cifar10", 1000), ("pets", 36)])
 def test_a_network_of_other_classes_is_refused(tmp_path, name, classes):
     ARCHIVES[name](tmp_path)
-    with pytest.raises(
-        UserError,
-        match=f"classes: {name} in .* has {IMAGE_SETS[name].classes}, the network {classes}",
-    ):
+    says = f"the network has {classes}, but {name} in .* has {IMAGE_SETS[name].classes}"
+    with pytest.raises(UserError, match=says):
         load_test_images(name, str(tmp_path), 32, classes)
 
 
@@ -241,22 +233,19 @@ def test_missing_data_is_one_line_that_says_what_to_put_where(tmp_path, name, mo
     message = str(error.value)
     assert "\n" not in message
     assert str(tmp_path) in message
+    says = f"{name} is not there and cannot be downloaded (no route to host); "
+    says += IMAGE_SETS[name].layout
     if name == "cinic10":
-        assert "train: it must be a folder with a folder of images for each class" in message
-    else:
-        assert (
-            f"{name} is not there and cannot be downloaded (no route to host); {IMAGE_SETS[name].layout}"
-            in message
-        )
+        says = "train: it must be a folder with a folder of images for each class"
+    assert says in message
 
 
 # -- how NSGANetV2 sees and tunes on them ----------------------------------------------------------
 
 
 def test_views_of_an_image():
-    wide = Image.fromarray(
-        np.arange(60 * 120 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 120, 3)
-    )
+    pixels = np.arange(60 * 120 * 3, dtype=np.uint32).astype(np.uint8)
+    wide = Image.fromarray(pixels.reshape(60, 120, 3))
     seen = {"bicubic": (37, "bicubic"), "bilinear": (37, "bilinear"), "squash": (32, "bicubic")}
     for view, (first, interpolation) in seen.items():
         steps = evaluation_steps(32, view)
@@ -270,12 +259,10 @@ def test_balanced_batches_draw_rare_classes_as_often(tmp_path):
     labels = torch.tensor([0] * 900 + [1] * 100)
     data = ImageData(torch.zeros(1000, 3, 4, 4, dtype=torch.uint8), labels)
     batches = loader(data, 100, PLAIN, Augmentation(0, balanced=True))
-    drawn = torch.cat([batch for _, batch in batches.epoch()])
+    drawn, again = (torch.cat([labels for _, labels in batches.epoch()]) for _ in range(2))
     assert len(drawn) == 1000
     assert 430 < int(drawn.sum()) < 570
-    assert drawn.equal(torch.cat([batch for _, batch in batches.epoch()])), (
-        "the same seed draws the same"
-    )
+    assert drawn.equal(again)
 
 
 def test_the_extras_of_each_set_are_among_the_steps():
@@ -284,15 +271,11 @@ def test_the_extras_of_each_set_are_among_the_steps():
         return [type(step).__name__ for step in training_transform(64, PLAIN, augment).transforms]
 
     ending = ["PILToTensor", "ToDtype", "Normalize"]
+    flipped = ["RandomResizedCrop", "RandomHorizontalFlip"]
     assert steps("flowers102") == ["RandomAffine", "RandomResizedCrop", *ending]
-    assert steps("imagenet") == [
-        "RandomResizedCrop",
-        "RandomHorizontalFlip",
-        "ColorJitter",
-        *ending,
-    ]
+    assert steps("imagenet") == [*flipped, "ColorJitter", *ending]
     for name in ("dtd", "pets", "aircraft"):
-        assert steps(name) == ["RandomResizedCrop", "RandomHorizontalFlip", "RandAugment", *ending]
+        assert steps(name) == [*flipped, "RandAugment", *ending]
     noise = torch.randint(0, 256, (64, 64, 3), generator=rng()).to(torch.uint8).numpy()
     augment = Augmentation(**IMAGE_SETS["dtd"].augment)
     assert training_transform(32, PLAIN, augment)(Image.fromarray(noise)).shape == (3, 32, 32)

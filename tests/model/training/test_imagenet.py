@@ -32,8 +32,8 @@ from model.training.distillation import DistillationLoss, load_teacher
 from model.training.imagenet_flags import add_imagenet_flags
 from tests.conftest import TESTS, TINY_CONFIG, rng
 from tests.model.spaces.elastic.test_elastic import SMALL
-from tests.model.training.test_training import CPU, Batches
 from tests.utils.test_distributed import torchrun, wait_for
+from tests.utils.test_recipe import CPU, Batches
 from utils import checkpoint, folder2lmdb, stopping
 from utils.command import Parser
 from utils.config import load_config
@@ -305,12 +305,14 @@ def test_a_run_stopped_inside_an_epoch_goes_on_to_the_same_bits(folder, monkeypa
     unbroken = state_of(train(folder))
     pending_requests, count = stopping.pending_requests, []
     # once a step
-    monkeypatch.setattr("utils.engine.wishes", lambda: (count.append(0) or len(count) == 7, False))
+    monkeypatch.setattr(
+        "utils.recipe.pending_requests", lambda: (count.append(0) or len(count) == 7, False)
+    )
     with pytest.raises(SystemExit):
         train(folder, "--experiment", "broken")
     kept = checkpoint.load(folder / "logs" / "broken" / "checkpoints" / "last.pth")
     assert (kept["epoch"], kept["tally"]["steps"]) == (1, 2)
-    monkeypatch.setattr("utils.engine.wishes", pending_requests)
+    monkeypatch.setattr("utils.recipe.pending_requests", pending_requests)
     train(folder, "--experiment", "broken")
     assert same(unbroken, state_of(folder / "logs" / "broken"))
 
@@ -346,13 +348,15 @@ def test_mixed_precision_learns(folder, dtype):
 
 def test_a_run_goes_on_with_another_batch_size_behind_as_many_images(folder, monkeypatch):
     pending_requests, count = stopping.pending_requests, []
-    monkeypatch.setattr("utils.engine.wishes", lambda: (count.append(0) or len(count) == 4, False))
+    monkeypatch.setattr(
+        "utils.recipe.pending_requests", lambda: (count.append(0) or len(count) == 4, False)
+    )
     with pytest.raises(SystemExit):
         train(folder, "-b", 8)
     assert (
         checkpoint.load(folder / "logs" / "net" / "checkpoints" / "last.pth")["tally"]["steps"] == 4
     )
-    monkeypatch.setattr("utils.engine.wishes", pending_requests)
+    monkeypatch.setattr("utils.recipe.pending_requests", pending_requests)
     run = train(folder, "-b", 16)
     assert checkpoint.load(run / "checkpoints" / "last.pth")["epoch"] == 2
 
