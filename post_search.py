@@ -16,7 +16,7 @@ from torch import nn
 
 from model.nsganetv2.archive import archive_of, read_archive
 from model.nsganetv2.nsga2_search import Record
-from model.nsganetv2.pareto import Preference, choose
+from model.nsganetv2.preference import Preference, choose
 from model.nsganetv2.supernets import open_search
 from model.spaces.contracts import Genome
 from model.spaces.registry import KINDS, save_spec

@@ -1,7 +1,7 @@
-"""Synthetic stand-in for (top-1 error, MACs) over the OFA-MobileNetV3 search space.
+"""A synthetic oracle of (top-1 error, multiply-adds) on the published once-for-all space.
 
-Self-contained, numpy-free, deterministic on every platform.  No third-party code. config = {'ks':
-[...], 'e': [...], 'd': [5 ints], 'r': int}; ks/e hold sum(d) entries (active layers only).
+Self-contained and the same on every platform, so that other code can be measured on it. A config is
+{'ks': [...], 'e': [...], 'd': [5 ints], 'r': int}; ks and e have sum(d) entries (active layers).
 """
 
 import math
@@ -10,8 +10,8 @@ KS, ER, DP, RES = [3, 5, 7], [3, 4, 6], [2, 3, 4], list(range(192, 257, 4))
 MAXD, NST = 4, 5
 
 
-# ------------------------------------------------------------------ encoding (46 ints)
 def encode(c):
+    """46 ints."""
     x, p = [], 0
     for d in c["d"]:
         k = [KS.index(v) for v in c["ks"][p : p + d]] + [0] * (MAXD - d)
@@ -32,14 +32,13 @@ def decode(x):
     return c
 
 
-# ------------------------------------------------------------------ exact MACs / params
 def make_divisible(v, div=8):
     n = max(div, int(v + div / 2) // div * div)
     return n + div if n < 0.9 * v else n
 
 
 def complexity(c, width=1.0, n_classes=1000):
-    """(macs, params): equals torchprofile-0.0.1 on the static subnet (conv+linear+mul+mean; BN=0)."""
+    """Multiply-adds, parameters: as torchprofile 0.0.1 counts (conv, linear, mul, mean; BN 0)."""
     base = [make_divisible(b * width) for b in (16, 24, 40, 80, 112, 160)]
     fin, last = make_divisible(960 * width), make_divisible(1280 * width)
     stride, hsw, se = (2, 2, 2, 1, 2), (0, 0, 1, 1, 1), (0, 1, 0, 1, 1)
@@ -75,7 +74,8 @@ def complexity(c, width=1.0, n_classes=1000):
     return m, q
 
 
-# ------------------------------------------------------------------ synthetic accuracy
+# -- synthetic accuracy ----------------------------------------------------------------------------
+
 W = (0.10, 0.18, 0.24, 0.26, 0.22)  # stage importance
 VD = {2: 0.0, 3: 0.62, 4: 1.0}
 VE = {3: 0.0, 4: 0.45, 6: 1.0}
@@ -97,7 +97,7 @@ def fnv1a64(ints):
 
 
 def true_top1(c):
-    """noise-free accuracy (%)."""
+    """Accuracy without noise (%)."""
     q, taper, late7, nlate, p = 0.0, 0, 0, 0, 0
     for s in range(NST):
         d = c["d"][s]
@@ -126,13 +126,13 @@ NOISE = 0.15  # half-width, percentage points
 
 
 def top1(c, noise=NOISE):
-    """what one 'evaluation' returns (%), rounded to 0.01 like a 10k-image validation set."""
+    """What one evaluation measures (%), rounded to 0.01 as of 10,000 validation images."""
     u = fnv1a64(encode(c)) / 2.0**64
     return round(true_top1(c) + noise * (2 * u - 1), 2)
 
 
 def evaluate(c):
-    """-> (top1_err %, MACs in M rounded to 2 decimals)"""
+    """Top-1 error in %, multiply-adds in millions."""
     return round(100 - top1(c), 2), round(complexity(c)[0] / 1e6, 2)
 
 

@@ -1,4 +1,4 @@
-"""What a search is measured on: something that says the error and the cost of an architecture.
+"""What a search is measured on: something that knows error and cost of an architecture.
 
 `ModuleOracle` reads a module with the functions of `benchmarks/nsga_oracle.py`, `SupernetOracle`
 evaluates on held-out images as `msunas.py` does.
@@ -13,16 +13,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
+import msgspec
 import numpy as np
-from model.spaces.genome import Genome, open_genome
 from numpy.typing import NDArray
 
 import msunas
 from model.nsganetv2.nsga2_search import NADIR, Objective
+from model.nsganetv2.supernets import open_search
+from model.spaces.contracts import Genes, Genome
 from model.spaces.elastic.kind import ElasticGenome
-from model.spaces.elastic.space import ElasticSpace, Genes
+from model.spaces.elastic.space import ElasticSpace
 from utils import checkpoint
-from utils.config import load_config
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.runtime import pick_device
@@ -51,21 +52,16 @@ class ModuleOracle:
         self.module = _loaded(path)
         missing = [name for name in FUNCTIONS if not hasattr(self.module, name)]
         if missing:
-            raise UserError(
-                f"--oracle {path}: it lacks {', '.join(missing)}; see benchmarks/nsga_oracle.py"
-            )
+            reason = f"it lacks {', '.join(missing)}; see benchmarks/nsga_oracle.py"
+            raise UserError(f"--oracle {path}: {reason}")
         try:
             error, cost = map(float, self.module.REF)
         except (TypeError, ValueError):
-            raise UserError(
-                f"--oracle {path}: REF is {self.module.REF!r}; it must be two numbers"
-            ) from None
+            reason = f"REF is {self.module.REF!r}; it must be two numbers"
+            raise UserError(f"--oracle {path}: {reason}") from None
         self.name, self.reference = path.stem, (error, cost)
-        choices = {
-            key: tuple(getattr(self.module, name))
-            for key, name in CHOICES.items()
-            if hasattr(self.module, name)
-        }
+        own = {key: name for key, name in CHOICES.items() if hasattr(self.module, name)}
+        choices = {key: tuple(getattr(self.module, name)) for key, name in own.items()}
         self.genome = ElasticGenome(ElasticSpace(**choices))
         some = self.genome.sample(20, np.random.default_rng(0))
         closed_form = np.allclose(self.genome.costs(some)[0], self._costs(some))
@@ -76,17 +72,16 @@ class ModuleOracle:
 
     def _costs(self, genes: Genes) -> NDArray:
         """As the module counts them, one architecture after another."""
-        return np.array(
-            [self.module.complexity(self.module.decode(row))[0] / 1e6 for row in genes.tolist()]
-        )
+        decoded = map(self.module.decode, genes.tolist())
+        return np.array([self.module.complexity(found)[0] / 1e6 for found in decoded])
 
 
 class SupernetOracle:
     """Held-out images and inherited weights.
 
-    Whatever is evaluated is kept in the file `known`, and looked up there: a benchmark that was
-    stopped begins again, and searches the same without waiting for what is known. An architecture
-    that cannot be evaluated ends it.
+    What is evaluated is kept in the file `known`, and looked up there: a benchmark that was stopped
+    starts again, and searches the same without waiting for what is known. An architecture that
+    cannot be evaluated ends it.
     """
 
     def __init__(
@@ -95,30 +90,24 @@ class SupernetOracle:
         options = ["--cfg", cfg, "--supernet_path", supernet_path, "--n_epochs", "0"]
         options += ["--data", data] if data else []
         options += ["--vld_size", str(images)] if images else []
-        args, config = msunas.parse_arguments(options), load_config(cfg)
-        self.name, self.genome = (
-            Path(cfg).stem,
-            open_genome(config, None, supernet_path, fine_tuned=False),
-        )
-        context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
+        args = msunas.parse_arguments(options)
+        searched = open_search(args)
+        config, problem = searched.config, searched.problem
+        self.name, self.genome = Path(cfg).stem, problem.kind.genome(problem.space)
         self.objective = Objective("flops", self.genome)
-        self.evaluation = msunas.open_evaluation(args, config, self.genome, context)
-        of_images = hashlib.sha256(
-            repr((self.evaluation.images.validated, data)).encode()
-        ).hexdigest()
-        identity = {
-            "supernet": checkpoint.digest(supernet_path),
-            "config": checkpoint.digest(cfg),
-            "images": of_images,
-        }
-        self.known = _Known(known, identity)
+        context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
+        self.accuracy = msunas.open_accuracy(args, searched, context)
+        files = {"supernet": checkpoint.digest(supernet_path), "config": checkpoint.digest(cfg)}
+        validated = repr((self.accuracy.images.validated, data)).encode()
+        self.known = _Known(known, files | {"images": hashlib.sha256(validated).hexdigest()})
         smallest, largest = map(tuple, self.genome.canonical(self.genome.extremes()).tolist())
         self.reference = NADIR * self.evaluate(smallest)[0], NADIR * self.evaluate(largest)[1]
 
     def evaluate(self, row: tuple[int, ...]) -> tuple[float, float]:
         if row not in self.known.errors:
-            network, resolution = self.genome.network(np.array(row))
-            score = self.evaluation.score(network, resolution)
+            genes = np.array(row)
+            size = self.genome.spec(genes).image_size
+            score = self.accuracy.score(self.genome.choice(genes), size)
             if not math.isfinite(score.loss):
                 raise UserError(f"architecture {list(row)}: its loss is {score.loss}")
             self.known.add(row, 100 - score.top1)
@@ -126,27 +115,28 @@ class SupernetOracle:
 
 
 class _Known:
-    """Errors by genes, a line of JSON each, behind a line that says of what; a last line that is
-    cut off is dropped.
+    """Errors by genes: a line of JSON that says of what, and then one for each architecture.
+
+    A last line that is cut off is dropped.
     """
 
     def __init__(self, path: Path, identity: dict):
-        self.path, self.errors = path, {}
+        self.path = path
         if not path.exists():
             checkpoint.write_text(path, json.dumps(identity) + "\n")
         try:
             text = path.read_text(encoding="utf-8")
             whole = text[: text.rindex("\n") + 1]
-            first, *rows = (json.loads(line) for line in whole.splitlines())
-            self.errors = {tuple(genes): float(error) for genes, error in rows}
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"--known {path}: not a file that this benchmark wrote ({error})"
-            ) from None
-        if first != identity:
-            raise UserError(
-                f"--known {path}: it is of another supernet, config or other images; choose another file"
-            )
+            first, *rows = whole.splitlines()
+            found = msgspec.json.decode(first)
+            decoder = msgspec.json.Decoder(tuple[tuple[int, ...], float])
+            self.errors = dict(map(decoder.decode, rows))
+        except ValueError as error:
+            reason = f"not a file that this benchmark wrote ({error})"
+            raise UserError(f"--known {path}: {reason}") from None
+        if found != identity:
+            reason = "it is of another supernet, config or other images; choose another file"
+            raise UserError(f"--known {path}: {reason}")
         if whole != text:
             checkpoint.write_text(path, whole)
 
@@ -165,7 +155,6 @@ def _loaded(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the file does wrong
-        raise UserError(
-            f"--oracle {path}: cannot be loaded ({type(error).__name__}: {error})"
-        ) from None
+        reason = f"cannot be loaded ({type(error).__name__}: {error})"
+        raise UserError(f"--oracle {path}: {reason}") from None
     return module

@@ -1,26 +1,17 @@
-"""A second synthetic oracle on the same space, more rugged than `benchmarks/nsga_oracle.py`: half
-of what a layer is worth depends on the layer before it, depth is not always better, resolution goes
-up in waves, and the noise is double.
+"""A second synthetic oracle on the same space, more rugged than `benchmarks/nsga_oracle.py`.
 
-What layers are worth is drawn by hashing; how much each part counts was chosen by hand, by no
-result of a search. A model without interactions explains 64 % of the variance of random
-architectures, and multiply-adds rank them with Kendall tau 0.38. `VARIANT` names the draw: 0 is
-reported; what the search does by default was decided on others.
+Half of what a layer adds depends on the layer before it, depth is not always better, resolution
+goes up in waves, and the noise is double. What layers add is drawn by hashing; how much each part
+counts was chosen by hand, by no result of a search. A model without interactions explains 64 % of
+the variance of random architectures, and multiply-adds rank them with Kendall tau 0.38. `VARIANT`
+names the draw: 0 is reported; what the search does by default was decided on others.
 """
 
 import math
 
-from benchmarks.nsga_oracle import (
-    MAX_ARCH,
-    MIN_ARCH,
-    complexity,
-    decode,
-    encode,
-    fnv1a64,
-    hypervolume_2d,
-)
+from benchmarks.nsga_oracle import MAX_ARCH, MIN_ARCH, complexity, decode, encode, fnv1a64
 
-__all__ = ["MAX_ARCH", "MIN_ARCH", "complexity", "decode", "encode", "hypervolume_2d"]
+__all__ = ["MAX_ARCH", "MIN_ARCH", "complexity", "decode", "encode"]
 
 VARIANT, INTERACTION, NOISE = 0, 0.6, 0.3  # NOISE: half-width, percentage points
 
@@ -35,38 +26,31 @@ def draw(*key):
 
 
 def true_top1(c):
-    """noise-free accuracy (%)."""
+    """Accuracy without noise (%)."""
     quality, first, before = 0.0, 0, (0, 0)
     for stage, depth in enumerate(c["d"]):
-        worth = 0.6 * (depth - 2) / 2 + 0.3 * (draw(2, stage, depth) - 0.5)
+        gain = 0.6 * (depth - 2) / 2 + 0.3 * (draw(2, stage, depth) - 0.5)
         for j in range(depth):
             layer = (c["ks"][first + j], c["e"][first + j])
-            worth += 0.2 * (layer[1] - 3) / 3 + 0.1 * draw(3, stage, j, layer[0])
-            worth += INTERACTION * (draw(4, stage, j, *layer, *before) - 0.5)
+            gain += 0.2 * (layer[1] - 3) / 3 + 0.1 * draw(3, stage, j, layer[0])
+            gain += INTERACTION * (draw(4, stage, j, *layer, *before) - 0.5)
             before = layer
-        quality += (0.5 + draw(1, stage)) * worth
+        quality += (0.5 + draw(1, stage)) * gain
         first += depth
     rho = (c["r"] - 192) / 64
-    quality += (
-        0.5 * rho
-        + 0.15 * math.sin(5 * math.pi * rho)
-        + INTERACTION * (draw(5, c["r"], c["d"][4]) - 0.5)
-    )
+    waves, interaction = math.sin(5 * math.pi * rho), draw(5, c["r"], c["d"][4]) - 0.5
+    quality += 0.5 * rho + 0.15 * waves + INTERACTION * interaction
     return 70 + 9 * (1 - math.exp(-1.8 * quality / 5))
 
 
 def top1(c):
-    """what one 'evaluation' returns (%)."""
+    """What one evaluation measures (%)."""
     return round(true_top1(c) + NOISE * (2 * fnv1a64(encode(c)) / 2.0**64 - 1), 2)
 
 
 def evaluate(c):
-    """-> (top1_err %, MACs in M rounded to 2 decimals)"""
+    """Top-1 error in %, multiply-adds in millions."""
     return round(100 - top1(c), 2), round(complexity(c)[0] / 1e6, 2)
 
 
 REF = (1.01 * evaluate(MIN_ARCH)[0], 1.01 * evaluate(MAX_ARCH)[1])
-
-
-def norm_hv(points, ref=REF):
-    return hypervolume_2d(points, ref) / (ref[0] * ref[1])

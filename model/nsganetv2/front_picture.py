@@ -1,11 +1,10 @@
-"""Pictures of results."""
+"""A picture of an archive and its front."""
 
 from pathlib import Path
 
-import numpy as np
 from numpy.typing import NDArray
 
-from model.nsganetv2.pareto import non_dominated
+from model.nsganetv2.pareto import front_by_cost
 from utils.checkpoint import write_atomically
 
 
@@ -15,12 +14,10 @@ def save_front(path: Path, errors: NDArray, costs: NDArray, new: int, cost_name:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    old = len(errors) - new
-    axes.scatter(costs[:old], 100 - errors[:old], s=10, color="0.7", label="archive")
-    axes.scatter(costs[old:], 100 - errors[old:], s=16, color="tab:orange", label="new")
-    front = np.flatnonzero(non_dominated(np.column_stack([errors, costs])))
-    front = front[np.argsort(costs[front])]
-    axes.step(costs[front], 100 - errors[front], where="post", color="tab:blue", label="front")
+    old, top1, front = len(errors) - new, 100 - errors, front_by_cost(errors, costs)
+    axes.scatter(costs[:old], top1[:old], s=10, color="0.7", label="archive")
+    axes.scatter(costs[old:], top1[old:], s=16, color="tab:orange", label="new")
+    axes.step(costs[front], top1[front], where="post", color="tab:blue", label="front")
     units = {"flops": "multiply-adds, M", "params": "parameters, M"}
     axes.set(xlabel=units.get(cost_name, f"{cost_name} latency, ms"), ylabel="top-1, %")
     axes.legend(loc="lower right")

@@ -20,34 +20,35 @@ LEAST_VARIANCE = 1e-12
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Variances of the linear trend for each unit of squared length, of the bumps and of the noise;
-    scales `[d]`.
+    """Variances of the linear trend (per squared length), the Gauss kernel and the noise.
+
+    `length_scales [d]` are those of the Gauss kernel: the longer, the less a column matters.
     """
 
     linear: float
-    bumps: float
+    signal: float
     noise: float
-    lengths: Array
+    length_scales: Array
 
     @classmethod
-    def of(cls, logarithms: Array) -> "Hyperparameters":
-        """From their logarithms `[3 + d]`."""
-        linear, bumps, noise, *lengths = np.exp(logarithms)
-        return cls(linear, bumps, noise, np.array(lengths))
+    def from_logarithms(cls, logarithms: Array) -> "Hyperparameters":
+        """In the order of the fields, `[3 + d]`."""
+        linear, signal, noise, *length_scales = np.exp(logarithms)
+        return cls(linear, signal, noise, np.array(length_scales))
 
     def gauss(self, a: Array, b: Array) -> Array:
         """`[p, d]`, `[q, d]` -> `[p, q]`, 1 for equal rows."""
-        a, b = a / self.lengths, b / self.lengths
+        a, b = a / self.length_scales, b / self.length_scales
         squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * a @ b.T
         return np.exp(-0.5 * squared)
 
     def covariance(self, a: Array, b: Array) -> Array:
-        """`[p, d]`, `[q, d]` -> `[p, q]`."""
-        return self.linear * (a @ b.T) + self.bumps * self.gauss(a, b)
+        """`[p, d]`, `[q, d]` -> `[p, q]`, without noise."""
+        return self.linear * (a @ b.T) + self.signal * self.gauss(a, b)
 
 
 class RelevanceGaussianProcess:
-    """A linear trend and a Gauss kernel with a length scale for each column, and noise.
+    """A linear trend, a Gauss kernel with a length scale for each column, and noise.
 
     The hyperparameters maximise their posterior, under log-normal priors that scale with the spread
     of the rows, so that a few dozen rows fit hundreds of length scales without harm. scikit-learn
@@ -60,58 +61,49 @@ class RelevanceGaussianProcess:
 
     def fit(self, X: Array, y: Array) -> None:
         """Learn `y [n]` from `X [n, d]`, n at least 1."""
+        # Priors and bounds hold for any unit of columns and targets once these are scaled.
         span = np.ptp(X, axis=0)
         self.centre, self.span = X.mean(axis=0), np.where(span > 0, span, 1.0)
-        self.mean, self.std = float(y.mean()), float(y.std()) or 1.0
-        self.rows, targets = self._rows(X), (y - self.mean) / self.std
+        self.y_mean, self.y_std = float(y.mean()), float(y.std()) or 1.0
+        self.rows, targets = self._scaled(X), (y - self.y_mean) / self.y_std
         centre, scale = self._prior()
 
         def loss(logarithms: Array) -> tuple[float, Array]:
-            value, gradient = negative_log_likelihood(
-                Hyperparameters.of(logarithms), self.rows, targets
-            )
+            hyper = Hyperparameters.from_logarithms(logarithms)
+            value, gradient = negative_log_likelihood(hyper, self.rows, targets)
             off = (logarithms - centre) / scale
             return value + 0.5 * (off @ off), gradient + off / scale
 
+        # From the prior's mode uphill to a mode of the posterior, at most 4 stds away.
         bounds = np.stack([centre - 4 * scale, centre + 4 * scale], axis=1)
-        found = minimize(
-            loss,
-            centre,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
-            options={"maxiter": self.iterations},
-        )
-        self.hyper = Hyperparameters.of(found.x)
+        options = {"maxiter": self.iterations}
+        found = minimize(loss, centre, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        # The Cholesky factor and K^-1 y are all that predictions need (algorithm 2.1).
+        self.hyper = Hyperparameters.from_logarithms(found.x)
         self.factor = _factor(self.hyper, self.hyper.covariance(self.rows, self.rows))
         self.weights = cho_solve((self.factor, True), targets)
 
     def predict(self, X: Array) -> Array:
-        """`X [m, d]` -> the expected targets `[m]`."""
-        return self.hyper.covariance(self._rows(X), self.rows) @ self.weights * self.std + self.mean
+        """`X [m, d]` -> the posterior mean of the targets `[m]` (equation 2.25)."""
+        covariance = self.hyper.covariance(self._scaled(X), self.rows)
+        return covariance @ self.weights * self.y_std + self.y_mean
 
-    def deviation(self, X: Array) -> Array:
-        """`X [m, d]` -> standard deviations `[m]` of what is predicted, without the noise of an
-        evaluation.
-        """
-        rows = self._rows(X)
-        known = solve_triangular(self.factor, self.hyper.covariance(self.rows, rows), lower=True)
-        variance = (
-            self.hyper.linear * (rows * rows).sum(axis=1)
-            + self.hyper.bumps
-            - (known * known).sum(axis=0)
-        )
-        return np.sqrt(np.maximum(variance, LEAST_VARIANCE)) * self.std
+    def predict_std(self, X: Array) -> Array:
+        """`X [m, d]` -> the posterior std `[m]`, without an evaluation's noise (equation 2.26)."""
+        rows, hyper = self._scaled(X), self.hyper
+        known = solve_triangular(self.factor, hyper.covariance(self.rows, rows), lower=True)
+        prior = hyper.linear * (rows * rows).sum(axis=1) + hyper.signal
+        return np.sqrt(np.maximum(prior - (known * known).sum(axis=0), LEAST_VARIANCE)) * self.y_std
 
-    def _rows(self, X: Array) -> Array:
+    def _scaled(self, X: Array) -> Array:
         return (X - self.centre) / self.span
 
     def _prior(self) -> tuple[Array, Array]:
-        """Mean and deviation `[3 + d]` of the logarithms of all hyperparameters.
+        """Mean and std `[3 + d]` of the logarithms of all hyperparameters.
 
-        Before anything is learned, the trend explains as the bumps, the noise 1 % of that,
-        and the bumps of two rows that are as far from each other as rows are on average correlate
-        by exp(-2).
+        Before anything is learned, the trend explains as much as the Gauss kernel, the noise 1 % of
+        that, and the Gauss kernel of two rows that are as far from each other as rows are on
+        average is exp(-2).
         """
         # half the mean squared distance
         spread = max((self.rows * self.rows).sum(axis=1).mean(), LEAST_VARIANCE)
@@ -123,31 +115,23 @@ class RelevanceGaussianProcess:
 def negative_log_likelihood(
     hyper: Hyperparameters, rows: Array, targets: Array
 ) -> tuple[float, Array]:
-    """Of `targets [n]` at `rows [n, d]`, less a constant, and its gradient `[3 + d]` by the
-    logarithms.
+    """Of `targets [n]` at `rows [n, d]`, less a constant, and its gradient by the logarithms.
 
-    Rasmussen and Williams, equations 2.30 and 5.9. With P the elements of half of `K^-1 - a a^T`
-    times those of the bumps, a length scale has `sum_ij P_ij (x_i - x_j)^2 / l^2`, that is `2
-    (sum_i (P 1)_i x_i^2 - x^T P x) / l^2`.
+    Rasmussen and Williams, equations 2.30 and 5.9. The gradient is `[3 + d]`. With P the elements
+    of half of `K^-1 - a a^T` times those of the Gauss kernel, a length scale has
+    `sum_ij P_ij (x_i - x_j)^2 / l^2`, that is `2 (sum_i (P 1)_i x_i^2 - x^T P x) / l^2`.
     """
     gauss, products = hyper.gauss(rows, rows), rows @ rows.T
-    factor = _factor(hyper, hyper.linear * products + hyper.bumps * gauss)
+    factor = _factor(hyper, hyper.linear * products + hyper.signal * gauss)
     weights = cho_solve((factor, True), targets)
     value = 0.5 * targets @ weights + np.log(factor.diagonal()).sum()
     inverse = cho_solve((factor, True), np.eye(len(rows)))
     outer = 0.5 * (inverse - np.outer(weights, weights))
-    bumps = outer * hyper.bumps * gauss
-    lengths = (
-        2
-        * (bumps.sum(axis=1) @ (rows * rows) - (rows * (bumps @ rows)).sum(axis=0))
-        / hyper.lengths**2
-    )
-    variances = [
-        hyper.linear * (outer * products).sum(),
-        bumps.sum(),
-        hyper.noise * np.trace(outer),
-    ]
-    return float(value), np.array([*variances, *lengths])
+    P = outer * hyper.signal * gauss
+    distances = P.sum(axis=1) @ (rows * rows) - (rows * (P @ rows)).sum(axis=0)
+    lengths = 2 * distances / hyper.length_scales**2
+    linear, noise = hyper.linear * (outer * products).sum(), hyper.noise * np.trace(outer)
+    return float(value), np.array([linear, P.sum(), noise, *lengths])
 
 
 def _factor(hyper: Hyperparameters, covariance: Array) -> Array:

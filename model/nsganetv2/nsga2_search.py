@@ -1,9 +1,9 @@
-"""Surrogate-assisted bi-objective search: which architectures are worth evaluating next.
+"""Surrogate-assisted bi-objective search: which architectures to evaluate next.
 
 `Search` holds the archive of what was evaluated and proposes candidates: a surrogate learns top-1
 error from genes, NSGA-II minimises its prediction and the exact cost, and of what it finds some are
-taken. A `Selection` says how: as published (Lu et al., "NSGANetV2", ECCV 2020, algorithm 1), or for
-the hypervolume that they are expected to gain. Axes: N architectures, G genes.
+selected: as published (Lu et al., "NSGANetV2", ECCV 2020, algorithm 1), or for the hypervolume that
+they are expected to gain. Axes: N architectures, G genes.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,19 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from model.nsganetv2.pareto import hypervolume, most_expected, non_dominated, spread_subset
-from model.nsganetv2.surrogate import Quality, Surrogate, make_surrogate, quality
+from model.nsganetv2.gene_features import features
+from model.nsganetv2.pareto import hypervolume, non_dominated
+from model.nsganetv2.subset_selection import Candidates, select_by_gain, select_even_gaps
+from model.nsganetv2.surrogate import Quality, make_surrogate, quality
 from model.spaces.contracts import Genes, Genome
 
 Draw = Callable[[int, np.random.Generator], Genes]  # so many random genes, not yet canonical
 # the reference point of a hypervolume, in units of the worst error and cost (published)
 NADIR = 1.01
-# How much of its uncertainty counts for a candidate. Of many candidates the most promising ones are
-# those whose deviation is overrated: all of it found worse fronts than a quarter of it on four of
-# five synthetic oracles, and none of it on all five.
-CURIOSITY = 0.25
+# How much of the posterior std counts in the expected gain. Among many candidates the most
+# promising ones are those whose std is overrated: with all of it the fronts were worse than with a
+# quarter of it on four of five synthetic oracles, and with none of it on all five.
+EXPLORATION_WEIGHT = 0.25
 
 
 def features(genome: Genome, genes: Genes) -> NDArray[np.float64]:
@@ -48,11 +50,11 @@ def features(genome: Genome, genes: Genes) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Selection:
-    """How a search begins, how far NSGA-II looks, and what counts in a candidate."""
+    """How a search starts, how far NSGA-II looks, and what counts in a candidate."""
 
     population: int
     generations: int
-    # takes what is expected to gain most hypervolume, and begins with architectures of all costs
+    # selects what is expected to gain most hypervolume, and starts with architectures of all costs
     by_gain: bool
 
 
@@ -73,141 +75,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Candidates `genes [K, G]` with the errors predicted for them, and the model that predicted."""
+    """Candidates `genes [K, G]`, the errors predicted for them, and the surrogate that did."""
 
     genes: Genes
     predicted: NDArray
     winner: str
 
 
-@dataclass
-class Search:
-    """The archive, and what the surrogates said before each evaluation."""
-
-    genome: Genome
-    objective: "Objective"
-    predictor: str
-    selection: Selection
-    archive: list[Record] = field(default_factory=list)
-    # (predicted, evaluated) error
-    predicted: list[tuple[float, float]] = field(default_factory=list)
-    # genes of what could not be evaluated
-    failed: set[tuple[int, ...]] = field(default_factory=set)
-
-    def doe(self, count: int, rng: np.random.Generator, extremes: bool = True) -> Genes:
-        """`count` different architectures to begin with, `[count, G]`; both extremes among them
-        when asked for.
-        """
-        first = (
-            self.genome.canonical(self.genome.extremes())
-            if extremes
-            else self.genome.sample(count, rng)
-        )
-        draw = self._of_all_costs if extremes and self.selection.by_gain else self.genome.sample
-        return self._filled_up(first[:count], count, rng, draw)
-
-    # for matrices this small, threads cost more than they give
-    @threadpool_limits.wrap(limits=1, user_api="blas")
-    def propose(self, count: int, rng: np.random.Generator) -> Proposal:
-        """`count` architectures that are not in the archive: one iteration of the search."""
-        X, errors, costs = self.arrays()
-        model = _ErrorModel(self.genome, make_surrogate(self.predictor, int(rng.integers(2**31))))
-        model.fit(X, errors)
-        points = np.column_stack([errors, costs])
-        front = non_dominated(points)
-        problem = GeneProblem(self.genome, model.predict, self.objective)
-        found = self._new(_evolve(problem, X[front], self.selection, rng))
-        # NSGA-II goes by what is predicted; how sure that is counts among what it found
-        if self.selection.by_gain:
-            beliefs = (
-                model.predict(found),
-                CURIOSITY * model.deviation(found),
-                self.objective(found),
-            )
-            chosen = most_expected(*beliefs, points[front], self._reference(points), count)
-        else:
-            chosen = spread_subset(self.objective(found), costs[front], count, rng)
-        chosen = self._filled_up(found[chosen], count, rng, self.genome.sample)
-        return Proposal(chosen, model.predict(chosen), model.name)
-
-    def add(self, records: list[Record], predicted: list[float] | None = None) -> None:
-        self.archive += records
-        if predicted is not None:
-            self.predicted += [
-                (float(p), record.error) for p, record in zip(predicted, records, strict=True)
-            ]
-
-    def arrays(self) -> tuple[Genes, NDArray, NDArray]:
-        """Genes `[N, G]`, errors `[N]` and costs `[N]` of the archive."""
-        X = np.array([record.genes for record in self.archive])
-        return X, *(
-            np.array([getattr(record, name) for record in self.archive])
-            for name in ("error", "cost")
-        )
-
-    def worst(self) -> tuple[float, float]:
-        """The greatest error and the greatest cost of the archive: the reference point, when only
-        the DOE is in it.
-        """
-        _, errors, costs = self.arrays()
-        return float(errors.max()), float(costs.max())
-
-    def hypervolume(self, reference: tuple[float, float]) -> float:
-        """Normalised, up to `NADIR` times the reference point (error, cost)."""
-        _, errors, costs = self.arrays()
-        return hypervolume(np.column_stack([errors, costs]), NADIR * np.array(reference))
-
-    def surrogate_quality(self) -> Quality:
-        """Of all predictions so far, each made before its architecture was evaluated."""
-        predicted, evaluated = np.array(self.predicted).T if self.predicted else np.empty((2, 0))
-        return quality(predicted, evaluated)
-
-    def _reference(self, points: NDArray) -> NDArray:
-        """For gains beyond what was evaluated so far: no architecture is too dear to be worth
-        anything.
-        """
-        dearest = self.objective(self.genome.extremes()).max()
-        return NADIR * np.maximum(points.max(axis=0), [0.0, dearest])
-
-    def _new(self, genes: Genes) -> Genes:
-        """The different rows of canonical `genes` that are neither in the archive nor failed."""
-        known = {record.genes for record in self.archive} | self.failed
-        rows = dict.fromkeys(map(tuple, genes.tolist()))
-        new = [row for row in rows if row not in known]
-        return np.array(new, dtype=np.int64).reshape(len(new), genes.shape[1])
-
-    def _filled_up(self, genes: Genes, count: int, rng: np.random.Generator, draw: Draw) -> Genes:
-        """`genes` and random ones, `count` together; fewer only when the space has (almost) no
-        more.
-        """
-        genes = self._new(genes)
-        for _ in range(100):
-            if len(genes) >= count:
-                break
-            genes = self._new(np.concatenate([genes, self.genome.canonical(draw(count, rng))]))
-        return genes[:count]
-
-    def _of_all_costs(self, count: int, rng: np.random.Generator) -> Genes:
-        """Random genes `[count, G]`, of each architecture another share replaced by those of one of
-        the extremes.
-
-        With all genes uniform, costs crowd in the middle, and the surrogate has to guess at both
-        ends of the front.
-        """
-        largest = self.genome.largest_genes
-        pull = rng.uniform(-1, 1, (count, 1))
-        ends = self.genome.extremes()[(pull[:, 0] > 0).astype(int)]
-        return np.where(
-            rng.random((count, len(largest))) < abs(pull),
-            ends,
-            rng.integers(0, largest + 1, ends.shape),
-        )
-
-
 class Objective:
-    """The cost that the search minimises beside the error: `flops`, `params` (both in millions), or
-    `costs`.
-    """
+    """The cost that is minimised next to the error: flops or params (millions), or by `costs`."""
 
     def __init__(self, name: str, genome: Genome, costs: Callable[[Genes], NDArray] | None = None):
         self.name, self.genome, self.costs = name, genome, costs
@@ -222,31 +98,142 @@ class Objective:
         return parameters if self.name == "params" else macs
 
 
-class _ErrorModel:
-    """A surrogate that reads genes."""
+@dataclass
+class Search:
+    """The archive, and what the surrogates predicted before each evaluation."""
 
-    def __init__(self, genome: Genome, surrogate: Surrogate):
-        self.genome, self.surrogate = genome, surrogate
+    genome: Genome
+    objective: Objective
+    predictor: str
+    selection: Selection
+    archive: list[Record] = field(default_factory=list)
+    # (predicted, evaluated) error
+    predictions: list[tuple[float, float]] = field(default_factory=list)
+    # genes of what could not be evaluated
+    failed: set[tuple[int, ...]] = field(default_factory=set)
 
-    @property
-    def name(self) -> str:
-        """Of the surrogate, or of the one that it switched to."""
-        return getattr(self.surrogate, "winner", self.surrogate.name)
+    def doe(self, count: int, rng: np.random.Generator, extremes: bool = True) -> Genes:
+        """The design of experiments: `count` different architectures `[count, G]` to start with.
 
-    def fit(self, genes: Genes, errors: NDArray) -> None:
-        self.surrogate.fit(self._encoded(genes), errors)
+        Both extremes are among them when asked for.
+        """
+        draw = self._of_all_costs if extremes and self.selection.by_gain else self.genome.sample
+        if extremes:
+            first = self.genome.canonical(self.genome.extremes())
+        else:
+            first = self.genome.sample(count, rng)
+        return self._filled_up(first[:count], count, rng, draw)
 
-    def predict(self, genes: Genes) -> NDArray:
-        """Errors `[N]` of genes `[N, G]`."""
-        return self.surrogate.predict(self._encoded(genes)) if len(genes) else np.empty(0)
+    # for matrices this small, threads cost more than they give
+    @threadpool_limits.wrap(limits=1, user_api="blas")
+    def propose(self, count: int, rng: np.random.Generator) -> Proposal:
+        """`count` architectures that are not in the archive: one iteration of the search."""
+        # The surrogate learns the error from all that was evaluated.
+        X, errors, costs = self.arrays()
+        surrogate = make_surrogate(self.predictor, int(rng.integers(2**31)))
 
-    def deviation(self, genes: Genes) -> NDArray:
-        """How far off each may be, `[N]`."""
-        return self.surrogate.deviation(self._encoded(genes)) if len(genes) else np.empty(0)
+        def columns(genes: Genes) -> NDArray[np.float64]:
+            as_features = surrogate.encoding == "features"
+            return features(self.genome, genes) if as_features else genes.astype(np.float64)
 
-    def _encoded(self, genes: Genes) -> NDArray[np.float64]:
-        as_features = self.surrogate.encoding == "features"
-        return features(self.genome, genes) if as_features else genes.astype(np.float64)
+        def predict(genes: Genes) -> NDArray[np.float64]:
+            return surrogate.predict(columns(genes)) if len(genes) else np.empty(0)
+
+        surrogate.fit(columns(X), errors)
+        # NSGA-II starts from the front of the archive, and goes by the predicted error.
+        points = np.column_stack([errors, costs])
+        front = non_dominated(points)
+        problem = GeneProblem(self.genome, predict, self.objective)
+        found = self._unseen(evolve(problem, X[front], self.selection, rng))
+        # Few of its last population can be evaluated; how sure a prediction is counts among them.
+        found_costs = self.objective(found)
+        if self.selection.by_gain and len(found):
+            std = EXPLORATION_WEIGHT * surrogate.predict_std(columns(found))
+            candidates = Candidates(predict(found), std, found_costs)
+            chosen = select_by_gain(candidates, points[front], self._reference(points), count)
+        else:
+            chosen = select_even_gaps(found_costs, costs[front], count, rng)
+        chosen = self._filled_up(found[chosen], count, rng, self.genome.sample)
+        return Proposal(chosen, predict(chosen), surrogate.winner)
+
+    def add(self, records: list[Record], predicted: list[float] | None = None) -> None:
+        """Take evaluated architectures into the archive, and what was predicted of their errors."""
+        self.archive += records
+        if predicted is not None:
+            pairs = zip(predicted, records, strict=True)
+            self.predictions += [(float(error), record.error) for error, record in pairs]
+
+    def arrays(self) -> tuple[Genes, NDArray, NDArray]:
+        """Genes `[N, G]`, errors `[N]` and costs `[N]` of the archive."""
+        return tuple(
+            np.array([getattr(record, name) for record in self.archive])
+            for name in ("genes", "error", "cost")
+        )
+
+    def worst(self) -> tuple[float, float]:
+        """The greatest error and cost of the archive: with only the DOE, the reference point."""
+        _, errors, costs = self.arrays()
+        return float(errors.max()), float(costs.max())
+
+    def hypervolume(self, reference: tuple[float, float]) -> float:
+        """Normalised, up to `NADIR` times the reference point (error, cost)."""
+        _, errors, costs = self.arrays()
+        return hypervolume(np.column_stack([errors, costs]), NADIR * np.array(reference))
+
+    def surrogate_quality(self) -> Quality:
+        """Of all predictions so far, each made before its architecture was evaluated."""
+        return quality(*np.array(self.predictions).reshape(-1, 2).T)
+
+    def _reference(self, points: NDArray) -> NDArray:
+        """The reference point of gains: also the most expensive architecture can gain something."""
+        most_expensive = self.objective(self.genome.extremes()).max()
+        return NADIR * np.maximum(points.max(axis=0), [0.0, most_expensive])
+
+    def _unseen(self, genes: Genes) -> Genes:
+        """The different rows of canonical `genes` that are neither in the archive nor failed."""
+        known = {record.genes for record in self.archive} | self.failed
+        rows = dict.fromkeys(map(tuple, genes.tolist()))
+        unseen = [row for row in rows if row not in known]
+        return np.array(unseen, dtype=np.int64).reshape(len(unseen), genes.shape[1])
+
+    def _filled_up(self, genes: Genes, count: int, rng: np.random.Generator, draw: Draw) -> Genes:
+        """`genes` and random ones, `count` together; fewer if the space has (almost) no more."""
+        genes = self._unseen(genes)
+        for _ in range(100):
+            if len(genes) >= count:
+                break
+            genes = self._unseen(np.concatenate([genes, self.genome.canonical(draw(count, rng))]))
+        return genes[:count]
+
+    def _of_all_costs(self, count: int, rng: np.random.Generator) -> Genes:
+        """Random genes `[count, G]`, in each row another share taken from one of the extremes.
+
+        With all genes uniform, costs crowd in the middle, and the surrogate has to guess at both
+        ends of the front.
+        """
+        largest = self.genome.largest_genes
+        pull = rng.uniform(-1, 1, (count, 1))
+        ends = self.genome.extremes()[(pull[:, 0] > 0).astype(int)]
+        pulled = rng.random((count, len(largest))) < abs(pull)
+        return np.where(pulled, ends, rng.integers(0, largest + 1, ends.shape))
+
+
+# -- NSGA-II ---------------------------------------------------------------------------------------
+
+
+class GeneProblem(Problem):
+    """Genes `[N, G]` to errors and costs `[N, 2]`, by the functions given."""
+
+    def __init__(
+        self, genome: Genome, errors: Callable[[Genes], NDArray], costs: Callable[[Genes], NDArray]
+    ):
+        largest = genome.largest_genes
+        super().__init__(n_var=len(largest), n_obj=2, xl=0, xu=largest, vtype=int)
+        self.genome, self.errors, self.costs = genome, errors, costs
+
+    def _evaluate(self, x, out, *args, **kwargs):
+        genes = np.asarray(x, dtype=np.int64)
+        out["F"] = np.column_stack([self.errors(genes), self.costs(genes)])
 
 
 class _Canonical(Repair):
@@ -256,48 +243,29 @@ class _Canonical(Repair):
         return problem.genome.canonical(np.asarray(X, dtype=np.int64))
 
 
-class GeneProblem(Problem):
-    """Genes `[N, G]` to errors and costs `[N, 2]`, by the functions given."""
-
-    def __init__(
-        self, genome: Genome, errors: Callable[[Genes], NDArray], costs: Callable[[Genes], NDArray]
-    ):
-        super().__init__(
-            n_var=len(genome.largest_genes), n_obj=2, xl=0, xu=genome.largest_genes, vtype=int
-        )
-        self.genome, self.errors, self.costs = genome, errors, costs
-
-    def _evaluate(self, x, out, *args, **kwargs):
-        genes = np.asarray(x, dtype=np.int64)
-        out["F"] = np.column_stack([self.errors(genes), self.costs(genes)])
-
-
 def nsga2(genome: Genome, first: Genes, population: int) -> NSGA2:
-    """NSGA-II (Deb et al., 2002) on genes, with the published operators, beginning with the rows
-    `first`.
+    """NSGA-II (Deb et al., 2002) with the published operators, from the rows `first [N, G]`.
+
+    A generation: parents by binary tournament on (rank, crowding distance), two-point crossover,
+    polynomial mutation of one gene on average, rounded; of parents and offspring, without
+    duplicates, the `population` best by rank and crowding distance survive.
     """
+    one_gene = 1 / len(genome.largest_genes)
+    mutation = PM(prob=1.0, prob_var=one_gene, eta=1.0, vtype=float, repair=RoundingRepair())
     return NSGA2(
         pop_size=population,
         sampling=first,
         crossover=TwoPointCrossover(prob=0.9),
-        mutation=PM(
-            prob=1.0,
-            prob_var=1 / len(genome.largest_genes),
-            eta=1.0,
-            vtype=float,
-            repair=RoundingRepair(),
-        ),
+        mutation=mutation,
         repair=_Canonical(),
         eliminate_duplicates=True,
     )
 
 
-def _evolve(
+def evolve(
     problem: GeneProblem, first: Genes, selection: Selection, rng: np.random.Generator
 ) -> Genes:
     """The last population `[P, G]`, not all of it on the front."""
-    algorithm = nsga2(problem.genome, first, selection.population)
-    result = minimize(
-        problem, algorithm, ("n_gen", selection.generations), seed=int(rng.integers(2**31))
-    )
+    algorithm, seed = nsga2(problem.genome, first, selection.population), int(rng.integers(2**31))
+    result = minimize(problem, algorithm, ("n_gen", selection.generations), seed=seed)
     return np.asarray(result.pop.get("X"), dtype=np.int64)

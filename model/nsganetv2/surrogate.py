@@ -1,21 +1,21 @@
-"""Surrogates: models that predict the error of an architecture from its encoding, and how good they
-are.
+"""Surrogates: models that predict the error of an architecture from its encoding.
 
 Source: Lu et al., "NSGANetV2: Evolutionary Multi-Objective Surrogate-Assisted Neural Architecture
 Search", ECCV 2020, section 3.3: radial basis functions, a Gaussian process, trees, a perceptron,
 and adaptive switching between them. The default of the search, `ard`, is not the paper's
 (`model/nsganetv2/gaussian_process.py`).
 
-Axes: n rows (architectures) to fit, m to predict, d columns (genes). Arrays are float64; integers
-do as well.
+Axes: n rows (architectures) to fit, m to predict, d columns. Arrays are float64; integers do as
+well.
 """
 
 import copy
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,33 +37,37 @@ from utils.errors import UserError
 Array = NDArray[np.float64]
 
 
-class Surrogate(Protocol):
-    """What a search asks of a model. It may be fitted again and again; the same data give the same
-    bits.
+class Surrogate:
+    """A model that may be fitted again and again; the same data give the same bits.
+
+    Unless a subclass says otherwise, its `model` (one of scikit-learn, or a surrogate) does it all.
     """
 
     name: str
-    # what its columns are best: integers as published, or one-hot
+    # what its columns are best: integers as published, or `gene_features.features`
     encoding: Literal["genes", "features"] = "genes"
+
+    @property
+    def winner(self) -> str:
+        """The name of the surrogate that predicts."""
+        return self.name
 
     def fit(self, X: Array, y: Array) -> None:
         """Learn `y [n]` from `X [n, d]`, n at least 1."""
+        self.model.fit(X, y)
 
     def predict(self, X: Array) -> Array:
         """`X [m, d]` -> `[m]`."""
+        return self.model.predict(X)
 
-    def deviation(self, X: Array) -> Array:
-        """`X [m, d]` -> standard deviations `[m]` of what is predicted; 0, unless a model says
-        them: `ard` does.
-        """
+    def predict_std(self, X: Array) -> Array:
+        """`X [m, d]` -> posterior std `[m]`; 0, unless a model has a posterior: `ard` does."""
         return np.zeros(len(X))
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Root mean squared error, Spearman's rho and Kendall's tau; rank correlations of constants are
-    NaN.
-    """
+    """Root mean squared error, Spearman's rho and Kendall's tau; these are NaN for constants."""
 
     rmse: float
     rho: float
@@ -74,42 +78,12 @@ def quality(predicted: Array, true: Array) -> Quality:
     """How well `predicted [n]` tells `true [n]`."""
     assert predicted.shape == true.shape == (len(true),), f"{predicted.shape} and {true.shape}"
     if len(true) == 0:
-        return Quality(*3 * [float("nan")])
+        return Quality(math.nan, math.nan, math.nan)
     rmse = float(np.sqrt(np.mean((predicted - true) ** 2)))
     if np.ptp(predicted) == 0 or np.ptp(true) == 0:  # SciPy would warn
-        return Quality(rmse, float("nan"), float("nan"))
-    return Quality(
-        rmse,
-        float(spearmanr(predicted, true).statistic),
-        float(kendalltau(predicted, true).statistic),
-    )
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """`predicted [n]`, each row by a model that has not seen it, and the `fold [n]` it was held out
-    in.
-    """
-
-    predicted: Array
-    fold: NDArray[np.int64]
-
-
-def cross_validated(
-    make: Callable[[], Surrogate], X: Array, y: Array, folds: int, rng: np.random.Generator
-) -> CrossValidation:
-    """Fits a new surrogate for each of `folds` random parts of the rows, without that part; at most
-    n parts.
-    """
-    n = len(y)
-    assert n >= 2, "nothing is left to learn from"
-    fold = rng.permutation(np.arange(n) % min(folds, n))
-    predicted = np.empty(n)
-    for part in range(fold.max() + 1):
-        model = make()
-        model.fit(X[fold != part], y[fold != part])
-        predicted[fold == part] = model.predict(X[fold == part])
-    return CrossValidation(predicted, fold)
+        return Quality(rmse, math.nan, math.nan)
+    rho, tau = (float(rank(predicted, true).statistic) for rank in (spearmanr, kendalltau))
+    return Quality(rmse, rho, tau)
 
 
 class RadialBasis(Surrogate):
@@ -124,7 +98,7 @@ class RadialBasis(Surrogate):
     name = "rbf"
 
     def __init__(self, seed: int = 0):
-        self.model: Callable[[Array], Array]
+        pass
 
     def fit(self, X: Array, y: Array) -> None:
         X, group = np.unique(X, axis=0, return_inverse=True)
@@ -136,9 +110,8 @@ class RadialBasis(Surrogate):
         if self.axes.size == 0:  # all rows are the same
             self.model = lambda rows: np.full(len(rows), y.mean())
         else:
-            self.model = RBFInterpolator(
-                self._rotated(X), y, kernel="cubic", degree=1, smoothing=1e-6
-            )
+            known = self._rotated(X)
+            self.model = RBFInterpolator(known, y, kernel="cubic", degree=1, smoothing=1e-6)
 
     def predict(self, X: Array) -> Array:
         return self.model(self._rotated(X))
@@ -148,8 +121,7 @@ class RadialBasis(Surrogate):
 
 
 class GaussianProcess(Surrogate):
-    """A Gaussian process on standardised columns: a linear trend, a Gauss kernel of one length
-    scale, and noise.
+    """A linear trend, a Gauss kernel of one length scale, and noise, on standardised columns.
 
     The trend is a kernel too, so that it stays defined with fewer rows than columns.
     """
@@ -158,23 +130,19 @@ class GaussianProcess(Surrogate):
 
     def __init__(self, seed: int = 0):
         trend = ConstantKernel(0.01, (1e-6, 1e2)) * DotProduct(0.0, "fixed")
-        bumps = ConstantKernel(0.1, (1e-6, 1e2)) * RBF(10.0, (0.1, 1e3))
-        kernel = trend + bumps + WhiteKernel(0.01, (1e-6, 1e1))
-        self.model = make_pipeline(
-            StandardScaler(), GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)
-        )
+        gauss = ConstantKernel(0.1, (1e-6, 1e2)) * RBF(10.0, (0.1, 1e3))
+        kernel = trend + gauss + WhiteKernel(0.01, (1e-6, 1e1))
+        process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)
+        self.model = make_pipeline(StandardScaler(), process)
 
     def fit(self, X: Array, y: Array) -> None:
         with warnings.catch_warnings():  # a part that the data do not need ends at its bound
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.model.fit(X, y)
 
-    def predict(self, X: Array) -> Array:
-        return self.model.predict(X)
-
 
 class Relevance(RelevanceGaussianProcess, Surrogate):
-    """A Gaussian process that learns the relevance of each feature; knows how sure it is."""
+    """A Gaussian process that learns the relevance of each feature, and has a posterior std."""
 
     name = "ard"
     encoding = "features"
@@ -184,8 +152,7 @@ class Relevance(RelevanceGaussianProcess, Surrogate):
 
 
 class Carts(Surrogate):
-    """Regression trees, each on all rows, with a random half of the columns, cut at random, to
-    choose from at a split.
+    """Extremely randomised trees: each on all rows, with half of the columns at each split.
 
     The paper has 5000 trees with one subset of columns each. These differ more, so that fewer do,
     and rank no worse.
@@ -196,20 +163,13 @@ class Carts(Surrogate):
     def __init__(self, seed: int = 0, trees: int = 300):
         self.model = ExtraTreesRegressor(trees, max_features=0.5, random_state=seed)
 
-    def fit(self, X: Array, y: Array) -> None:
-        self.model.fit(X, y)
-
-    def predict(self, X: Array) -> Array:
-        return self.model.predict(X)
-
 
 class Perceptron(Surrogate):
-    """Three hidden layers of 300 units, trained on four fifths of the rows, with the weights best
-    on the last fifth.
+    """Three hidden layers of 300 units, with the weights that are best on a fifth of the rows.
 
-    Dropout, Adam and its cosine are the published ones. Columns and targets are standardised; with
-    raw ones, as published, it ranks no better than chance. Of the 2000 published epochs few are
-    needed then: it soon overfits.
+    They are trained on the other four fifths. Dropout, Adam and its cosine are the published ones.
+    Columns and targets are standardised; with raw ones, as published, it ranks no better than
+    chance. Of the 2000 published epochs few are needed then: it soon overfits.
     """
 
     name = "mlp"
@@ -219,15 +179,13 @@ class Perceptron(Surrogate):
 
     def fit(self, X: Array, y: Array) -> None:
         self.scaler, self.mean, self.std = StandardScaler().fit(X), y.mean(), y.std() or 1.0
-        rows, targets = (
-            self._inputs(X),
-            torch.tensor((y - self.mean) / self.std, dtype=torch.float32),
-        )
+        rows = self._inputs(X)
+        targets = torch.tensor((y - self.mean) / self.std, dtype=torch.float32)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed accelerators too
             torch.default_generator.manual_seed(self.seed)
             order, fifth = torch.randperm(len(rows)), len(rows) // 5
-            # fewer than five rows are too few to part
+            # fewer than five rows are too few to split
             train, held = order[fifth:], order[: fifth or len(order)]
             self.network = self._trained(rows[train], targets[train], rows[held], targets[held])
 
@@ -247,7 +205,7 @@ class Perceptron(Surrogate):
         network = nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(300, 1), nn.Flatten(0))
         optimizer = torch.optim.Adam(network.parameters(), self.lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
-        least, best = float("inf"), None
+        least, best = math.inf, None
         for _ in range(self.epochs):
             optimizer.zero_grad()
             F.smooth_l1_loss(network.train()(rows), targets).backward()
@@ -262,8 +220,7 @@ class Perceptron(Surrogate):
 
 
 class AdaptiveSwitching(Surrogate):
-    """The candidate that ranks best in 10-fold cross-validation, fitted on all rows; `winner` names
-    it.
+    """The candidate that ranks best in 10-fold cross-validation, fitted on all rows.
 
     Best is the greatest mean of Kendall's tau over the folds, less its standard deviation. All
     candidates see the same folds, of two rows or more. The first wins a tie.
@@ -286,36 +243,25 @@ class AdaptiveSwitching(Surrogate):
         self.model = self.candidates[int(np.argmax(scores))](self.seed)
         self.model.fit(X, y)
 
-    def predict(self, X: Array) -> Array:
-        return self.model.predict(X)
-
     def _score(self, make: Callable[[int], Surrogate], X: Array, y: Array) -> float:
-        folds, rng = max(2, min(10, len(y) // 2)), np.random.default_rng(self.seed)
-        found = cross_validated(lambda: make(self.seed), X, y, folds, rng)
-        parts = [found.fold == part for part in range(folds)]
-        # A fold of equal targets ranks nobody; equal predictions have no tau, and lose
-        taus = [
-            quality(found.predicted[part], y[part]).tau for part in parts if np.ptp(y[part]) > 0
-        ]
-        score = float(np.mean(taus) - np.std(taus)) if taus else float("nan")
-        return score if np.isfinite(score) else float("-inf")
+        folds = max(2, min(10, len(y) // 2))
+        fold, taus = np.random.default_rng(self.seed).permutation(np.arange(len(y)) % folds), []
+        for held_out in (fold == part for part in range(folds)):
+            if np.ptp(y[held_out]) > 0:  # equal targets rank nobody
+                model = make(self.seed)
+                model.fit(X[~held_out], y[~held_out])
+                taus.append(quality(model.predict(X[held_out]), y[held_out]).tau)
+        score = float(np.mean(taus) - np.std(taus)) if taus else math.nan
+        return score if np.isfinite(score) else -math.inf  # equal predictions have no tau, and lose
 
 
-_MAKERS = {
-    "rbf": RadialBasis,
-    "gp": GaussianProcess,
-    "carts": Carts,
-    "mlp": Perceptron,
-    "as": AdaptiveSwitching,
-    "ard": Relevance,
-}
+_MODELS = (RadialBasis, GaussianProcess, Carts, Perceptron, AdaptiveSwitching, Relevance)
+_MAKERS = {model.name: model for model in _MODELS}
 SURROGATES = tuple(_MAKERS)
 
 
 def make_surrogate(name: str, seed: int) -> Surrogate:
-    """The surrogate of that name, not fitted; `cart` is `carts`. Random choices follow from `seed`
-    alone.
-    """
+    """The surrogate of that name, not fitted; `cart` is `carts`. `seed` decides all its choices."""
     make = _MAKERS.get("carts" if name == "cart" else name)
     if make is None:
         raise UserError(f"surrogate: {name!r} is not known; allowed are {', '.join(SURROGATES)}")
