@@ -1,4 +1,4 @@
-"""JSON files: checked for their types where they are read, and errors that name the place."""
+"""JSON files, checked for their types where they are read."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ T = TypeVar("T")
 def read_json(path: str | Path, kind: type[T] = dict, what: str = "a JSON record") -> T:
     """Read a JSON file as `kind`: dict, list[...], a dataclass, or any type that msgspec knows.
 
-    Keys that a dataclass does not have are ignored. UserError when the file cannot be read, holds no
-    JSON, or holds another type; `what` is what the file should have been.
+    Keys that a dataclass does not have are ignored. UserError when the file cannot be read, or
+    holds no JSON or another type; `what` is what the file should have been.
     """
     try:
         return as_type(msgspec.json.decode(Path(path).read_bytes()), kind, str(path), what)
@@ -27,7 +27,7 @@ def read_json(path: str | Path, kind: type[T] = dict, what: str = "a JSON record
 
 
 def as_type(value, kind: type[T], where: str, what: str) -> T:
-    """`value`, of plain types, as `kind`; UserError that names `where` and the key that is wrong."""
+    """`value`, of plain types, as `kind`; UserError that names `where` and the wrong key."""
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError) as error:

@@ -35,19 +35,6 @@ NADIR = 1.01
 EXPLORATION_WEIGHT = 0.25
 
 
-def features(genome: Genome, genes: Genes) -> NDArray[np.float64]:
-    """`[N, F]` for models that learn from few architectures: each gene one-hot, and its value from
-    0 to 1.
-
-    A gene that is not expressed has no one-hot, and a half for its value.
-    """
-    largest, expressed = genome.largest_genes, genome.expressed(genes)
-    values = np.arange(largest.max() + 1)
-    one_hot = (genes[:, :, None] == values) & expressed[:, :, None]
-    level = np.where(expressed, genes / np.maximum(largest, 1), 0.5)
-    return np.concatenate([one_hot[:, values <= largest[:, None]], level], axis=1)
-
-
 @dataclass(frozen=True)
 class Selection:
     """How a search starts, how far NSGA-II looks, and what counts in a candidate."""

@@ -34,6 +34,8 @@ def recalibrated(
         network.train()
         with torch.no_grad():
             for count, (images, labels) in enumerate(batches, start=1):
+                if len(images) == 1 and count > 1:  # it has no variance where maps have one pixel
+                    continue
                 for norm in norms:
                     norm.momentum = 1 / count  # the running mean of all batches so far
                 with context.autocast():
