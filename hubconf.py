@@ -9,18 +9,7 @@ What else is imported is imported inside of functions, where `torch.hub` has alr
 `dependencies`.
 """
 
-dependencies = [
-    "torch",
-    "torchvision",
-    "numpy",
-    "yaml",
-    "PIL",
-    "lmdb",
-    "thop",
-    "timm",
-    "tqdm",
-    "msgspec",
-]
+dependencies = ["torch", "torchvision", "numpy", "yaml", "PIL", "lmdb", "thop", "tqdm", "msgspec"]
 
 
 def sgnas(architecture=None, checkpoint=None, **options):

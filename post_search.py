@@ -85,7 +85,7 @@ def write(
     return [str(path), *(f"{number:.2f}" for number in numbers)]
 
 
-def folder_for(path: Path, subnet: dict, supernet: str) -> Path:
+def folder_for(path: Path, subnet, supernet: str) -> Path:
     """`path`, or with a number behind it when another network is there."""
     number, candidate = 1, path
     while candidate.exists() and not holds(candidate, subnet, supernet):

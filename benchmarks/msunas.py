@@ -12,7 +12,6 @@ times the error of the smallest and the cost of the largest architecture.
 """
 
 import json
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +31,7 @@ from utils.command import Parser, command, positive
 from utils.errors import UserError
 from utils.json_file import read_json
 from utils.table import format_table
+from utils.timing import seconds_of
 
 HERE = Path(__file__).parent
 ORACLE = HERE / "nsga_oracle.py"
@@ -106,15 +106,15 @@ def measured(name: str, oracle: Oracle, args: Namespace) -> dict:
 
         def evaluate(genes: Genes) -> list[Record]:
             nonlocal waited
-            started = time.perf_counter()
-            records = [Record(row, *oracle.evaluate(row)) for row in map(tuple, genes.tolist())]
+            records = []
+            rows = map(tuple, genes.tolist())
+            waited += seconds_of(
+                lambda: records.extend(Record(row, *oracle.evaluate(row)) for row in rows)
+            )
             archive.extend(records)
-            waited += time.perf_counter() - started
             return records
 
-        started = time.perf_counter()
-        METHODS[name](oracle, evaluate, seed, args)
-        took.append(time.perf_counter() - started - waited)
+        took.append(seconds_of(partial(METHODS[name], oracle, evaluate, seed, args)) - waited)
         points = np.array([(record.error, record.cost) for record in archive])
         volumes.append([hypervolume(points[:n], oracle.reference) for n in shown(args)])
     means = dict(zip(map(str, shown(args)), np.mean(volumes, axis=0).tolist(), strict=True))

@@ -91,7 +91,7 @@ def _of_file(problem: Problem, target: float | None, file: Path) -> Named:
 
 
 def _of_list(problem: Problem, target: float | None, file: Path) -> Named:
-    found, unit = read_generated(file), problem.unit
+    found, unit = read_generated(file, problem.kind.name), problem.unit
     if target is None and len(found) != 1:
         raise UserError(f"{file}: it holds {len(found)} architectures; a target must choose one")
     nearest = found[0]
@@ -105,8 +105,9 @@ def _of_list(problem: Problem, target: float | None, file: Path) -> Named:
             raise UserError(
                 f"{file}: its target nearest to {target:g} {unit} is {nearest.target:g} {unit}"
             )
-    problem.space.check(nearest.architecture)
-    return Named(spec_of(problem.space, nearest.architecture), nearest.target, str(file))
+    spec = spec_of(problem.space, nearest.architecture)
+    problem.kind.architecture(problem.space, spec.to_json())  # UserError where it is of another
+    return Named(spec, nearest.target, str(file))
 
 
 def _is_list(file: Path) -> bool:

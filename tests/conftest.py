@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import search
-from model.spaces.registry import open_problem
+from model.spaces.paths import Architecture
+from model.spaces.registry import open_problem, save_spec, spec_of
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from tests.fill_weights import filled
 from utils.config import load_config
@@ -31,10 +34,16 @@ def released(name: str) -> Path:
 
 def filled_weights(shapes: dict) -> dict[str, torch.Tensor]:
     """Deterministic weights for key names and shapes."""
-    return {
-        key: torch.from_numpy(value)
-        for key, value in filled({k: tuple(s) for k, s in shapes.items()}).items()
-    }
+    weights = filled({key: tuple(shape) for key, shape in shapes.items()})
+    return {key: torch.from_numpy(value) for key, value in weights.items()}
+
+
+def published_table() -> Path:
+    """The published accuracies of the cells of NAS-Bench-201, which are other people's."""
+    path = RELEASED.parent / "data" / "nasbench201_cifar10.csv"
+    if not path.exists():
+        pytest.skip(f"the published table is not on this machine ({path})")
+    return path
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -52,38 +61,29 @@ def cifar_space() -> UnifiedSpace:
 
 
 def mixed_space(se: bool = False) -> UnifiedSpace:
-    """Layers that differ in everything: expansions 3, 4, 1, 4; kernels with gaps; no skip; one that
-    may vanish.
-    """
-    return UnifiedSpace(
-        layers=(
-            LayerSpec(6, 8, 2, 3, (5, 3), se=se),
-            LayerSpec(8, 8, 1, 4, (3, 7), may_vanish=True, se=se),
-            LayerSpec(8, 10, 1, 1, (3,), skip=False),
-            LayerSpec(10, 10, 1, 4, (7, 5, 3), skip=False, se=se),
-        ),
-        image_size=12,
-        classes=7,
-        stem_channels=5,
-        stem_stride=1,
-        first_channels=6,
-        head_channels=11,
+    """Layers that differ in expansions, kernels and skips; one may vanish."""
+    layers = (
+        LayerSpec(6, 8, 2, 3, (5, 3), se=se),
+        LayerSpec(8, 8, 1, 4, (3, 7), may_vanish=True, se=se),
+        LayerSpec(8, 10, 1, 1, (3,), skip=False),
+        LayerSpec(10, 10, 1, 4, (7, 5, 3), skip=False, se=se),
     )
+    stem = {"stem_channels": 5, "stem_stride": 1, "first_channels": 6}
+    return UnifiedSpace(layers, image_size=12, classes=7, head_channels=11, **stem)
+
+
+SMALL_STEM = {"stem_channels": 8, "stem_stride": 1, "first_channels": 4, "head_channels": 12}
 
 
 def plain_space() -> UnifiedSpace:
     layers = (LayerSpec(4, 6, 2, 6, (3, 5, 7)), LayerSpec(6, 6, 1, 6, (3, 5, 7)))
-    return UnifiedSpace(
-        layers, 10, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12
-    )
+    return UnifiedSpace(layers, 10, 5, **SMALL_STEM)
 
 
 def wide_space() -> UnifiedSpace:
     """Maps on which CPUs have our own weight gradients: 8x8, then 4x4."""
     layers = tuple(LayerSpec(4, 4, stride, 6, (3, 5, 7)) for stride in (1, 2, 1))
-    return UnifiedSpace(
-        layers, 8, 5, stem_channels=8, stem_stride=1, first_channels=4, head_channels=12
-    )
+    return UnifiedSpace(layers, 8, 5, **SMALL_STEM)
 
 
 SMALL_SPACES = {
@@ -139,6 +139,24 @@ def tiny_config(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def image_folder(tmp_path, tiny_config) -> Path:
+    """Ten classes of 8 and 3 images, of one colour each; an architecture of the tiny space."""
+    random = np.random.RandomState(0)
+    for part, count in (("train", 8), ("val", 3)):
+        for label in range(10):
+            folder = tmp_path / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                noise = random.randint(0, 12, (24, 30, 3), dtype=np.uint8)
+                pixels = np.full((24, 30, 3), 25 * label, np.uint8) + noise
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    space = open_problem(load_config(tiny_config)).space
+    rows = [[3, 5, None, None, None, None], [7, None, None, None, None, None]]
+    save_spec(tmp_path / "architecture.json", spec_of(space, Architecture.of(rows)), {}, {})
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory) -> Path:
     """A folder with tiny.yml and a finished search of it under logs/tiny."""
@@ -146,3 +164,12 @@ def searched(tmp_path_factory) -> Path:
     (folder / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=folder / "logs"))
     search.main(["--cfg", str(folder / "tiny.yml")])
     return folder
+
+
+@pytest.fixture
+def any_checksum(monkeypatch):
+    """Our archives are tiny; their checksums are not those of the real ones."""
+    import torchvision.datasets as sets
+
+    for module in (sets.cifar, sets.stl10, sets.flowers102):
+        monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: True)

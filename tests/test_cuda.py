@@ -8,12 +8,15 @@ import torch
 from torch.nn import functional as F
 
 import search
+import train_imagenet
 from model.costs.lookup_table import LookUpTable
 from model.sgnas.generator import ArchitectureGenerator
-from model.sgnas.warm_up import path_logits
+from model.spaces.nasbench201.space import CellSpace
+from model.spaces.nasbench201.supernet import CellSupernet
+from model.spaces.registry import KINDS
 from model.spaces.unified.supernet import UnifiedSupernet
+from tests import support
 from tests.conftest import mixed_space, rng
-from tests.model.training.test_imagenet import image_folder, train  # noqa: F401
 from tests.worlds import in_world
 from utils import distributed
 from utils.checkpoint import load
@@ -21,26 +24,36 @@ from utils.engine import DeviceContext
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="there is no CUDA device on this machine"
-    ),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
 ]
 
 
-def close(one, other):
-    assert float((one.cpu() - other.cpu()).abs().max()) < 1e-3 * float(other.abs().max())
+def close(found, expected):
+    support.close(found.cpu(), expected.cpu(), 1e-3)
 
 
-def test_hard_and_soft_paths_on_cuda_equal_the_cpu(cifar_space):
-    supernet = UnifiedSupernet(cifar_space).eval()
-    images = torch.randn(4, 3, 32, 32, generator=rng())
-    hard = cifar_space.sample(1, rng())[0]
-    soft = cifar_space.relax(torch.randn(cifar_space.shape, generator=rng()), 5.0, rng())
-    with torch.no_grad():
-        expected = [supernet(images, path) for path in (hard, soft)]
-        supernet.to("cuda")
-        for path, logits in zip((hard, soft), expected, strict=True):
-            close(supernet(images.to("cuda"), path.to("cuda")), logits)
+SUPERNETS = {
+    "unified": lambda: UnifiedSupernet(mixed_space(se=True), rng()),
+    "nasbench201": lambda: CellSupernet(CellSpace(channels=4), rng(), image_size=12),
+}
+
+
+@pytest.mark.parametrize("name", SUPERNETS)
+def test_hard_and_soft_paths_on_cuda_equal_the_cpu(name):
+    supernet, kind = SUPERNETS[name]().eval(), KINDS[name]
+    space, images = supernet.space, torch.randn(4, 3, 12, 12, generator=rng())
+    hard = space.sample(1, rng())[0]
+    mixture = space.relax(torch.randn(space.shape, generator=rng()), 5.0, rng())
+    results = []
+    for device in ("cpu", "cuda"):
+        supernet.to(device)
+        path = mixture.to(device).requires_grad_()
+        logits = kind.soft(supernet)(images.to(device), path)
+        logits.square().mean().backward()
+        with torch.no_grad():
+            results.append([supernet(images.to(device), hard.to(device)), logits, path.grad])
+    for expected, found in zip(*results, strict=True):
+        close(found, expected)
 
 
 def test_table_and_generator_on_cuda_equal_the_cpu(cifar_space):
@@ -56,19 +69,18 @@ def test_table_and_generator_on_cuda_equal_the_cpu(cifar_space):
 def test_a_search_runs_on_cuda(tiny_config, amp, capsys):
     search.main(["--cfg", str(tiny_config), "--set", f"amp={amp}"])
     assert "on cuda" in capsys.readouterr().out
-    assert (
-        load(tiny_config.parent / "logs" / "tiny" / "checkpoints" / "generator_last.pth")["epoch"]
-        == 2
-    )
+    folder = tiny_config.parent / "logs" / "tiny" / "checkpoints"
+    assert load(folder / "generator_last.pth")["epoch"] == 2
 
 
 @pytest.mark.parametrize(
     "more", [[], ["--amp"], ["--amp", "--amp-dtype", "float16"], ["--channels-last", "false"]]
 )
-def test_imagenet_training_runs_on_cuda(folder, more, capsys):
-    run = train(folder, *more)
+def test_imagenet_training_runs_on_cuda(image_folder, more, capsys):
+    train_imagenet.main(support.imagenet_command(image_folder, *more))
     assert "on cuda" in capsys.readouterr().out
-    assert math.isfinite(json.loads((run / "result.json").read_text())["last"]["loss"])
+    result = json.loads((image_folder / "logs" / "net" / "result.json").read_text())
+    assert math.isfinite(result["last"]["loss"])
 
 
 def talk_by_nccl():
@@ -90,9 +102,8 @@ def test_a_training_step_on_cuda_equals_the_cpu():
     images, labels = torch.randn(8, 3, 12, 12, generator=rng()), torch.arange(8) % 7
     for supernet, device in zip(supernets, ("cpu", "cuda"), strict=True):
         context = DeviceContext(torch.device(device))
-        for logits, targets in path_logits(
-            supernet, 4, context, *context.batch(images, labels), rng(1)
-        ):
+        given = (context, *context.batch(images, labels), rng(1))
+        for logits, targets in KINDS["unified"].passes(supernet, 4, "fair", *given):
             F.cross_entropy(logits, targets).backward()
     for one, other in zip(supernets[1].parameters(), supernets[0].parameters(), strict=True):
         if other.grad is not None and float(other.grad.abs().max()) > 1e-6:

@@ -1,8 +1,7 @@
-"""Every code block of README and docs: run, or marked by what it needs and then at least
-understood.
+"""Every code block of README and docs runs, or is marked by what it needs, and then understood.
 
-A mark is a comment above the block: <!-- needs a GPU -->, <!-- needs a download: WHAT --> or <!--
-takes N min -->.
+A mark is a comment above it: <!-- needs a GPU -->, <!-- needs a download: WHAT --> or
+<!-- takes N min -->.
 """
 
 import importlib
@@ -10,23 +9,20 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 
-from model.spaces.registry import build_supernet
+from model.spaces.registry import KINDS, open_problem
 from tests.conftest import TINY_CONFIG
 from tools import config_page
 from utils.command import Parser
 from utils.config import Config, keys_of
 
 ROOT = Path(__file__).parent.parent
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "benchmarks" / "README.md",
-    *ROOT.glob("docs/*.md"),
-]
+TOP = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+PAGES = [*(ROOT / name for name in TOP), *ROOT.glob("docs/*.md")]
 FENCE = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -51,26 +47,28 @@ class Block:
 def blocks() -> list[Block]:
     found = []
     for page in PAGES:
-        text = page.read_text()
+        text, name = page.read_text(), str(page.relative_to(ROOT))
         for match in FENCE.finditer(text):
             line = text.count("\n", 0, match.start("language")) + 1
-            found.append(
-                Block(
-                    str(page.relative_to(ROOT)),
-                    line,
-                    match["mark"],
-                    match["language"],
-                    match["text"],
-                )
-            )
+            found.append(Block(name, line, match["mark"], match["language"], match["text"]))
     return found
 
 
 BLOCKS = blocks()
 
 
-def of(language: str) -> list[Block]:
-    return [block for block in BLOCKS if block.language == language]
+def of(language: str, marked: bool | None = None) -> list[Block]:
+    """The blocks in a language, all or those with or without a mark."""
+    found = [block for block in BLOCKS if block.language == language]
+    return [block for block in found if marked in (None, block.mark is not None)]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> None:
+    """An empty working directory, except for what the pages name of the repository."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("config_file", "release", "hubconf.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
@@ -96,9 +94,8 @@ bash() { note bash "$@"; }
 
 def commands(block: Block) -> list[list[str]]:
     """What a shell would run, with loops unrolled and lines joined."""
-    done = subprocess.run(
-        ["bash", "-euc", RECORD + block.text], capture_output=True, text=True, cwd=ROOT
-    )
+    shell = ["bash", "-euc", RECORD + block.text]
+    done = subprocess.run(shell, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return [part.split("\0")[:-1] for part in done.stdout.split("\n\0") if part]
 
@@ -130,9 +127,8 @@ def test_every_command_is_understood(block, monkeypatch):
     found = commands(block)
     assert found
     for command in found:
-        named = [
-            word for word in command if word.startswith(("config_file/", "benchmarks/", "release/"))
-        ]
+        folders = ("config_file/", "benchmarks/", "release/")
+        named = [word for word in command if word.startswith(folders)]
         assert all((ROOT / word).exists() for word in named), command
         if command[0] == "bash":
             assert (ROOT / command[1]).exists()
@@ -149,42 +145,45 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize(
-    "block", [b for b in of("bash") if not b.mark and not b.text.startswith(BY_RUN_TESTS)], ids=str
-)
-def test_what_is_not_marked_runs(block, tmp_path, monkeypatch):
-    """In an empty folder beside the repository's config_file and release, with fewer epochs."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("config_file", "release", "hubconf.py"):
-        (tmp_path / name).symlink_to(ROOT / name)
+SHORT = [block for block in of("bash", False) if not block.text.startswith(BY_RUN_TESTS)]
+
+
+@pytest.mark.parametrize("block", SHORT, ids=str)
+@pytest.mark.usefixtures("checkout")
+def test_what_is_not_marked_runs(block):
+    """With fewer epochs."""
     for command in commands(block):
         module, arguments = script(command)
         importlib.import_module(module).main([*arguments, *QUICK.get(module, [])])
 
 
-@pytest.mark.parametrize("block", [b for b in of("python") if not b.mark], ids=str)
-def test_python_runs(block, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("config_file", "release", "hubconf.py"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    exec(compile(block.text, str(block), "exec"), {"__name__": "docs"})
+@pytest.mark.parametrize("page", sorted({block.page for block in of("python", False)}))
+@pytest.mark.usefixtures("checkout")
+def test_python_runs(page):
+    """The blocks of a page one after another; a kind of space that they add is forgotten again."""
+    namespace = {"__name__": "docs"}
+    with patch.dict(KINDS):
+        for block in of("python", False):
+            if block.page == page:
+                exec(compile(block.text, str(block), "exec"), namespace)
 
 
-@pytest.mark.parametrize("block", [b for b in of("python") if b.mark], ids=str)
+@pytest.mark.parametrize("block", of("python", True), ids=str)
 def test_marked_python_compiles(block):
     compile(block.text, str(block), "exec")
 
 
-@pytest.mark.parametrize(
-    "block", [b for b in of("yaml") if b.page == "docs/search_space.md"], ids=str
-)
+SPACES = [block for block in of("yaml") if block.page == "docs/search_space.md"]
+
+
+@pytest.mark.parametrize("block", SPACES, ids=str)
 def test_spaces_are_spaces(block):
     """Each of them completes a config, here one of images of 56 pixels."""
     values = yaml.safe_load(TINY_CONFIG.format(log_dir="logs"))
     for key in ("l_cfgs", "static_layers", "low_flops", "high_flops"):
         values.pop(key)
     config = Config.from_dict({**values, "input_size": 56, **yaml.safe_load(block.text)})
-    build_supernet(config)
+    open_problem(config).supernet(config)
 
 
 # -- links, tests and keys that are named ----------------------------------------------------------
@@ -204,13 +203,18 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
-def test_the_tests_that_numbers_are_checked_by_exist():
-    rows = (ROOT / "docs" / "numbers.md").read_text().splitlines()
-    files = [(row, file) for row in rows for file in re.findall(r"`(tests/[\w/]+\.py)`", row)]
-    named = [(file, name) for row, file in files for name in NAMED.findall(row)]
-    assert len(named) > 5
-    for file, name in named:
-        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tests_that_are_named_exist(page):
+    for row in page.read_text().splitlines():
+        files = [ROOT / file for file in re.findall(r"`(tests/[\w/]+\.py)`", row)]
+        assert all(file.exists() for file in files), row
+        for name in NAMED.findall(row) if files else ():
+            pattern = rf"^def {name}\("
+            assert any(re.search(pattern, f.read_text(), re.MULTILINE) for f in files), name
+
+
+def test_numbers_are_checked_by_tests():
+    assert len(NAMED.findall((ROOT / "docs" / "numbers.md").read_text())) > 5
 
 
 def test_the_page_of_config_keys_is_what_its_tool_prints(capsys):

@@ -1,5 +1,6 @@
-"""Whatever goes wrong costs a line of text: broken inputs, kills at any moment, signals, full
-disks, hostile files.
+"""Whatever goes wrong costs a line of text.
+
+Broken inputs, kills at any moment, signals, full disks, hostile files.
 """
 
 import json
@@ -23,6 +24,7 @@ import search
 import train_cifar
 import validate
 from tests.conftest import TINY_CONFIG
+from tests.support import run
 from tools import generate
 from utils import checkpoint
 
@@ -42,9 +44,17 @@ def write_images(folder: Path, train: int = 8, size: int = 16) -> None:
         for label in range(10):
             (folder / part / str(label)).mkdir(parents=True)
             for index in range(count):
-                Image.new("RGB", (size, size), (25 * label, 9 * index, 0)).save(
-                    folder / part / str(label) / f"{index}.png"
-                )
+                image = Image.new("RGB", (size, size), (25 * label, 9 * index, 0))
+                image.save(folder / part / str(label) / f"{index}.png")
+
+
+def tiny_config(**changes) -> str:
+    """The text of a config, with other values; None leaves a key out."""
+    values = {**yaml.safe_load(TINY_CONFIG.format(log_dir="logs")), **changes}
+    return yaml.safe_dump({key: value for key, value in values.items() if value is not None})
+
+
+ON_DISK = {"dataset": "imagefolder", "dataset_dir": "images"}
 
 
 # -- broken inputs ---------------------------------------------------------------------------------
@@ -54,39 +64,21 @@ def write_images(folder: Path, train: int = 8, size: int = 16) -> None:
 def valid(tmp_path_factory) -> Path:
     """A folder with everything that a broken input is made from: configs, images, finished runs."""
     root = tmp_path_factory.mktemp("valid")
-    text = TINY_CONFIG.format(log_dir="logs")
-    (root / "tiny.yml").write_text(re.sub(r"(warmup|search)_epochs: 2", r"\1_epochs: 1", text))
-    text = TINY_CONFIG.format(log_dir="logs").replace(
-        "dataset: digits", "dataset: imagefolder\ndataset_dir: images"
-    )
-    (root / "folder.yml").write_text(text)
+    (root / "tiny.yml").write_text(tiny_config(warmup_epochs=1, search_epochs=1))
+    (root / "folder.yml").write_text(tiny_config(**ON_DISK))
     write_images(root / "images")
-    before = os.getcwd()
-    os.chdir(root)
-    try:
-        search.main(
-            ["--cfg", "tiny.yml", "--title", "run", "--set", "warmup_epochs=1", "search_epochs=1"]
-        )
-        train_cifar.main(
-            ["--cfg", "tiny.yml", "--flops", "0.15", "--title", "net", "--set", "epochs=1"]
-        )
-        generate.main(["--run", "logs/run", "--flops", "0.1,0.15", "--out", "found.json"])
-    finally:
-        os.chdir(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run(*RUN)
+        run(*NET)
+        run(generate.main, "--run logs/run --flops 0.1,0.15 --out found.json")
     return root
 
 
 def yaml_with(**changes):
-    """Break the config: keys set anew, or with None removed."""
-
-    def fault() -> None:
-        values = yaml.safe_load(Path("tiny.yml").read_text())
-        values.update(changes)
-        Path("tiny.yml").write_text(
-            yaml.safe_dump({key: value for key, value in values.items() if value is not None})
-        )
-
-    return fault
+    """Break the config: other values of keys, or with None no such keys."""
+    changes = {"warmup_epochs": 1, "search_epochs": 1, **changes}
+    return text_of("tiny.yml", tiny_config(**changes))
 
 
 def text_of(name: str, text: str):
@@ -115,193 +107,148 @@ def json_with(name: str, **changes):
     )
 
 
+def list_with(**row):
+    rows = [{"target": 0.15, "macs_m": 1, "params_m": 1, **row}]
+    return text_of("found.json", json.dumps(rows))
+
+
+def copied(source: str, target: str):
+    return lambda: shutil.copy(source, target)
+
+
+def removed(folder: str):
+    return lambda: shutil.rmtree(folder)
+
+
 def nothing() -> None:
     """The command line alone is at fault."""
 
 
-SEARCH = [search.main, "--cfg", "tiny.yml", "--title", "new"]
-FOLDER = [search.main, "--cfg", "folder.yml", "--title", "new"]
-TRAIN = [train_cifar.main, "--cfg", "tiny.yml", "--title", "new", "--flops", "0.15"]
-AGAIN = [
-    search.main,
-    "--cfg",
-    "tiny.yml",
-    "--title",
-    "run",
-    "--set",
-    "warmup_epochs=1",
-    "search_epochs=1",
-]
-NET = [
-    train_cifar.main,
-    "--cfg",
-    "tiny.yml",
-    "--title",
-    "net",
-    "--flops",
-    "0.15",
-    "--set",
-    "epochs=1",
-]
-VALIDATE = [validate.main, "--checkpoint", "logs/net/checkpoints/last.pth"]
-GENERATE = [generate.main, "--run", "logs/run", "--flops"]
+def with_(command: tuple, words: str) -> tuple:
+    """A command with more words."""
+    return *command, words
+
+
+SEARCH = (search.main, "--cfg tiny.yml --title new")
+FOLDER = (search.main, "--cfg folder.yml --title new")
+TRAIN = (train_cifar.main, "--cfg tiny.yml --title new --flops 0.15")
+LISTED = with_(TRAIN, "--architecture found.json")
+RUN = (search.main, "--cfg tiny.yml --title run --set warmup_epochs=1 search_epochs=1")
+NET = (train_cifar.main, "--cfg tiny.yml --title net --flops 0.15 --set epochs=1")
+VALIDATE = (validate.main, "--checkpoint logs/net/checkpoints/last.pth")
+GENERATE = (generate.main, "--run logs/run --flops")
+ANSWER = with_(GENERATE, "0.1")
 LAST, NET_LAST = "logs/run/checkpoints/supernet_last.pth", "logs/net/checkpoints/last.pth"
 GENERATOR = "logs/run/checkpoints/generator_best_avg.pth"
+POOL, SPLIT, STORED = (
+    f"logs/{name}.json" for name in ("run/prior_pool", "run/split", "net/architecture")
+)
 
-BROKEN = {
-    # configs
-    "unknown key": (
-        yaml_with(batchsize=3),
-        SEARCH,
-        "batchsize: unknown key; did you mean batch_size",
-    ),
-    "missing key": (yaml_with(dataset=None), SEARCH, "dataset: this key is missing"),
-    "wrong type": (
-        yaml_with(batch_size="many"),
-        SEARCH,
-        "batch_size: 'many' is not a whole number",
-    ),
-    "low above high": (yaml_with(low_flops=0.3), SEARCH, "low_flops: 0.3 is not allowed"),
-    "target out of reach": (yaml_with(high_flops=9), SEARCH, "high_flops: 9 M; this space reaches"),
-    "even kernel": (yaml_with(l_cfgs=[[6, 8, [4, "skip"], 1]]), SEARCH, "kernel sizes must be odd"),
-    "portion above one": (
-        yaml_with(train_portion=1.5),
-        SEARCH,
-        "train_portion: 1.5 is not allowed",
-    ),
-    "portion of nothing": (yaml_with(train_portion=0), SEARCH, "train_portion: 0.0 is not allowed"),
-    "no layers": (yaml_with(l_cfgs=[]), SEARCH, "a list with a row for each layer"),
-    "negative epochs": (yaml_with(warmup_epochs=-1), SEARCH, "warmup_epochs: -1 is not allowed"),
+CONFIGS = {
+    "unknown key": ({"batchsize": 3}, "batchsize: unknown key; did you mean batch_size"),
+    "missing key": ({"dataset": None}, "dataset: this key is missing"),
+    "wrong type": ({"batch_size": "many"}, "batch_size: 'many' is not a whole number"),
+    "low above high": ({"low_flops": 0.3}, "low_flops: 0.3 is not allowed"),
+    "target out of reach": ({"high_flops": 9}, "high_flops: 9 M; this space reaches"),
+    "even kernel": ({"l_cfgs": [[6, 8, [4, "skip"], 1]]}, "kernel sizes must be odd"),
+    "portion above one": ({"train_portion": 1.5}, "train_portion: 1.5 is not allowed"),
+    "portion of nothing": ({"train_portion": 0}, "train_portion: 0.0 is not allowed"),
+    "no layers": ({"l_cfgs": []}, "l_cfgs: this key is missing"),
+    "negative epochs": ({"warmup_epochs": -1}, "warmup_epochs: -1 is not allowed"),
     "learning rate zero": (
-        yaml_with(optim_state={"lr": 0}),
-        SEARCH,
+        {"optim_state": {"lr": 0}},
         "optim_state.lr: 0.0 is not allowed; it must be above 0",
     ),
     "unknown optimiser": (
-        yaml_with(optim_state={"optimizer": "x"}),
-        SEARCH,
+        {"optim_state": {"optimizer": "x"}},
         "optim_state.optimizer: 'x' is not allowed; it must be sgd or adam",
     ),
-    "unknown data set": (
-        yaml_with(dataset="mnist"),
-        SEARCH,
-        "dataset: 'mnist' cannot be read; allowed are",
-    ),
-    "wrong classes": (yaml_with(classes=12), SEARCH, "classes: the config says 12, but digits"),
+    "unknown data set": ({"dataset": "mnist"}, "dataset: 'mnist' cannot be read; allowed are"),
+    "wrong classes": ({"classes": 12}, "classes: the config says 12, but digits"),
     "pretrained is missing": (
-        yaml_with(warmup_epochs=0, model_pretrained="no.pth"),
-        SEARCH,
+        {"warmup_epochs": 0, "model_pretrained": "no.pth"},
         "no such checkpoint",
     ),
-    "copy onto a folder": (yaml_with(path_to_save_model="images"), SEARCH, "but it is a folder"),
-    "no network": (yaml_with(supernet="none"), TRAIN, "network_config: this key is missing"),
-    "unknown kind": (yaml_with(supernet="x"), SEARCH, "must be unified or elastic or nasbench201"),
-    "key twice": (
-        text_of("tiny.yml", "a: 1\na: 2"),
-        SEARCH,
-        "tiny.yml: a: this key is given twice",
+    "copy onto a folder": ({"path_to_save_model": "images"}, "but it is a folder"),
+    "unknown kind": ({"supernet": "x"}, "must be unified or elastic or nasbench201"),
+    "no space": ({"supernet": "nasbench201"}, "space: this key is missing"),
+}
+TEXTS = {
+    "key twice": ("a: 1\na: 2", "tiny.yml: a: this key is given twice"),
+    "no YAML": ("a: [", "tiny.yml: no valid YAML"),
+    "no mapping": ("- 1", "tiny.yml: it holds no keys"),
+    "include outside": ("a: !include ../../etc/passwd", "outside the config's folder"),
+    "code in YAML": ("a: !!python/object/apply:os.mkdir [ran]", "no valid YAML"),
+}
+LINES = {
+    "flag unknown": (with_(SEARCH, "--nonsense"), "unrecognized arguments: --nonsense"),
+    "flag without value": ((search.main,), "the following arguments are required: --cfg"),
+    "target of no number": (
+        with_(TRAIN, "--flops nan"),
+        "argument --flops: invalid positive_number value",
     ),
-    "no YAML": (text_of("tiny.yml", "a: ["), SEARCH, "tiny.yml: no valid YAML"),
-    "no mapping": (text_of("tiny.yml", "- 1"), SEARCH, "tiny.yml: it holds no keys"),
+    "target zero": (with_(LISTED, "--flops 0"), "argument --flops: invalid"),
+    "set without value": (with_(SEARCH, "--set seed"), "--set seed: it must be key=value"),
+    "title outside": (with_(SEARCH, "--title ../x"), "it must name a folder inside log_dir"),
+    "resume from nowhere": (
+        with_(SEARCH, "--resume nowhere"),
+        "--resume nowhere: it must be",
+    ),
+    "changed config": (with_(RUN, "seed=5"), "was started with seed: 1, now it is 5"),
+    "title of another stage": (with_(TRAIN, "--title run"), "this is a run of search"),
+    "no such target": (with_(TRAIN, "--flops 9"), "target 9 M: no architecture meets it"),
+    "unknown activation": (
+        with_(TRAIN, "--activation gelu"),
+        "activation: 'gelu' is not allowed",
+    ),
+    "inherit from nothing": (
+        with_(TRAIN, "--inherit no.pth"),
+        "no.pth: there is no such checkpoint",
+    ),
+    "inherit from a network": (with_(TRAIN, f"--inherit {NET_LAST}"), "state_dict mismatch"),
+    "rate above one": (with_(TRAIN, "--drop-path 1.5"), "drop_path: 1.5 is not allowed"),
+    "targets backwards": (
+        with_(GENERATE, "2:1:0.1"),
+        "--flops 2:1:0.1: it must be start:stop:step",
+    ),
+    "targets of words": (with_(GENERATE, "much"), "--flops much: it must be"),
+    "generate out of reach": (
+        with_(GENERATE, "0.1,99"),
+        "target 99 M: no architecture meets it",
+    ),
+    "no run folder": (
+        (generate.main, "--run images --flops 0.1"),
+        "it is no run folder",
+    ),
+}
+FILES = {
+    "missing config": (lambda: Path("tiny.yml").unlink(), SEARCH, "tiny.yml: cannot be read"),
     "not text": (
         lambda: Path("tiny.yml").write_bytes(b"\xff\xfe\x00"),
         SEARCH,
         "tiny.yml: no valid YAML",
     ),
-    "include outside": (
-        text_of("tiny.yml", "a: !include ../../etc/passwd"),
-        SEARCH,
-        "outside the config's folder",
-    ),
-    "code in YAML": (
-        text_of("tiny.yml", "a: !!python/object/apply:os.mkdir [ran]"),
-        SEARCH,
-        "no valid YAML",
-    ),
-    "flag unknown": (nothing, [*SEARCH, "--nonsense"], "unrecognized arguments: --nonsense"),
-    "flag without value": (nothing, [search.main], "the following arguments are required: --cfg"),
-    "target of no number": (
-        nothing,
-        [*TRAIN, "--flops", "nan"],
-        "argument --flops: invalid positive_number value",
-    ),
-    "target zero": (
-        nothing,
-        [*TRAIN, "--architecture", "found.json", "--flops", "0"],
-        "argument --flops: invalid",
-    ),
-    "missing config": (lambda: Path("tiny.yml").unlink(), SEARCH, "tiny.yml: cannot be read"),
-    # command lines
-    "set without value": (nothing, [*SEARCH, "--set", "seed"], "--set seed: it must be key=value"),
-    "title outside": (
-        nothing,
-        [*SEARCH, "--title", "../x"],
-        "it must name a folder inside log_dir",
-    ),
-    "resume from nowhere": (
-        nothing,
-        [*SEARCH, "--resume", "nowhere"],
-        "--resume nowhere: it must be",
-    ),
-    "changed config": (nothing, [*AGAIN, "seed=5"], "was started with seed: 1, now it is 5"),
-    "title of another stage": (nothing, [*TRAIN, "--title", "run"], "this is a run of search"),
-    "no such target": (nothing, [*TRAIN, "--flops", "9"], "target 9 M: no architecture meets it"),
-    "unknown activation": (
-        nothing,
-        [*TRAIN, "--activation", "gelu"],
-        "activation: 'gelu' is not allowed",
-    ),
-    "inherit from nothing": (
-        nothing,
-        [*TRAIN, "--inherit", "no.pth"],
-        "no.pth: there is no such checkpoint",
-    ),
-    "inherit from a network": (nothing, [*TRAIN, "--inherit", NET_LAST], "state_dict mismatch"),
-    "rate above one": (nothing, [*TRAIN, "--drop-path", "1.5"], "drop_path: 1.5 is not allowed"),
-    "targets backwards": (
-        nothing,
-        [*GENERATE, "2:1:0.1"],
-        "--flops 2:1:0.1: it must be start:stop:step",
-    ),
-    "targets of words": (nothing, [*GENERATE, "much"], "--flops much: it must be"),
-    "generate out of reach": (
-        nothing,
-        [*GENERATE, "0.1,99"],
-        "target 99 M: no architecture meets it",
-    ),
-    "no run folder": (
-        nothing,
-        [generate.main, "--run", "images", "--flops", "0.1"],
-        "it is no run folder",
-    ),
+    "no network": (yaml_with(supernet="none"), TRAIN, "network_config: this key is missing"),
     # checkpoints
-    "truncated supernet": (cut(LAST), AGAIN, "supernet_last.pth: not a readable checkpoint"),
+    "truncated supernet": (cut(LAST), RUN, "supernet_last.pth: not a readable checkpoint"),
     "foreign supernet": (
-        lambda: shutil.copy(NET_LAST, LAST),
-        AGAIN,
+        copied(NET_LAST, LAST),
+        RUN,
         "supernet_last.pth: cannot resume from it",
     ),
-    "supernet without optimiser": (
-        payload_with(LAST, optimizer=None),
-        AGAIN,
-        "KeyError: 'optimizer'",
-    ),
+    "supernet without optimiser": (payload_with(LAST, optimizer=None), RUN, "'optimizer'"),
     "supernet with a broken tally": (
         payload_with(LAST, tally={"x": 1}),
-        AGAIN,
+        RUN,
         "cannot resume from it",
     ),
-    "supernet of no weights": (payload_with(LAST, model=3), AGAIN, "cannot resume from it"),
+    "supernet of no weights": (payload_with(LAST, model=3), RUN, "cannot resume from it"),
     "truncated generator": (
         cut(GENERATOR),
-        [*GENERATE, "0.1"],
+        ANSWER,
         "generator_best_avg.pth: not a readable checkpoint",
     ),
-    "foreign generator": (
-        lambda: shutil.copy(LAST, GENERATOR),
-        [*GENERATE, "0.1"],
-        "state_dict mismatch",
-    ),
+    "foreign generator": (copied(LAST, GENERATOR), ANSWER, "state_dict mismatch"),
     "truncated network": (cut(NET_LAST), VALIDATE, "last.pth: not a readable checkpoint"),
     "network of another shape": (
         payload_with(NET_LAST, architecture=[[3] * 6] * 2),
@@ -328,6 +275,16 @@ BROKEN = {
         VALIDATE,
         "it does not describe its network",
     ),
+    "network of another kind": (
+        payload_with(NET_LAST, kind="elastic"),
+        VALIDATE,
+        "it does not describe its network",
+    ),
+    "network of no space": (
+        payload_with(NET_LAST, space={"layers": []}),
+        VALIDATE,
+        "it does not describe its network",
+    ),
     "network that says nothing": (
         payload_with(NET_LAST, kind=None),
         VALIDATE,
@@ -340,78 +297,72 @@ BROKEN = {
         "a checkpoint must be a dictionary",
     ),
     # other files of a run
-    "pool cut short": (
-        cut("logs/run/prior_pool.json"),
-        AGAIN,
-        "prior_pool.json: no prior pool in JSON",
-    ),
-    "pool of nothing": (
-        text_of("logs/run/prior_pool.json", "{}"),
-        AGAIN,
-        "prior_pool.json: no prior pool",
-    ),
+    "pool cut short": (cut(POOL), RUN, "prior_pool.json: not a prior pool in JSON"),
+    "pool of nothing": (text_of(POOL, "{}"), RUN, "prior_pool.json: not a prior pool in JSON"),
     "pool of mixtures": (
-        text_of("logs/run/prior_pool.json", json.dumps({"0.1": [[0.25] * 24] * 2})),
-        AGAIN,
+        text_of(POOL, json.dumps({"0.1": [[0.25] * 24] * 2})),
+        RUN,
         "every group of 4 numbers must be one 1 and else 0",
     ),
-    "split cut short": (cut("logs/run/split.json"), AGAIN, "split.json: not a split file"),
+    "split cut short": (cut(SPLIT), RUN, "split.json: not a split file"),
     "split of an image twice": (
-        json_with("logs/run/split.json", feed=[5, 5]),
-        AGAIN,
+        json_with(SPLIT, feed=[5, 5]),
+        RUN,
         "split.json: not a split file (an index is there twice)",
     ),
-    "split of other images": (
-        json_with("logs/run/split.json", images=7),
-        AGAIN,
-        "it splits 7 images",
-    ),
+    "split of other images": (json_with(SPLIT, images=7), RUN, "it splits 7 images"),
     "record of the run broken": (
         cut("logs/run/environment.json"),
-        AGAIN,
+        RUN,
         "environment.json: not the record of a run",
     ),
     "config of the run broken": (
         text_of("logs/run/config.yml", "a: ["),
-        AGAIN,
+        RUN,
         "config.yml: no valid YAML",
     ),
-    "architecture broken": (cut("logs/net/architecture.json"), NET, "architecture.json: "),
+    "architecture broken": (cut(STORED), NET, "architecture.json: not an architecture"),
+    "architecture of no space": (
+        json_with(STORED, space=3),
+        NET,
+        "architecture.json: it does not describe its architecture",
+    ),
+    "architecture of a newer form": (
+        json_with(STORED, format="architecture/3"),
+        NET,
+        "its format is 'architecture/3', not 'architecture/2'",
+    ),
     "list of architectures cut short": (
         cut("found.json"),
-        [*TRAIN, "--architecture", "found.json"],
-        "found.json: no",
+        LISTED,
+        "found.json: not a list of generated architectures",
     ),
     "list of another space": (
-        text_of(
-            "found.json",
-            json.dumps([{"target": 0.15, "macs_m": 1, "params_m": 1, "choices": [[9]]}]),
-        ),
-        [*TRAIN, "--architecture", "found.json"],
-        "architecture: ",
+        list_with(kind="unified", architecture=[[9]]),
+        LISTED,
+        "architecture: it has 1 layers; the space has 2",
+    ),
+    "older list of another space": (list_with(choices=[[9]]), LISTED, "architecture: it has 1"),
+    "list of another kind": (
+        list_with(kind="nasbench201", architecture=[[3] * 6] * 2),
+        LISTED,
+        "found.json: not a list of generated architectures (architecture: of kind nasbench201",
+    ),
+    "list of networks of no kind": (
+        list_with(architecture={"ks": [3], "e": [3], "d": [1], "r": 16}),
+        LISTED,
+        "found.json: not a list of generated architectures (architecture: no kind of space",
     ),
     # images
     "strict data": (
         cut("images/train/3/1.png"),
-        [*FOLDER, "--strict-data"],
+        with_(FOLDER, "--strict-data"),
         "3/1.png: cannot be read as an image",
     ),
-    "a class too few": (
-        lambda: shutil.rmtree("images/test/3"),
-        FOLDER,
-        "its classes are not those of",
-    ),
-    "no training images": (
-        lambda: shutil.rmtree("images/train"),
-        FOLDER,
-        "train: it must be a folder",
-    ),
-    "no images at all": (lambda: shutil.rmtree("images"), FOLDER, "it must be a folder"),
-    "test images missing": (
-        lambda: shutil.rmtree("images/test"),
-        FOLDER,
-        "val: it must be a folder",
-    ),
+    "a class too few": (removed("images/test/3"), FOLDER, "its classes are not those of"),
+    "no training images": (removed("images/train"), FOLDER, "train: it must be a folder"),
+    "no images at all": (removed("images"), FOLDER, "it must be a folder"),
+    "test images missing": (removed("images/test"), FOLDER, "val: it must be a folder"),
     "an empty class": (
         lambda: shutil.rmtree("images/train/3") or os.mkdir("images/train/3"),
         FOLDER,
@@ -423,67 +374,57 @@ BROKEN = {
         "none of its images can be read",
     ),
 }
+BROKEN = {
+    **{name: (yaml_with(**keys), SEARCH, says) for name, (keys, says) in CONFIGS.items()},
+    **{name: (text_of("tiny.yml", text), SEARCH, says) for name, (text, says) in TEXTS.items()},
+    **{name: (nothing, command, says) for name, (command, says) in LINES.items()},
+    **FILES,
+}
+
+
+@pytest.fixture
+def here(valid, tmp_path, monkeypatch) -> Path:
+    """The working directory: a copy of `valid`."""
+    shutil.copytree(valid, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def errors_of(capsys, command: tuple) -> list[str]:
+    """What a command that ends with exit status 2 says, except which images it skips."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*command)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    return [line for line in said if not line.startswith("skipped ")]
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_input_is_one_line_and_changes_nothing(name, valid, tmp_path, monkeypatch, capsys):
-    fault, (main, *arguments), says = BROKEN[name]
-    here = tmp_path / "here"
-    shutil.copytree(valid, here)
-    monkeypatch.chdir(here)
+def test_a_broken_input_is_one_line_and_changes_nothing(name, here, capsys):
+    fault, command, says = BROKEN[name]
     fault()
     before = contents(here)
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    lines = [
-        line for line in capsys.readouterr().err.splitlines() if not line.startswith("skipped ")
-    ]
-    assert len(lines) == 1, lines
-    assert says in lines[0]
+    [line] = errors_of(capsys, command)
+    assert says in line
     assert contents(here) == before
 
 
-def test_a_checkpoint_that_tries_to_run_code_does_not(valid, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_that_tries_to_run_code_does_not(here, capsys):
     class Hostile:
         def __reduce__(self):
             return os.mkdir, ("ran",)
 
-    here = tmp_path / "here"
-    shutil.copytree(valid, here)
-    monkeypatch.chdir(here)
-    for file, (main, *arguments) in (
-        (LAST, AGAIN),
-        (NET_LAST, VALIDATE),
-        (GENERATOR, [*GENERATE, "0.1"]),
-    ):
+    for file, command in ((LAST, RUN), (NET_LAST, VALIDATE), (GENERATOR, ANSWER)):
         torch.save({"model": Hostile()}, file)
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 2
-        assert "not a readable checkpoint" in capsys.readouterr().err
+        [line] = errors_of(capsys, command)
+        assert "not a readable checkpoint" in line
     assert not (here / "ran").exists()
 
 
-def test_a_loss_that_is_no_number_names_step_and_checkpoint(valid, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(valid, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(SystemExit) as stopped:
-        search.main(
-            [
-                "--cfg",
-                "tiny.yml",
-                "--title",
-                "wild",
-                "--set",
-                "warmup_epochs=1",
-                "optim_state.lr=1e30",
-            ]
-        )
-    assert stopped.value.code == 2
-    assert re.search(
-        r"the loss is (nan|inf) at step \d+; there is no checkpoint yet", capsys.readouterr().err
-    )
+def test_a_loss_that_is_nan_names_step_and_checkpoint(here, monkeypatch, capsys):
+    wild = (search.main, "--cfg tiny.yml --title wild --set warmup_epochs=1 optim_state.lr=1e30")
+    said = "\n".join(errors_of(capsys, wild))
+    assert re.search(r"the loss is (nan|inf) at step \d+; there is no checkpoint yet", said)
     epoch, good = search.WarmUp.epoch, "logs/later/checkpoints/supernet_last.pth"
 
     def broken_in_the_second(training, *rest):
@@ -493,42 +434,22 @@ def test_a_loss_that_is_no_number_names_step_and_checkpoint(valid, tmp_path, mon
         return meter
 
     monkeypatch.setattr(search.WarmUp, "epoch", broken_in_the_second)
-    with pytest.raises(SystemExit):
-        search.main(["--cfg", "tiny.yml", "--title", "later", "--set", "warmup_epochs=2"])
-    said = capsys.readouterr().err
+    later = (search.main, "--cfg tiny.yml --title later --set warmup_epochs=2")
+    said = "\n".join(errors_of(capsys, later))
     assert f"a weight is NaN or infinite; {good} is the last good checkpoint" in said
     assert checkpoint.load(good)["epoch"] == 1
 
 
 # -- kills, signals and full disks: real child processes -------------------------------------------
 
-LONGER = "warmup_epochs=3 search_epochs=6 epochs=3 batch_size=16 print_freq=1 generator_ema=0.9 path_to_prior_pool=p.json"
+LONGER = (
+    "--set warmup_epochs=3 search_epochs=6 epochs=3 batch_size=16 print_freq=1 generator_ema=0.9 "
+    "path_to_prior_pool=p.json"
+)
 COMMANDS = {
-    "search": ["search.py", "--cfg", "tiny.yml", "--title", "run", "--set", *LONGER.split()],
-    "train_cifar": [
-        *(
-            "train_cifar.py",
-            "--cfg",
-            "tiny.yml",
-            "--title",
-            "net",
-            "--architecture",
-            "found.json",
-            "--flops",
-            "0.15",
-        ),
-        *(
-            "--ema",
-            "0.9",
-            "--mixup",
-            "--drop-path",
-            "0.2",
-            "--cutout",
-            "4",
-            "--set",
-            *LONGER.split(),
-        ),
-    ],
+    "search": f"search.py --cfg tiny.yml --title run {LONGER}",
+    "train_cifar": "train_cifar.py --cfg tiny.yml --title net --architecture found.json "
+    f"--flops 0.15 --ema 0.9 --mixup --drop-path 0.2 --cutout 4 {LONGER}",
 }
 
 
@@ -536,8 +457,8 @@ COMMANDS = {
 def unbroken(valid, tmp_path_factory) -> Path:
     """Both commands run without a break."""
     folder = begin(valid, tmp_path_factory.mktemp("unbroken"))
-    for arguments in COMMANDS.values():
-        assert start(arguments, folder).wait(PATIENCE) == 0
+    for line in COMMANDS.values():
+        assert start(line, folder).wait(PATIENCE) == 0
     return folder
 
 
@@ -547,25 +468,23 @@ def begin(valid: Path, folder: Path) -> Path:
     return folder
 
 
-def start(arguments: list[str], folder: Path, **options) -> subprocess.Popen:
+def start(line: str, folder: Path, **options) -> subprocess.Popen:
     """A stage as a user starts it, with its output in files."""
+    script, *words = line.split()
     with open(folder / "out.txt", "w") as out, open(folder / "err.txt", "w") as err:
-        command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-        return subprocess.Popen(
-            command, cwd=folder, stdout=out, stderr=err, env={**os.environ}, **options
-        )
+        command = [sys.executable, str(ROOT / script), *words]
+        return subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, **options)
 
 
 PATIENCE = 300  # seconds
 
 
 def wait_for(child: subprocess.Popen, folder: Path, pattern: str) -> None:
+    """Until the output has the pattern, or the child ends."""
     deadline = time.monotonic() + PATIENCE
-    while (
-        time.monotonic() < deadline
-        and child.poll() is None
-        and not re.search(pattern, (folder / "out.txt").read_text())
-    ):
+    while time.monotonic() < deadline and child.poll() is None:
+        if re.search(pattern, (folder / "out.txt").read_text()):
+            break
         time.sleep(0.02)
 
 
@@ -580,21 +499,30 @@ def equal(one, other) -> bool:
 
 
 def assert_same_files(one: Path, other: Path) -> None:
-    """All that a run leaves behind: checkpoints tensor by tensor, all else byte by byte but for
-    TensorBoard's times.
+    """All that a run leaves behind, except TensorBoard's times.
+
+    Checkpoints are compared tensor by tensor, all else byte by byte.
     """
-    names = [
+    names, others = (
         sorted(name for name in contents(root) if "tensorboard" not in name)
         for root in (one, other)
-    ]
-    assert names[0] == names[1]
-    for name in names[0]:
+    )
+    assert names == others
+    for name in names:
         if (one / name).is_dir() or name == "environment.json":  # which says the state of the code
             continue
         if name.endswith(".pth"):
             assert equal(checkpoint.load(one / name), checkpoint.load(other / name)), name
         else:
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def assert_stopped(folder: Path, number: signal.Signals) -> None:
+    """The last child said in which way it stopped, and that it saved."""
+    said = (folder / "err.txt").read_text()
+    assert "saved; the same command resumes from here" in said
+    assert f"stopped by {number.name}" in said
+    assert "Traceback" not in said
 
 
 PHASES = {
@@ -612,9 +540,7 @@ PHASES = {
 def test_killed_again_and_again_a_run_ends_with_the_same_bits(
     stage, title, valid, unbroken, tmp_path
 ):
-    """A kill at a seeded random moment after each phase has begun; every start goes on where the
-    last one ended.
-    """
+    """A kill at a seeded random moment after each phase has started; every start resumes."""
     folder, moments, landed = begin(valid, tmp_path), random.Random(stage), 0
     for index, _ in enumerate(PHASES[stage]):
         child = start(COMMANDS[stage], folder)
@@ -644,10 +570,7 @@ def test_sigterm_and_ctrl_c_save_in_the_middle_of_an_epoch(
     wait_for(child, folder, moment)
     child.send_signal(number)
     assert child.wait(PATIENCE) == 128 + number
-    said = (folder / "err.txt").read_text()
-    assert "saved; the same command resumes from here" in said
-    assert f"stopped by {number.name}" in said
-    assert "Traceback" not in said
+    assert_stopped(folder, number)
     name = {"w": "supernet_last", "g": "generator_last", "e": "last"}[moment[0]]
     state = checkpoint.load(folder / "logs" / title / "checkpoints" / f"{name}.pth")
     epoch, step = (int(number) for number in re.search(r" (\d+)/.* step (\d+)", moment).groups())
@@ -657,38 +580,19 @@ def test_sigterm_and_ctrl_c_save_in_the_middle_of_an_epoch(
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_whole_process_group_spares_the_readers_of_images(valid, tmp_path):
+def test_a_signal_to_the_whole_process_group_spares_the_readers_of_images(tmp_path):
     """`timeout`, job schedulers and terminals signal the processes that read images too."""
     write_images(tmp_path / "images", train=20, size=80)
-    text = TINY_CONFIG.format(log_dir="logs").replace(
-        "dataset: digits", "dataset: imagefolder\ndataset_dir: images"
-    )
-    settings = {
-        "input_size: 16": "input_size: 80",
-        "low_flops: 0.1": "low_flops: 2",
-        "high_flops: 0.2": "high_flops: 4",
-    }
-    for old, new in settings.items():
-        text = text.replace(old, new)
-    (tmp_path / "files.yml").write_text(text)
-    options = [
-        "num_workers=2",
-        "batch_size=4",
-        "print_freq=1",
-        "stem_stride=1",
-        "warmup_epochs=50",
-        "target_step=0.1",
-    ]
-    arguments = ["search.py", "--cfg", "files.yml", "--title", "run", "--set", *options]
-    child = start(arguments, tmp_path, start_new_session=True)
+    larger = {"input_size": 80, "low_flops": 2, "high_flops": 4, "target_step": 0.1}
+    quick = {"num_workers": 2, "batch_size": 4, "print_freq": 1, "warmup_epochs": 50}
+    (tmp_path / "files.yml").write_text(tiny_config(**ON_DISK, **larger, **quick))
+    child = start("search.py --cfg files.yml --title run", tmp_path, start_new_session=True)
     wait_for(child, tmp_path, "warm-up 1/50 step 2/")
     os.killpg(child.pid, signal.SIGTERM)
     time.sleep(0.05)
     os.killpg(child.pid, signal.SIGTERM)  # as `timeout` does
     assert child.wait(PATIENCE) == 128 + signal.SIGTERM
-    said = (tmp_path / "err.txt").read_text()
-    assert "saved; the same command resumes from here" in said
-    assert "Traceback" not in said
+    assert_stopped(tmp_path, signal.SIGTERM)
     assert (tmp_path / "logs" / "run" / "checkpoints" / "supernet_last.pth").exists()
 
 
@@ -709,9 +613,8 @@ def test_a_full_disk_is_one_line_and_loses_no_checkpoint(valid, unbroken, tmp_pa
 
     child = start(COMMANDS["search"], folder, preexec_fn=limited)
     assert child.wait(PATIENCE) == 2
-    lines = (folder / "err.txt").read_text().splitlines()
-    assert len(lines) == 1, lines
-    assert "File too large" in lines[0]
+    [line] = (folder / "err.txt").read_text().splitlines()
+    assert "File too large" in line
     assert contents(folder / "logs" / "run" / "checkpoints") == checkpoints
     assert start(COMMANDS["search"], folder).wait(PATIENCE) == 0
     assert_same_files(unbroken / "logs" / "run", folder / "logs" / "run")

@@ -10,50 +10,47 @@ import numpy as np
 import pytest
 import torch
 
-from model.spaces.elastic.kind import ElasticSpec
-from model.spaces.elastic.net_config import NetConfigSpec
-from model.spaces.nasbench201.kind import CellSpec
+from model.spaces.contracts import NetworkSpec
+from model.spaces.elastic.net_config import NetConfigSpec, net_config
 from model.spaces.nasbench201.space import CellSpace
-from model.spaces.paths import Architecture
-from model.spaces.unified.kind import UnifiedSpec
+from model.spaces.registry import record_of, save_spec, spec_of
 from tests.conftest import mixed_space, rng
-from tests.model.spaces.elastic.test_elastic import SMALL
+from tests.support import SMALL_ELASTIC
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
 load = partial(torch.hub.load, str(REPOSITORY), source="local")
+SIZES = {"unified": 12, "nasbench201": 8, "elastic": 20, "none": 16}
 
 
-def network_specs() -> dict:
-    space, cells = mixed_space(), CellSpace(channels=4, cells=1, image_size=8, classes=5)
-    elastic = ElasticSpec(SMALL, SMALL.decode(SMALL.sample(1, np.random.default_rng(0))[0]))
-    return {
-        "subnet": ("sgnas", UnifiedSpec(space, space.decode(space.sample(1, rng())[0]))),
-        "cell": ("sgnas", CellSpec(cells, cells.decode(cells.sample(1, rng())[0]))),
-        "elastic": ("nsganetv2", elastic),
-        "plain": ("nsganetv2", NetConfigSpec(elastic.network({}).config(), 16)),
-    }
+def spec_named(kind: str) -> NetworkSpec:
+    """A network of each kind that sees `SIZES[kind]` pixels."""
+    if kind in ("elastic", "none"):
+        genes = SMALL_ELASTIC.sample(1, np.random.default_rng(0))[0]
+        spec = spec_of(SMALL_ELASTIC, SMALL_ELASTIC.decode(genes))
+        return spec if kind == "elastic" else NetConfigSpec.of(net_config(spec.network({})), 16)
+    cells = CellSpace(channels=4, cells=1, image_size=8, classes=5)
+    space = mixed_space() if kind == "unified" else cells
+    return spec_of(space, space.decode(space.sample(1, rng())[0]))
 
 
-@pytest.fixture(params=["subnet", "cell", "elastic", "plain"])
+@pytest.fixture(params=SIZES)
 def stored(request, tmp_path):
-    """An entry, its blueprint, a network of it; and in tmp_path architecture.json, ours.pth, and
-    plain weights.pth.
+    """An entry, a spec, a network of it and its options.
+
+    In tmp_path are architecture.json, our checkpoint ours.pth, and plain weights.pth.
     """
-    entry, spec = network_specs()[request.param]
-    options = {
-        name: value
-        for name, value in {"se": True, "activation": "hswish"}.items()
-        if name in spec.names
-    }
+    spec = spec_named(request.param)
+    assert (spec.kind, spec.image_size) == (request.param, SIZES[request.param])
+    wanted = {"se": True, "activation": "hswish"}
+    options = {name: value for name, value in wanted.items() if name in spec.options}
     network = spec.network(options, rng(7)).eval()
-    spec.save(tmp_path / "architecture.json", {}, {})
-    described = {
-        **spec.describe(),
-        "options": {"dropout": 0.1, "se": False, "activation": "relu6", **options},
-    }
-    torch.save({**described, "model": network.state_dict()}, tmp_path / "ours.pth")
+    save_spec(tmp_path / "architecture.json", spec, {}, {})
+    said = {"dropout": 0.1, "se": False, "activation": "relu6", **options}
+    payload = {**record_of(spec), "options": said, "model": network.state_dict()}
+    torch.save(payload, tmp_path / "ours.pth")
     torch.save(network.state_dict(), tmp_path / "weights.pth")
+    entry = "nsganetv2" if request.param in ("elastic", "none") else "sgnas"
     return entry, spec, network, options
 
 
@@ -66,21 +63,18 @@ def assert_same(one, other, size: int) -> None:
 
 def test_a_checkpoint_describes_its_network(stored, tmp_path):
     entry, spec, network, _ = stored
-    assert_same(load(entry, checkpoint=tmp_path / "ours.pth"), network, spec.image_size)
-    both = {
-        "checkpoint": str(tmp_path / "ours.pth"),
-        "architecture": str(tmp_path / "architecture.json"),
-    }
-    assert_same(load(entry, **both), network, spec.image_size)
+    ours, architecture = tmp_path / "ours.pth", str(tmp_path / "architecture.json")
+    assert_same(load(entry, checkpoint=ours), network, spec.image_size)
+    both = load(entry, checkpoint=str(ours), architecture=architecture)
+    assert_same(both, network, spec.image_size)
 
 
 def test_plain_weights_need_an_architecture_and_its_options(stored, tmp_path):
     entry, spec, network, options = stored
     files = {"architecture": tmp_path / "architecture.json", "checkpoint": tmp_path / "weights.pth"}
     assert_same(load(entry, **files, **options), network, spec.image_size)
-    with pytest.raises(
-        UserError, match=r"weights.pth: it does not say its architecture; give one, too"
-    ):
+    says = r"weights.pth: it does not say its architecture; give one, too"
+    with pytest.raises(UserError, match=says):
         load(entry, checkpoint=files["checkpoint"])
     if options:
         with pytest.raises(UserError, match=r"weights.pth: state_dict mismatch: missing"):
@@ -92,16 +86,14 @@ def test_an_architecture_alone_has_random_weights(stored, tmp_path):
     random = load(entry, architecture=tmp_path / "architecture.json", **options)
     assert random.state_dict().keys() == network.state_dict().keys()
     assert not random.training
-    assert random(torch.zeros(1, 3, spec.image_size, spec.image_size)).shape == (
-        1,
-        spec.classes,
-    )
+    images = torch.zeros(1, 3, spec.image_size, spec.image_size)
+    assert random(images).shape == (1, spec.classes)
 
 
-def test_the_other_entry_says_what_it_takes(stored, tmp_path):
+def test_the_other_entry_says_whose_the_network_is_not(stored, tmp_path):
     entry, spec, *_ = stored
     other = {"sgnas": "nsganetv2", "nsganetv2": "sgnas"}[entry]
-    with pytest.raises(UserError, match=rf"a network of kind {spec.kind}; here it must be"):
+    with pytest.raises(UserError, match=rf"a network of kind {spec.kind}, not of {other}"):
         load(other, checkpoint=tmp_path / "ours.pth")
 
 
@@ -112,16 +104,11 @@ def test_unknown_options_are_named(stored, tmp_path):
 
 
 def test_a_net_config_and_weights_of_other_classes(tmp_path):
-    spec = network_specs()["plain"][1]
-    (tmp_path / "net.config").write_text(json.dumps(spec.config))
+    spec, config, weights = spec_named("none"), tmp_path / "net.config", tmp_path / "weights.pth"
+    config.write_text(json.dumps(spec.to_json()))
     network = spec.with_classes(3).network({}, rng(2)).eval()
-    torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pth")
-    found = load(
-        "nsganetv2",
-        architecture=tmp_path / "net.config",
-        checkpoint=tmp_path / "weights.pth",
-        dropout=0.5,
-    )
+    torch.save({"state_dict": network.state_dict()}, weights)
+    found = load("nsganetv2", architecture=config, checkpoint=weights, dropout=0.5)
     assert_same(found, network, 16)
     assert found.dropout.p == 0.5
 
@@ -132,11 +119,8 @@ def test_a_net_config_and_weights_of_other_classes(tmp_path):
         ({}, "architecture or checkpoint must be given"),
         ({"checkpoint": "none.pth"}, "none.pth: there is no such checkpoint"),
         ({"architecture": "none.json"}, "none.json: cannot be read as an architecture"),
-        (
-            {"architecture": "list.json"},
-            "list.json: a list of architectures does not say their space",
-        ),
-        ({"architecture": "other.json"}, "other.json: no architecture file"),
+        ({"architecture": "list.json"}, "list.json: a list of architectures does not say their"),
+        ({"architecture": "other.json"}, "other.json: it does not describe its architecture"),
         ({"architecture": "net.config"}, "net.config: not the description of a MobileNetV3"),
     ],
 )
@@ -152,21 +136,30 @@ def test_other_files_are_refused_in_one_line(tmp_path, monkeypatch, files, words
 
 
 def test_torch_hub_alone_finds_entries_and_dependencies(tmp_path):
-    space = mixed_space()
-    rows = space.decode(space.sample(1, rng())[0])
-    UnifiedSpec(space, Architecture.of(rows.choices)).save(tmp_path / "architecture.json", {}, {})
+    save_spec(tmp_path / "architecture.json", spec_named("unified"), {}, {})
     code = f"""
-import sys, torch
-found = torch.hub.load({str(REPOSITORY)!r}, "sgnas", source="local", architecture="architecture.json", se=True)
+import ast, importlib.util, sys, torch
+architecture = {{"architecture": "architecture.json", "se": True}}
+found = torch.hub.load({str(REPOSITORY)!r}, "sgnas", source="local", **architecture)
 assert found(torch.zeros(1, 3, 12, 12)).shape == (1, 7)
-import importlib.util
 spec = importlib.util.spec_from_file_location("hubconf", {str(REPOSITORY / "hubconf.py")!r})
 hubconf = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(hubconf)
-assert [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and name[0] != "_"] == ["nsganetv2", "sgnas"]
-assert all(name in sys.modules for name in hubconf.dependencies)
+entries = [name for name in dir(hubconf) if callable(getattr(hubconf, name)) and name[0] != "_"]
+assert entries == ["nsganetv2", "sgnas"]
+files = {{getattr(module, "__file__", None) or "" for module in sys.modules.values()}}
+imported = set()
+for file in files:
+    if file.startswith(({str(REPOSITORY / "model")!r}, {str(REPOSITORY / "utils")!r})):
+        for line in ast.parse(open(file).read()).body:
+            if isinstance(line, ast.Import):
+                imported |= {{name.name.split(".")[0] for name in line.names}}
+            elif isinstance(line, ast.ImportFrom):
+                imported.add(line.module.split(".")[0])
+packages = imported - {{"model", "utils", *sys.stdlib_module_names}}
+assert packages == set(hubconf.dependencies), packages ^ set(hubconf.dependencies)
 """
-    run(tmp_path, code)
+    run_alone(tmp_path, code)
 
 
 def test_another_package_of_the_same_name_is_named(tmp_path):
@@ -182,12 +175,11 @@ except ImportError as error:
 else:
     raise AssertionError
 """
-    run(tmp_path, code)
+    run_alone(tmp_path, code)
 
 
-def run(folder: Path, code: str) -> None:
+def run_alone(folder: Path, code: str) -> None:
     """Run `code` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import kendalltau
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -48,6 +47,7 @@ from utils.command import (
 from utils.config import load_config
 from utils.errors import UserError
 from utils.runtime import describe_environment, stream
+from utils.statistics import kendall_tau
 from utils.table import format_table
 from utils.timing import Timer
 
@@ -227,7 +227,7 @@ def report(file: Path, about: dict, networks: Networks, measure: Measure) -> Non
     predicted, times = networks.predicted, measure.networks(networks.parts)
     misses = 100 * (predicted / times - 1)
     error = float(np.abs(misses).mean())
-    tau = float(kendalltau(predicted, times).statistic) if len(times) > 1 else None
+    tau = float(kendall_tau(predicted, times)) if len(times) > 1 else None
     record = {**about, "networks": len(times)}
     record |= {"mean absolute percentage error": round(error, 2), "kendall tau": tau}
     record |= {"table_ms": predicted.tolist(), "measured_ms": times.tolist()}

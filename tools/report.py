@@ -95,8 +95,8 @@ def all_sections(runs: list[RunResults], found: list[Found], draw: Drawing) -> l
     def of_each(pictures_of: Callable[[RunResults, Drawing], Iterable[Picture]]) -> list[Picture]:
         return [picture for run in runs for picture in pictures_of(run, draw)]
 
-    def accuracies(kind: str) -> list[Picture]:
-        return pictures.accuracy_pictures(found, kind, draw)
+    def accuracies(on: str) -> list[Picture]:
+        return pictures.accuracy_pictures(found, on, draw)
 
     return [
         Section("Curves", of_each(pictures.curve_pictures)),

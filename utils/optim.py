@@ -29,7 +29,7 @@ class Schedule:
     by `decay_ratio` every `step_size` epochs. All rise linearly over the first `warmup_steps`.
     """
 
-    kind: str
+    name: str
     lr: float
     epochs: int
     steps_per_epoch: int
@@ -42,9 +42,9 @@ class Schedule:
         return self._decayed(step) * min(1.0, (step + 1) / (self.warmup_steps + 1))
 
     def _decayed(self, step: int) -> float:
-        if self.kind == "constant":
+        if self.name == "constant":
             return self.lr
-        if self.kind == "cosine":
+        if self.name == "cosine":
             done = min(step / (self.epochs * self.steps_per_epoch), 1.0)
             return self.lr * 0.5 * (1 + math.cos(math.pi * done))
         return self.lr * self.decay_ratio ** (step // self.steps_per_epoch // self.step_size)

@@ -102,7 +102,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, print_freq: int = 100, done: int = 0):
         self.title, self.total, self.print_freq = title, total, print_freq
-        self.step, self.first, self.began, self.images = done, done, time.monotonic(), 0
+        self.step, self.first, self.started, self.images = done, done, time.monotonic(), 0
         self.bar = None
         if sys.stderr.isatty() and distributed.rank() == 0:
             self.bar = tqdm(total=total, initial=done, desc=title, leave=False, dynamic_ncols=True)
@@ -114,7 +114,7 @@ class Progress:
         """Count a step, in which so many `images` were seen, and show its `numbers`."""
         self.step += 1
         self.images += images
-        seconds = time.monotonic() - self.began
+        seconds = time.monotonic() - self.started
         if images:
             numbers["images/s"] = self.images / seconds
         shown = {name: f"{number:.4g}" for name, number in numbers.items()}

@@ -10,19 +10,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from utils.errors import UserError
-from utils.json_file import one_line
+from utils.json_file import as_type
+from utils.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a network, built when asked for; `shape` of its input is `[C, H, W]` or `[C]`."""
+    """A part of a network, built when asked for; its input has the shape `[C, H, W]` or `[C]`."""
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What is read of a line of a table."""
+
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -42,17 +49,10 @@ class Latencies:
     def read(cls, path: str | Path) -> "Latencies":
         """From a file; UserError when it is no table."""
         where = f"latency table {path}"
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-            entries = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            found = {key: float(entry["mean"]) for key, entry in entries.items()}
-        except OSError as error:
-            raise UserError(f"{where}: cannot be read ({error.strerror})") from None
-        except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{where}: no table of KEY: {{mean: milliseconds}} ({one_line(error)})"
-            ) from None
-        return cls(found, where, text)
+        what = "a table of KEY: {mean: milliseconds}"
+        entries = as_type(read_yaml(path, where), dict[str, _Entry], where, what)
+        text = Path(path).read_text(encoding="utf-8")
+        return cls({key: entry.mean for key, entry in entries.items()}, where, text)
 
     def __call__(self, key: str) -> float:
         if key not in self.entries:

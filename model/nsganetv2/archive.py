@@ -1,8 +1,8 @@
 """The folder of an evolutionary search: the published files, and how a search resumes.
 
 iter_k/net_i.subnet and .stats are written as candidates are evaluated, iter_k.stats after each
-iteration; search.json says what is searched. Architectures are stored as records of their space
-(`Genome.record`).
+iteration; search.json says what is searched. Architectures are stored as their space writes them
+(`Genome.to_json`).
 """
 
 import json
@@ -20,7 +20,8 @@ from utils.checkpoint import write_text
 from utils.errors import UserError
 from utils.json_file import read_json
 
-Row = tuple[dict, float, float]  # architecture, top-1 error in %, cost
+Written = dict | list | str  # an architecture, by `Genome.to_json`
+Row = tuple[Written, float, float]  # architecture, top-1 error in %, cost
 
 
 class IterationStats(TypedDict, total=False):
@@ -32,7 +33,7 @@ class IterationStats(TypedDict, total=False):
     reference: tuple[float, float]
     predictions: list[tuple[float, float]]
     foretold: list[tuple[float, float]]  # what older searches call predictions
-    failed: list[dict]
+    failed: list[Written]
     sec_obj: str
 
 
@@ -112,7 +113,8 @@ class SearchFolder:
         if "failed" in stats:
             failed = [(record, file) for record in stats["failed"]]
         else:  # older searches
-            failed = [(read_json(failure), failure) for failure in _failures(file.parent, done)]
+            failures = _failures(file.parent, done)
+            failed = [(_failed(read_json(failure)), failure) for failure in failures]
         search.failed = {_genes_of(record, search.genome, source) for record, source in failed}
         search.add(_recosted(archive_of(stats, search.genome, file), search))
         search.predictions = stats["predictions"]
@@ -129,29 +131,29 @@ class SearchFolder:
         rows = []
         for file in _nets(self.origin) if self.origin else []:
             stats = read_json(file.with_suffix(".stats"), NetStats, "the .stats of a network")
-            rows.append((read_json(file), 100 - stats["top1"], 0.0))
+            rows.append((read_json(file, Written), 100 - stats["top1"], 0.0))
         return _recosted(archive_of({"archive": rows}, search.genome, self.origin), search)
 
-    def stats(self, iteration: int, index: int, record: dict) -> NetStats | None:
+    def stats(self, iteration: int, index: int, record: Written) -> NetStats | None:
         """What an earlier, unfinished run of this iteration measured of this very architecture."""
         subnet, stats = (self._net(iteration, index, suffix) for suffix in (".subnet", ".stats"))
         try:
-            return read_json(stats, NetStats) if read_json(subnet) == record else None
+            return read_json(stats, NetStats) if read_json(subnet, Written) == record else None
         except UserError:  # not there, cut off, or NaN: it is evaluated again
             return None
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def write_stats(self, iteration: int, index: int, record: dict, stats: dict) -> None:
+    def write_stats(self, iteration: int, index: int, record: Written, stats: dict) -> None:
         """Write an evaluated candidate: its architecture, and then what was measured."""
         self._net(iteration, index, ".stats").unlink(missing_ok=True)  # of another architecture
         write_text(self._net(iteration, index, ".subnet"), json.dumps(record) + "\n")
         write_text(self._net(iteration, index, ".stats"), json.dumps(stats) + "\n")
 
-    def write_failure(self, iteration: int, index: int, record: dict, reason: str) -> None:
+    def write_failure(self, iteration: int, index: int, record: Written, reason: str) -> None:
         """Write a candidate that could not be evaluated; it becomes no number in the archive."""
         file = self.path / "failed" / f"it_{iteration}_net_{index}"
-        _write_once(file, {**record, "error": reason})
+        _write_once(file, {"architecture": record, "error": reason})
         print(f"iter_{iteration}/net_{index} failed, see {file}: {reason}", flush=True)
 
     def write_iteration(
@@ -211,7 +213,12 @@ def archive_of(stats: IterationStats, genome: Genome, file: Path) -> list[Record
     return [Record(_genes_of(found, genome, file), error, cost) for found, error, cost in rows]
 
 
-def _genes_of(record: dict, genome: Genome, file: Path) -> tuple[int, ...]:
+def _failed(record: dict) -> Written:
+    """The architecture of a failure; older searches wrote its keys beside the error."""
+    return record.get("architecture", record)
+
+
+def _genes_of(record: Written, genome: Genome, file: Path) -> tuple[int, ...]:
     try:
         return tuple(genome.from_json(record))
     except UserError as error:

@@ -58,7 +58,7 @@ class SupernetAccuracy:
         return cls(kind, supernet, validation, recalibration, context)
 
     def score(self, choice: Choice) -> Score:
-        """The score of one architecture; leaves the supernet in evaluation mode, else as it was."""
+        """The score of one architecture; the supernet is left as it was, but in evaluation mode."""
         forward = self.kind.forward(self.supernet, choice)
         with recalibrated(self.supernet, forward, self.recalibration.epoch(), self.context):
             return evaluate(forward, self.validation, self.context)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import kendalltau
 from torch import Tensor
 
 from model.costs.lookup_table import LookUpTable
@@ -21,6 +20,7 @@ from model.spaces.paths import Architecture
 from model.spaces.registry import parse_architecture, spec_of
 from utils.errors import UserError
 from utils.json_file import read_json
+from utils.statistics import kendall_tau
 
 # Answers of the generator in one forward pass, so that memory stays bounded.
 MOST_AT_ONCE = 2048
@@ -164,7 +164,7 @@ def answers(ready: ReadyGenerator, hardware_loss: HardwareLoss, targets: Tensor)
     return Answers(
         found,
         hardware_loss=float(hardware_loss(costs, targets).sum()),
-        kendall_tau=float(kendalltau(targets, costs).statistic) if len(costs.unique()) > 1 else 0.0,
+        kendall_tau=float(kendall_tau(targets, costs, constant=0.0)),
         mean_miss=float(((costs - targets).abs() / targets).mean()),
         prior_kept=_prior_kept(ready, found),
     )
@@ -215,19 +215,21 @@ class _Row:
     architecture: Any = None
     choices: Any = None
 
-    def read(self) -> Generated:
+    def read(self, kind: str | None) -> Generated:
+        if kind is not None and self.kind not in (None, kind):
+            raise UserError(f"architecture: of kind {self.kind}, not {kind}")
         written = self.choices if self.architecture is None else self.architecture
-        _, architecture = parse_architecture(written, self.kind)
+        _, architecture = parse_architecture(written, self.kind or kind)
         return Generated(self.target, architecture, self.macs_m, self.params_m, self.latency_ms)
 
 
-def read_generated(path: str | Path) -> list[Generated]:
-    """The file that `tools.generate` writes; UserError when it is none."""
+def read_generated(path: str | Path, kind: str | None = None) -> list[Generated]:
+    """The file that `tools.generate` writes; UserError when it is none, or of another `kind`."""
     what = "a list of generated architectures"
     rows = read_json(path, list[_Row], what)
     if not rows:
         raise UserError(f"{path}: the list of architectures is empty")
     try:
-        return [row.read() for row in rows]
+        return [row.read(kind) for row in rows]
     except UserError as error:
         raise UserError(f"{path}: not {what} ({error})") from None

@@ -68,7 +68,10 @@ class ArchitectureGenerator(nn.Module):
 
 
 def _fold(size: int, reach: int, device: torch.device) -> Tensor:
-    """For each of `size` pixels that of a line of 2 `reach` + 1 as far from both ends."""
+    """For each of `size` pixels that of a line of 2 `reach` + 1 as far from both ends.
+
+    With `reach` 3, 9 pixels take 0 1 2 3 3 3 4 5 6: all in the middle are alike.
+    """
     pixels = torch.arange(size, device=device)
     if size <= 2 * reach:
         return pixels

@@ -160,7 +160,7 @@ class GeneratorTraining:
         What was generated for the first of `targets [N]` goes through the supernet, as a mixture,
         or as `sampled_paths` paths; all of them pay for missing their targets.
         """
-        space, recipe, count = self.soft.space, self.recipe, self.recipe.sampled_paths
+        space, recipe, count = self.table.space, self.recipe, self.recipe.sampled_paths
         logits = self.generator(self.pool.nearest(targets), targets)
         paths = seen = space.relax(logits, tau, gumbel)
         if count:  # hard paths, drawn from what was generated for the first target

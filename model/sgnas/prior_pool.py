@@ -100,7 +100,7 @@ class PriorPool:
 
     @classmethod
     def load(cls, path: str | Path, space: PathSpace) -> "PriorPool":
-        """Read the published JSON format; UserError when it holds none of this space."""
+        """Read the published JSON format; UserError if it holds no architectures of this space."""
         L, E, K = space.shape
         rows = read_json(path, dict[str, list[list[float]]], "a prior pool in JSON")
         try:

@@ -1,4 +1,4 @@
-"""Run folders of searches: their config, their supernet, and the generator of a config."""
+"""Run folders of searches: config, supernet, and which generator answers for a config."""
 
 import sys
 from collections.abc import Iterator

@@ -133,7 +133,7 @@ class NetworkSpec:
         self, supernet: str, options: dict, rng: torch.Generator | None = None
     ) -> nn.Module:
         """With the weights of a supernet checkpoint."""
-        raise NotImplementedError
+        raise UserError(f"inherit: networks of kind {self.kind} do not take a supernet's weights")
 
     def to_json(self):
         """The architecture as JSON holds it."""
@@ -234,7 +234,7 @@ class SpaceKind:
 
     def largest(self, supernet: nn.Module) -> nn.Module:
         """The stand-alone network of the largest architecture, with inherited weights."""
-        raise self.cannot("such a supernet is no teacher")
+        return self.extract(supernet, supernet.space.extremes()[1])
 
     def extract(self, supernet: nn.Module, choice: Choice) -> nn.Module:
         """The stand-alone network of an architecture, with inherited weights."""
@@ -266,7 +266,7 @@ class SpaceKind:
         labels: Tensor,
         rng: torch.Generator,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The passes of a warm-up step: logits and targets of each of `count` architectures."""
+        """The passes of a warm-up step: logits and targets for each of `count` architectures."""
         raise NotImplementedError
 
     def soft(self, supernet: nn.Module) -> nn.Module:

@@ -7,12 +7,13 @@ A *path* is a float tensor `[L, E, K]` whose rows sum to 1 over K: one-hot when 
 soft. Layers may differ in sub-blocks and choices; E and K are the largest of all layers, and the
 masks say which entries a layer really has. A sub-block that a layer lacks can only skip.
 
-A space needs `names`, `mask` and `cost_terms`; all else here has a default. Source: Huang and Chu,
-"Searching by Generating", CVPR 2021, section 3.
+A space needs `names`, `mask` and `cost_terms`, a supernet `stem` and `mix`; all else here has a
+default. Source: Huang and Chu, "Searching by Generating", CVPR 2021, section 3.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import ClassVar
 
@@ -21,8 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.costs.lookup_table import CostTerms, LookUpTable
+from model.costs.lookup_table import NEGLIGIBLE, CostTerms, LookUpTable
+from model.layers.blocks import new_classifier
 from model.spaces.contracts import CostTable, Design, Forward, Genes, NetworkSpec, SpaceKind
+from utils import checkpoint
 from utils.config import Config
 from utils.engine import DeviceContext
 from utils.errors import UserError
@@ -118,7 +121,7 @@ class PathSpace:
         return torch.ones(self.shape[0], dtype=torch.bool)
 
     def least_active(self, min_expansion: int) -> Tensor:
-        """int64 `[L]`: fewest active sub-blocks of a layer, asked for `min_expansion`."""
+        """int64 `[L]`: fewest active sub-blocks of each layer, where `min_expansion` are wanted."""
         return torch.zeros(self.shape[0], dtype=torch.long)
 
     def active(self, path: Tensor) -> Tensor:
@@ -185,9 +188,7 @@ class PathSpace:
         """
         if rng is not None:
             exponential = torch.empty(logits.shape).exponential_(generator=rng)
-            logits = (
-                logits - exponential.to(logits).log()
-            )  # minus the log of Exp(1) is Gumbel noise
+            logits = logits - exponential.to(logits).log()  # -log Exp(1) is Gumbel noise
         masked = (logits / temperature).masked_fill(~self.mask.to(logits.device), float("-inf"))
         return masked.softmax(dim=-1)
 
@@ -199,7 +200,7 @@ class PathSpace:
     # -- architectures ---------------------------------------------------------------------------
 
     def encode(self, architecture: Architecture) -> Tensor:
-        """The one-hot path `[L, E, K]` of an architecture; UserError if the space has no such."""
+        """The one-hot path `[L, E, K]` of an architecture; UserError if it is of another space."""
         self.check(architecture)
         index = torch.full(self.shape[:2], self.shape[2] - 1)
         for layer, row in enumerate(architecture.choices):
@@ -266,7 +267,105 @@ def shuffles(batch: tuple[int, ...], lengths: Tensor, rng: torch.Generator) -> T
     return keys.masked_fill(torch.arange(widest) >= lengths[..., None], 2.0).argsort(dim=-1)
 
 
-# -- networks and genes --------------------------------------------------------------------------
+# -- networks ------------------------------------------------------------------------------------
+
+Shares = list[list[list[float | Tensor]]]  # how much each choice counts, [L][E][K]; of a path
+
+
+def mixture(
+    x: Tensor,
+    row: list[float | Tensor],
+    names: Sequence[int | str],
+    operation: Callable[[int | str], Callable[[Tensor], Tensor]],
+) -> Tensor | None:
+    """The sum of share * operation(name)(x) over the choices of a sub-block; None for skip alone.
+
+    `row [K]` holds the shares. A share that learns is computed even when it is negligible, since
+    it may have to grow from nothing.
+    """
+    pairs = zip(names, row, strict=False)  # skip, the last, gives nothing
+    counted = [(n, p) for n, p in pairs if isinstance(p, Tensor) or p > NEGLIGIBLE]
+    parts = [(operation(name)(x), share) for name, share in counted]
+    parts = [y if isinstance(share, float) and share == 1 else share * y for y, share in parts]
+    return sum(parts) if parts else None
+
+
+class PathSupernet(nn.Module):
+    """`supernet(images [B, 3, H, W], path [L, E, K]) -> logits [B, classes]` of a hard path."""
+
+    space: PathSpace
+    network_type: type[nn.Module]  # of its stand-alone networks
+    stem: Callable[[Tensor], Tensor]  # images -> features that all paths share
+
+    def mix(self, features: Tensor, shares: Shares) -> Tensor:
+        """Logits `[B, classes]` of a path, hard or soft, from the features of `stem`."""
+        raise NotImplementedError
+
+    def classify(self, features: Tensor, path: Tensor) -> Tensor:
+        """Logits `[B, classes]` of a hard path from the features of `stem`."""
+        return self.mix(features, hard_rows(path))
+
+    def forward(self, images: Tensor, path: Tensor) -> Tensor:
+        return self.classify(self.stem(images), path)
+
+    @torch.no_grad()
+    def extract(self, path: Tensor, **options) -> nn.Module:
+        """The stand-alone network of a hard path, which inherits the weights of the same keys.
+
+        It equals the supernet in evaluation mode.
+        """
+        network = self.network_type(self.space, self.space.decode(path), **options)
+        ours = self.state_dict()
+        network.load_state_dict({key: ours[key] for key in network.state_dict()})
+        return network.to(next(self.parameters()).device).train(self.training)
+
+
+class PathNetwork(nn.Module):
+    """`network(images [B, 3, H, W]) -> logits [B, classes]` of one architecture.
+
+    A subclass names its layers after it, `class Network(PathNetwork, Layers)`. They have `stem`,
+    `mix` and `classifier`, and are built by `Layers(space, choices of each layer, rng)`.
+    """
+
+    def __init__(
+        self,
+        space: PathSpace,
+        architecture: Architecture,
+        rng: torch.Generator | None = None,
+        **options,
+    ):
+        super().__init__(space, architecture.kernels, rng, **options)
+        self.shares: Shares = space.encode(architecture).tolist()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.mix(self.stem(images), self.shares)
+
+    def reset_classifier(self, classes: int, rng: torch.Generator) -> None:
+        """A new classifier at random, N(0, 0.01), for `classes`."""
+        self.classifier = new_classifier(self.classifier, classes, rng)
+
+
+class SoftPathSupernet(nn.Module):
+    """`soft(images, path) -> logits`: the supernet, differentiable in the path alone.
+
+    Each batch is normalised by its own statistics. The running ones are those of all paths
+    together, with which a single path scores unlike it does once its batch norms are re-estimated:
+    here that gap would be what is learned.
+    """
+
+    def __init__(self, supernet: PathSupernet):
+        super().__init__()
+        assert not supernet.training, "soft paths run in evaluation mode: call eval() first"
+        self.space = supernet.space
+        self.supernet = copy.deepcopy(supernet).requires_grad_(False).train()
+        for module in self.supernet.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.0  # nothing is learned of the batches
+
+    def forward(self, images: Tensor, path: Tensor) -> Tensor:
+        soft = path.requires_grad
+        shares = [[list(row) for row in layer] for layer in path] if soft else path.tolist()
+        return self.supernet.mix(self.supernet.stem(images), shares)
 
 
 @dataclass(frozen=True)
@@ -275,13 +374,28 @@ class PathSpec(NetworkSpec):
 
     space: PathSpace
     architecture: Architecture
+    supernet_type: ClassVar[type[PathSupernet]]
 
     @property
     def macs_m(self) -> float:
         return float(LookUpTable(self.space)(self.space.encode(self.architecture)))
 
+    def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
+        return self.supernet_type.network_type(self.space, self.architecture, **options, rng=rng)
+
+    def inherited(
+        self, supernet: str, options: dict, rng: torch.Generator | None = None
+    ) -> nn.Module:
+        source = self.supernet_type(self.space)
+        state = checkpoint.weights(checkpoint.load(supernet), supernet)
+        checkpoint.load_into(source, state, supernet)
+        return source.extract(self.space.encode(self.architecture), **options, rng=rng)
+
     def to_json(self) -> list:
         return [list(row) for row in self.architecture.choices]
+
+
+# -- genes ---------------------------------------------------------------------------------------
 
 
 class PathGenome:
@@ -356,30 +470,25 @@ class PathGenome:
         return self.of_paths(self.space.encode(architecture)[None])[0].tolist()
 
 
-class PathSupernet(nn.Module):
-    """`supernet(images [B, 3, H, W], path [L, E, K]) -> logits [B, classes]` of a hard path."""
-
-    space: PathSpace
-
-    def stem(self, images: Tensor) -> Tensor:
-        """Features that all paths share."""
-        raise NotImplementedError
-
-    def classify(self, features: Tensor, path: Tensor) -> Tensor:
-        """Logits `[B, classes]` of a hard path from the features of `stem`."""
-        raise NotImplementedError
-
-    def forward(self, images: Tensor, path: Tensor) -> Tensor:
-        return self.classify(self.stem(images), path)
+# -- the kind ------------------------------------------------------------------------------------
 
 
 class PathKind(SpaceKind):
     """What all kinds of path spaces share: they are warmed up by single paths, and generated."""
 
-    has_generator = True
+    has_generator, paper = True, "sgnas"
     space_type: type[PathSpace]
     genome_type: type[PathGenome] = PathGenome
     spec_type: type[PathSpec]
+
+    def space(self, config: Config) -> PathSpace:
+        """Its fields are those of `keys`, image_size and classes of the config where they lack."""
+        config.require("low_flops", "high_flops")
+        given = {"image_size": config.input_size, "classes": config.classes}
+        given |= asdict(self.space_keys(config))
+        return self.space_type(
+            **{field.name: given[field.name] for field in fields(self.space_type)}
+        )
 
     def space_from_dict(self, record: dict) -> PathSpace:
         return as_type(record, self.space_type, "space", f"a space of kind {self.name}")
@@ -388,6 +497,19 @@ class PathKind(SpaceKind):
         if config.cost == "flops":
             return LookUpTable(space)
         raise self.cannot(f"cost: {config.cost}: latency tables are for other kinds of space")
+
+    # -- supernets -------------------------------------------------------------------------------
+
+    def supernet(self, space: PathSpace, config: Config, rng: torch.Generator) -> PathSupernet:
+        return self.spec_type.supernet_type(space, rng)
+
+    def supernet_of_checkpoint(self, path: str, payload: dict) -> PathSupernet:
+        supernet = self.spec_type.supernet_type(self.space_from_dict(payload["space"]))
+        checkpoint.load_into(supernet, checkpoint.weights(payload, path), path)
+        return supernet
+
+    def soft(self, supernet: PathSupernet) -> nn.Module:
+        return SoftPathSupernet(supernet)
 
     def forward(self, supernet: PathSupernet, choice: Tensor) -> Forward:
         return lambda images: supernet(images, choice)
@@ -417,6 +539,8 @@ class PathKind(SpaceKind):
             yield logits, labels
         if shared.grad is not None:  # a path may connect nothing to its output
             features.backward(shared.grad)
+
+    # -- architectures ---------------------------------------------------------------------------
 
     def parse(self, record) -> Architecture:
         """From rows of choices, or from {"choices": rows}, as older archives have it."""

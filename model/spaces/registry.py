@@ -201,7 +201,7 @@ def upgraded(record: dict) -> dict:
 
 
 def parse_architecture(record, kind: str | None = None) -> tuple[SpaceKind, Any]:
-    """The architecture of a JSON form, by its kind or by the first kind that reads it."""
+    """Kind and architecture of a JSON form; of older files, the first kind that reads it."""
     kinds = [kind_named(kind, "kind")] if kind else KINDS.values()
     for candidate in kinds:
         with suppress(UserError):

@@ -13,7 +13,7 @@ from PIL import Image
 import train_cifar
 import validate
 from model.trained import open_own
-from tests.test_stages import refused
+from tests.support import refused, run
 from tools import adapt
 from tools.reporting.run_results import read_run
 from utils.data import class_names, load_dataset, load_test_images
@@ -42,7 +42,7 @@ def painted(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(searched) -> Path:
     """The checkpoint of a network that was trained on digits."""
-    train_cifar.main(["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--title", "net"])
+    run(train_cifar.main, "--cfg", searched / "tiny.yml", "--flops 0.15 --title net")
     return searched / "logs" / "net" / "checkpoints" / "last.pth"
 
 
@@ -94,9 +94,9 @@ def test_folders_with_parts_are_as_they_were(tmp_path):
 # -- adapting --------------------------------------------------------------------------------------
 
 
-def adapted(folder: Path, trained: Path, data: Path, *more) -> dict:
-    options = ["--title", "mine", "--set", f"log_dir={folder}"]
-    adapt.main(["--checkpoint", str(trained), "--data", str(data), *more, *options])
+def adapted(folder: Path, trained: Path, data: Path, more: str = "") -> dict:
+    line = f"--checkpoint {trained} --data {data} {more} --title mine --set log_dir={folder}"
+    run(adapt.main, line)
     return json.loads((folder / "mine" / "result.json").read_text())
 
 
@@ -110,7 +110,7 @@ def test_a_network_learns_colours_and_its_checkpoint_says_all(trained, painted, 
     assert record["provenance"]["classes"] == ["blue", "green", "red"]
     methods = {one.method for one in read_run(tmp_path / "mine", "mine").found}
     assert methods == {"fine-tuned from another data set"}
-    validate.main(["--checkpoint", result["checkpoint"], "--json"])
+    run(validate.main, "--checkpoint", result["checkpoint"], "--json")
     scored = json.loads(capsys.readouterr().out)
     assert scored["top1"] == result["top1"]
     assert scored["images"] == len(load_dataset("imagefolder", str(painted), 16, 3).test.labels)
@@ -129,21 +129,21 @@ def test_all_except_the_classifier_starts_as_it_was(trained, painted, tmp_path):
 
 
 def test_what_is_finished_is_not_trained_again(trained, painted, tmp_path):
-    first = adapted(tmp_path, trained, painted, "--epochs", "2")
+    first = adapted(tmp_path, trained, painted, "--epochs 2")
     before = (tmp_path / "mine" / "metrics.jsonl").read_bytes()
-    assert adapted(tmp_path, trained, painted, "--epochs", "2") == first
+    assert adapted(tmp_path, trained, painted, "--epochs 2") == first
     assert (tmp_path / "mine" / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_the_same(trained, painted, tmp_path):
-    first = adapted(tmp_path, trained, painted, "--epochs", "2")
+    first = adapted(tmp_path, trained, painted, "--epochs 2")
     for file in [*(tmp_path / "mine").glob("checkpoints/*"), tmp_path / "mine" / "result.json"]:
         file.unlink()
-    assert adapted(tmp_path, trained, painted, "--epochs", "2") == first
+    assert adapted(tmp_path, trained, painted, "--epochs 2") == first
 
 
 def test_few_images_are_enough_and_one_class_is_not(trained, tmp_path, capsys):
-    result = adapted(tmp_path, trained, paint(tmp_path / "few", 2), "--epochs", "1")
+    result = adapted(tmp_path, trained, paint(tmp_path / "few", 2), "--epochs 1")
     assert result["epochs"] == 1
     one = paint(tmp_path / "one", 3)
     for name in ("green", "blue"):
@@ -152,15 +152,15 @@ def test_few_images_are_enough_and_one_class_is_not(trained, tmp_path, capsys):
 
 
 def test_larger_images_are_read_from_disk(trained, painted, tmp_path):
-    result = adapted(tmp_path, trained, painted, "--epochs", "1", "--img-size", "72")
+    result = adapted(tmp_path, trained, painted, "--epochs 1 --img-size 72")
     own = open_own(Path(result["checkpoint"]))
     assert own.image_size == 72
     assert result["macs_m_counted"] > 10 * result["macs_m"]  # the table's are those of 16 pixels
 
 
 def test_a_dry_run_writes_nothing(trained, painted, tmp_path, capsys):
-    where = ["--set", f"log_dir={tmp_path / 'logs'}"]
-    adapt.main(["--checkpoint", str(trained), "--data", str(painted), "--dry-run", *where])
+    line = f"--checkpoint {trained} --data {painted} --dry-run --set log_dir={tmp_path / 'logs'}"
+    run(adapt.main, line)
     assert "100 epochs of 4 steps: about" in capsys.readouterr().out
     assert not (tmp_path / "logs").exists()
 

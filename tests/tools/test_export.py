@@ -14,14 +14,16 @@ from torch import nn
 
 import train_cifar
 from model.layers.bn_folding import folded, plain
+from model.spaces.elastic.net_config import net_config
 from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.nasbench201.space import CellSpace
 from model.spaces.nasbench201.supernet import CellNetwork
+from model.spaces.registry import load_spec, spec_of_record
 from model.spaces.unified.network import SubNet
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from tests.conftest import SMALL_SPACES, mixed_space, rng
-from tests.test_stages import refused
+from tests.support import SMALL_ELASTIC, refused
 from tools import export
 from tools.formats import onnx_file, program_file, timm_module
 from tools.formats.same_logits import Compared
@@ -29,10 +31,6 @@ from utils.errors import UserError
 from utils.images import ImageData
 
 with_onnx = partial(pytest.importorskip, reason="needs onnx and onnxruntime")
-ELASTIC = ElasticSpace(
-    stages=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True),
-    head=(32, 40), stem_stride=1, depths=(1, 2), resolutions=(16, 20), classes=5,
-)  # fmt: skip
 CELLS = CellSpace(channels=4, cells=1, image_size=10, classes=5)  # 10, 5 and 3 pixels
 
 
@@ -74,8 +72,9 @@ def unified(space: UnifiedSpace, **options) -> list[nn.Module]:
 
 
 def elastic() -> list[nn.Module]:
-    genes = [*ELASTIC.extremes(), *ELASTIC.sample(3, np.random.default_rng(2))]
-    return [lively(MobileNetV3.of(ELASTIC, ELASTIC.decode(row)), 16) for row in genes]
+    space = SMALL_ELASTIC
+    genes = [*space.extremes(), *space.sample(3, np.random.default_rng(2))]
+    return [lively(MobileNetV3.of(space, space.decode(row)), 16) for row in genes]
 
 
 def cells() -> list[nn.Module]:
@@ -338,7 +337,8 @@ def test_a_checkpoint_becomes_a_verified_onnx_file(command, trained, tmp_path, c
     [file] = (tmp_path / "out").iterdir()
     assert file.name == "net.onnx"
     about = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
-    assert json.loads(about["architecture"])["kind"] == "subnet"
+    stored, _ = load_spec(trained / "architecture.json")
+    assert spec_of_record(json.loads(about["architecture"])) == stored
     assert (about["image_size"], about["classes"], about["dataset"]) == ("16", "10", "digits")
     assert len(json.loads(about["mean"])) == len(json.loads(about["std"])) == 3
 
@@ -434,7 +434,7 @@ def test_weights_that_know_no_architecture_are_described_by_a_config(
 def test_a_net_config_with_its_weights(tmp_path, capsys):
     network = elastic()[0]
     torch.save(network.state_dict(), tmp_path / "net.inherited")
-    (tmp_path / "net.config").write_text(json.dumps(network.config()))
+    (tmp_path / "net.config").write_text(json.dumps(net_config(network)))
     weights = ["--model", f"{tmp_path}/net.config", "--pretrained", f"{tmp_path}/net.inherited"]
     data = ["--img-size", "16", "--dataset", "cifar10", "--data", "nowhere"]
     line = [*weights, *data, "--format", "timm", "--out", f"{tmp_path}/small_net.py"]

@@ -9,9 +9,9 @@ import torch
 import msunas
 import train_cifar
 from model.ranking.score_file import ScoreFile
-from model.sgnas import supernet_scores
-from model.spaces.registry import build_cost_table, build_space
-from model.spaces.unified.space import Architecture
+from model.ranking.supernet_accuracy import SupernetAccuracy
+from model.spaces.paths import Architecture
+from model.spaces.registry import open_problem
 from tools import rank
 from utils.config import load_config
 from utils.errors import UserError
@@ -21,8 +21,7 @@ RECIPE = ("--set", "epochs=1", "optim_state.lr=0.05")
 
 @pytest.fixture
 def table(searched):
-    config = load_config(searched / "tiny.yml")
-    return build_cost_table(config, build_space(config))
+    return open_problem(load_config(searched / "tiny.yml")).table
 
 
 def test_more_random_architectures_begin_with_the_same(table):
@@ -92,11 +91,11 @@ def test_networks_are_trained_once_and_all_numbers_may_grow(
         *[("random", 0), ("random", 1)] * 2,
     ]
     assert all(line["target"] == 0.15 for line in answers)
-    assert answers[0]["choices"] == answers[1]["choices"]
+    assert answers[0]["architecture"] == answers[1]["architecture"]
     assert answers[0]["supernet_top1"] == answers[1]["supernet_top1"]
 
     monkeypatch.setattr(rank, "train_from_scratch", None)  # nothing is left to train
-    monkeypatch.setattr(supernet_scores, "top1_of_all", None)  # nor to score
+    monkeypatch.setattr(SupernetAccuracy, "top1_of_all", None)  # nor to score
     assert trained(searched, tmp_path, *more) == lines
     assert ", left" not in capsys.readouterr().out
 
@@ -109,7 +108,7 @@ def test_a_network_is_what_train_cifar_trains(searched, tmp_path):
     result = json.loads((tmp_path / "same" / "result.json").read_text())
     assert result["top1"] == line["test_top1"]
     stored = json.loads((folder / "architecture.json").read_text())
-    assert Architecture.of(line["choices"]) == Architecture.of(stored["choices"])
+    assert line["architecture"] == stored["architecture"]
 
 
 def test_the_evolved_answer_is_the_best_of_what_is_allowed(searched, evolution, table):
@@ -118,7 +117,7 @@ def test_the_evolved_answer_is_the_best_of_what_is_allowed(searched, evolution, 
     target = sorted(cost for _, _, cost in rows)[len(rows) // 2]
     found = table.space.decode(rank.evolved(target, table, args))
     least = min(error for _, error, cost in rows if cost <= target)
-    best = [Architecture.of(record["choices"]) for record, error, _ in rows if error == least]
+    best = [Architecture.of(record) for record, error, _ in rows if error == least]
     assert found in best
 
 
@@ -161,7 +160,7 @@ def test_a_folder_of_before_is_resumed(searched, tmp_path, monkeypatch):
     (tmp_path / "supernet.json").write_text(json.dumps({**by, "top1": top1}))
     content = file.read_text()
     file.unlink()
-    monkeypatch.setattr(supernet_scores, "top1_of_all", None)
+    monkeypatch.setattr(SupernetAccuracy, "top1_of_all", None)
     assert trained(searched, tmp_path, "--count", "2") == lines
     assert file.read_text() == content
 

@@ -11,11 +11,11 @@ import torch
 import train_cifar
 import validate
 from model.sgnas.runs import find_generator, run_config, supernet_of
-from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, save_elastic_architecture
-from model.spaces.registry import build_supernet, load_spec, load_supernet
+from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace
+from model.spaces.registry import load_spec, open_problem, save_spec, spec_of
 from model.trained import open_own
 from model.training.from_scratch import ScratchTraining
-from tests.test_stages import refused
+from tests.support import refused
 from tools import draw, release, report
 from tools.reporting import figures
 from utils import checkpoint
@@ -64,7 +64,7 @@ def test_a_released_search_generates_what_the_search_did(searched, released):
     answers = [find_generator(run_config(run), run).logits(targets) for run in runs]
     assert torch.allclose(*answers, rtol=0.02, atol=0.01)
     config = run_config(released / "tiny")
-    load_supernet(build_supernet(config), str(supernet_of(released / "tiny")))
+    open_problem(config).trained_supernet(config, str(supernet_of(released / "tiny")))
     assert str(searched) not in (released / "tiny" / "config.yml").read_text()
 
 
@@ -143,7 +143,7 @@ def test_elastic_networks_are_drawn_as_high_as_their_expansion_ratios(tmp_path):
     stages = {"stages": (16, 24), "strides": (1, 2), "activations": ("relu", "h_swish")}
     more = {"se": (False, True), "head": (32, 40), "resolutions": (24,), "depths": (1,)}
     space = ElasticSpace(**stages, **more)
-    save_elastic_architecture(tmp_path / "architecture.json", space, architecture, {}, {})
+    save_spec(tmp_path / "architecture.json", spec_of(space, architecture), {}, {})
     draw.main([str(tmp_path / "architecture.json"), "--out", str(tmp_path / "net.svg")])
     texts = re.findall(r">([^<>]+)</text>", (tmp_path / "net.svg").read_text())
     assert texts[-2:] == ["3x3", "7x7"]

@@ -13,11 +13,11 @@ import pytest
 
 import msunas
 import train_cifar
-from model.spaces.elastic.space import ElasticArchitecture
+from model.spaces.elastic.kind import ElasticKind, ElasticSpec
+from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace
 from model.spaces.paths import Architecture
 from tools import report
 from tools.reporting import figures, pictures
-from tools.reporting.design import design_of
 from tools.reporting.figures import COLOURS, INK
 from tools.reporting.rank_tables import RankedTraining
 from tools.reporting.run_results import read_run
@@ -139,7 +139,8 @@ def test_an_architecture_has_as_many_bars_of_each_kernel_as_sub_blocks():
 
 
 def test_a_block_is_as_high_as_its_expansion_ratio():
-    design = design_of(ElasticArchitecture((3, 7, 5, 3), (6, 3, 4, 6), (1, 3), 40))
+    architecture = ElasticArchitecture((3, 7, 5, 3), (6, 3, 4, 6), (1, 3), 40)
+    design = ElasticKind().design_of(ElasticSpec(ElasticSpace(), architecture))
     assert design.stages == (((3, 6),), ((7, 3), (5, 4), (3, 6)))
     figure = figures.blocks(design.stages)
     assert painted(figures.svg(figure, "a", "")) == {"k3": 2, "k5": 1, "k7": 1}
@@ -293,7 +294,7 @@ def test_pictures_are_those_of_the_architectures(searched, tmp_path):
     run = searched / "logs" / "tiny"
     page = made(run, out=tmp_path / "report.html")
     rows = json.loads((run / "architectures.json").read_text())
-    found = [Architecture.of(row["choices"]) for row in rows]
+    found = [Architecture.of(row["architecture"]) for row in rows]
     cards = [attributes for attributes, _ in page.all("figure") if "id" in attributes]
     assert len(cards) == len(set(found))
     text = (tmp_path / "report.html").read_text()
@@ -342,7 +343,9 @@ def ranking(folder, dataset: str = "digits") -> None:
     for i, (cost, kernel) in enumerate(((4.0, 3), (3.0, 5), (2.0, 7), (1.0, None))):
         given = ("random", None, f"n{i}", cost, 0.1, 1, 0.1, 8, 50.0 + i)
         choices = ((3, 5, None, 7), (kernel, None, None, 3))
-        lines += [RankedTraining(*given, seed, 90.0 + i + seed, choices) for seed in (0, 1)]
+        lines += [
+            RankedTraining(*given, seed, 90.0 + i + seed, "unified", choices) for seed in (0, 1)
+        ]
     text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
     (folder / "results.jsonl").write_text(text)
 

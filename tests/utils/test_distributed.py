@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from functools import partial
 
 import pytest
@@ -14,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import search
-from model.sgnas.warm_up import path_logits, supernet_payload
-from model.spaces.registry import open_problem
+from model.sgnas.warm_up import supernet_payload
+from model.spaces.registry import KINDS, open_problem
 from model.spaces.unified.supernet import UnifiedSupernet
-from tests.conftest import TESTS, TINY_CONFIG, mixed_space, rng
-from tests.utils.test_recipe import CPU, Batches, recipe_of
+from tests.conftest import TESTS, mixed_space, rng
+from tests.support import CPU, Batches, recipe_of, torchrun, trained, wait_for
 from tests.worlds import in_world
 from utils import checkpoint, distributed
 from utils.config import load_config
@@ -118,9 +116,8 @@ def supernet_steps(steps: int, lr: float) -> dict:
     recipe = recipe_of(supernet, lr=lr)
     recipe.optimizer.param_groups[0]["momentum"] = 0.9
     batches = MemoryLoader(images(8 * steps), 8, PLAIN, Augmentation(0, False), seed=3)
-    meter = EpochMeter()
-    with Progress("test", len(batches)) as progress:
-        train_epoch(partial(path_logits, supernet, 4, CPU), recipe, batches, 0, meter, progress)
+    forwards = partial(KINDS["unified"].passes, supernet, 4, "fair", CPU)
+    meter = trained(forwards, batches, recipe)
     own = {key: value.clone() for key, value in supernet.state_dict().items() if "running" in key}
     average_norms(supernet)
     gradients = {name: p.grad.clone() for name, p in supernet.named_parameters()}
@@ -207,19 +204,6 @@ def test_a_batch_that_cannot_be_shared_is_named(tmp_path):
 # -- whole stages ----------------------------------------------------------------------------------
 
 
-def torchrun(processes: int, folder, *command, restarts: int = 0) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
-    launcher = f"-m torch.distributed.run --nproc_per_node={processes} --standalone".split()
-    return subprocess.Popen(
-        [sys.executable, *launcher, f"--max-restarts={restarts}", *map(str, command)],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def ended(run: subprocess.Popen) -> str:
     """What a run says that must end well."""
     said = run.communicate(timeout=300)[0]
@@ -228,8 +212,7 @@ def ended(run: subprocess.Popen) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=tmp_path / "logs"))
+def folder(tmp_path, tiny_config):
     found = {"target": 0.15, "macs_m": 0.15, "params_m": 0.01}
     found["choices"] = [[3, 5, None, None, None, None]] * 2
     (tmp_path / "found.json").write_text(json.dumps([found]))
@@ -313,10 +296,3 @@ def test_a_killed_worker_is_replaced(folder):
     os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
     ended(run)
     assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never came"
-        time.sleep(0.02)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.utils.test_recipe import CPU, Batches
+from tests.support import CPU, Batches
 from utils.engine import evaluate
 
 

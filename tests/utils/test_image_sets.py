@@ -1,6 +1,5 @@
 """The published sets of images, read from tiny archives that are laid out as the real ones."""
 
-import pickle
 import shutil
 
 import numpy as np
@@ -11,6 +10,7 @@ from scipy.io import savemat
 from torchvision.transforms import v2
 
 from tests.conftest import rng
+from tests.support import write_cifar, write_cifar10
 from tests.utils.test_data import write_folder
 from utils.data import load_dataset, load_test_images
 from utils.errors import UserError
@@ -18,37 +18,13 @@ from utils.image_sets import IMAGE_SETS
 from utils.images import EncodedImages, ImageData, evaluation_steps
 from utils.loader import Augmentation, Normalisation, loader, training_transform
 
+pytestmark = pytest.mark.usefixtures("any_checksum")
 PLAIN = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-@pytest.fixture(autouse=True)
-def any_checksum(monkeypatch):
-    """Our archives are tiny; their checksums are not those of the real ones."""
-    import torchvision.datasets as sets
-
-    for module in (sets.cifar, sets.stl10, sets.flowers102):
-        monkeypatch.setattr(module, "check_integrity", lambda path, md5=None: True)
 
 
 def picture(path, shade: int, size=(40, 30)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((size[1], size[0], 3), shade, np.uint8)).save(path)
-
-
-def write_cifar(root, classes: int, folder: str, parts: dict[str, int], key: str) -> None:
-    for name, count in parts.items():
-        labels = [i % classes for i in range(count)]
-        pixels = np.repeat(np.array(labels, np.uint8)[:, None], 3072, axis=1)
-        (root / folder).mkdir(exist_ok=True)
-        (root / folder / name).write_bytes(pickle.dumps({"data": pixels, key: labels}))
-    meta, key = ("batches.meta", "label_names") if classes == 10 else ("meta", "fine_label_names")
-    (root / folder / meta).write_bytes(pickle.dumps({key: [str(i) for i in range(classes)]}))
-
-
-def write_cifar10(root):
-    parts = {**{f"data_batch_{i}": 10 for i in range(1, 6)}, "test_batch": 20}
-    write_cifar(root, 10, "cifar-10-batches-py", parts, "labels")
-    return 50, 20
 
 
 def write_cifar100(root):

@@ -102,9 +102,9 @@ def grouped(
     return {name: np.array([*map(point, own)], dtype=np.float64) for name, own in groups.items()}
 
 
-def measured(found: Iterable[Found], kind: str) -> list[Found]:
-    """Those whose cost and accuracy are known; `kind` is validation or test."""
-    return [one for one in found if None not in (one.cost, getattr(one, kind))]
+def measured(found: Iterable[Found], on: str) -> list[Found]:
+    """Those whose cost and accuracy are known; `on` is validation or test."""
+    return [one for one in found if None not in (one.cost, getattr(one, on))]
 
 
 def miss_pictures(run: RunResults, draw: Drawing) -> Iterable[Picture]:
@@ -123,26 +123,26 @@ def miss_pictures(run: RunResults, draw: Drawing) -> Iterable[Picture]:
     yield Picture(draw(figures.misses(series, unit), label), caption)
 
 
-def accuracy_pictures(found: list[Found], kind: str, draw: Drawing) -> list[Picture]:
-    """A picture for each data set and kind of cost; `kind` is validation or test, never both."""
-    found = measured(found, kind)
+def accuracy_pictures(found: list[Found], on: str, draw: Drawing) -> list[Picture]:
+    """A picture for each data set and kind of cost; `on` is validation or test, never both."""
+    found = measured(found, on)
     # if there is only one data set, results that do not record theirs are of it, too
     several = len({one.data for one in found} - {""}) > 1
     groups = group_by(found, lambda one: (one.axis, several and one.data))
-    return [accuracy_picture(own, kind, several, draw) for own in groups.values()]
+    return [accuracy_picture(own, on, several, draw) for own in groups.values()]
 
 
-def accuracy_picture(found: list[Found], kind: str, several: bool, draw: Drawing) -> Picture:
+def accuracy_picture(found: list[Found], on: str, several: bool, draw: Drawing) -> Picture:
     """Top-1 against cost; the title names the data set where there are `several`."""
-    axis, best = found[0].axis, max(getattr(one, kind) for one in found)
-    series = grouped(found, method_names(found), lambda one: (one.cost, getattr(one, kind)))
+    axis, best = found[0].axis, max(getattr(one, on) for one in found)
+    series = grouped(found, method_names(found), lambda one: (one.cost, getattr(one, on)))
     counts = "; ".join(f"{name}: {len(points)}" for name, points in series.items())
     what = f"Top-1 against {axis}"
     if several:
         what += f", on {found[0].data or 'a data set not recorded'}"
     picture = draw(figures.fronts(series, axis), f"{what}. {counts}. The best has {best:.2f} %")
     caption = f"{what}. A line is the Pareto front of its method. Points: {counts}."
-    if kind == "validation" and len({one.run for one in found}) > 1:
+    if on == "validation" and len({one.run for one in found}) > 1:
         caption += " Runs may differ in their held-out images and supernets."
     return Picture(picture, caption)
 
@@ -242,10 +242,10 @@ def gallery(found: list[Found], draw: Drawing) -> tuple[list[Card], int]:
 def best_of(found: list[Found]) -> set[Found]:
     """Those that were generated or trained, and the front of every method."""
     wanted = {one for one in found if one.method.startswith(("generated", *TRAINED))}
-    for kind in ("validation", "test"):
-        groups = group_by(measured(found, kind), lambda one: (one.method, one.run, one.axis))
+    for on in ("validation", "test"):
+        groups = group_by(measured(found, on), lambda one: (one.method, one.run, one.axis))
         for own in groups.values():
-            points = np.array([(one.cost, getattr(one, kind)) for one in own])
+            points = np.array([(one.cost, getattr(one, on)) for one in own])
             wanted |= {own[index] for index in figures.front(points)}
     return wanted
 
@@ -258,9 +258,9 @@ def card(number: int, design: Design, own: list[Found], draw: Drawing) -> Card:
         targets = [f"{one.target:g}" for one in own if one.method == method and one.target]
         targets = ", ".join(dict.fromkeys(targets))
         facts.append(f"{method} for {targets}" if targets else method)
-    for kind in ("validation", "test"):
-        known = [getattr(one, kind) for one in own if getattr(one, kind) is not None]
-        facts += [f"{kind} top-1 {top1:.2f} %" for top1 in known]
+    for on in ("validation", "test"):
+        known = [getattr(one, on) for one in own if getattr(one, on) is not None]
+        facts += [f"{on} top-1 {top1:.2f} %" for top1 in known]
     if design.resolution:
         facts.append(f"{design.resolution} x {design.resolution} pixels")
     picture, width = None, 0.0

@@ -118,7 +118,7 @@ class ElasticKind(SpaceKind):
         return ElasticSupernet(space, rng)
 
     def supernet_of_checkpoint(self, path: str, payload: dict) -> ElasticSupernet:
-        """That of a checkpoint of ours, or of a published one, which shows its width."""
+        """Of a checkpoint of ours, which says its space, or a published one, by its width."""
         state = from_published(checkpoint.weights(payload, path))
         if "space" in payload:
             space = self.space_from_dict(payload["space"])
@@ -127,9 +127,6 @@ class ElasticKind(SpaceKind):
         supernet = ElasticSupernet(space)
         checkpoint.load_into(supernet, state, path)
         return supernet.eval()
-
-    def largest(self, supernet: ElasticSupernet) -> nn.Module:
-        return self.extract(supernet, supernet.space.extremes()[1])
 
     def extract(self, supernet: ElasticSupernet, genes: Genes) -> MobileNetV3:
         return supernet.extract(supernet.space.decode(genes))

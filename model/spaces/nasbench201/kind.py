@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.spaces.contracts import Design, Genes
+from model.spaces.contracts import Design, Genes, SpaceKind
 from model.spaces.nasbench201.benchmark_table import CellTable
 from model.spaces.nasbench201.keys import CellKeys
 from model.spaces.nasbench201.space import CellSpace, from_string, to_string
-from model.spaces.nasbench201.supernet import CellNetwork, CellSupernet, SoftCellSupernet
+from model.spaces.nasbench201.supernet import CellSupernet
 from model.spaces.paths import Architecture, PathGenome, PathKind, PathSpec
 from utils import checkpoint
 from utils.config import Config
@@ -21,22 +21,19 @@ from utils.errors import UserError
 class CellSpec(PathSpec):
     """A cell, in the network that its costs are of."""
 
-    def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
-        return CellNetwork(self.space, self.architecture, rng=rng)
+    supernet_type = CellSupernet
 
     def inherited(
         self, supernet: str, options: dict, rng: torch.Generator | None = None
     ) -> nn.Module:
-        """UserError when the supernet has another number of cells a stage than the network."""
+        """UserError when the supernet has another number of cells in a stage than the network."""
         state = checkpoint.weights(checkpoint.load(supernet), supernet)
         cells = max(1, len({key.split(".")[2] for key in state if "stages.0." in key}))
         if cells != self.space.cells:
             raise UserError(
                 f"{supernet}: it has {cells} cells in each stage, the network {self.space.cells}"
             )
-        source = CellSupernet(self.space, cells=cells)
-        checkpoint.load_into(source, state, supernet)
-        return source.extract(self.space.encode(self.architecture))
+        return super().inherited(supernet, options, rng)
 
     def to_json(self) -> str:
         return to_string(self.architecture)
@@ -50,22 +47,16 @@ class CellGenome(PathGenome):
 
 
 class CellKind(PathKind):
-    name, paper, keys = "nasbench201", "sgnas", CellKeys
+    name, keys = "nasbench201", CellKeys
     space_type, spec_type, genome_type = CellSpace, CellSpec, CellGenome
-
-    def space(self, config: Config) -> CellSpace:
-        config.require("low_flops", "high_flops")
-        keys = self.space_keys(config)
-        return CellSpace(keys.channels, keys.cells, keys.image_size, config.classes)
+    # whose size is the config's
+    supernet_of_checkpoint = SpaceKind.supernet_of_checkpoint
 
     def supernet(self, space: CellSpace, config: Config, rng: torch.Generator) -> CellSupernet:
         return CellSupernet(space, rng, self.space_keys(config).supernet_cells, config.input_size)
 
     def image_size(self, supernet: CellSupernet) -> int:
         return supernet.image_size
-
-    def soft(self, supernet: CellSupernet) -> SoftCellSupernet:
-        return SoftCellSupernet(supernet)
 
     def parse(self, record) -> Architecture:
         """From the published string, or in a form of older files: {"cell": string}, or rows."""

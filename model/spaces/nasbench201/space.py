@@ -32,7 +32,6 @@ class CellSpace(PathSpace):
     """
 
     kind: ClassVar[str] = "nasbench201"
-    min_expansion: ClassVar[int] = 0  # every edge may be none
     names: ClassVar[tuple[str, ...]] = OPERATIONS
 
     channels: int = 16

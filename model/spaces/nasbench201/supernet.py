@@ -4,16 +4,15 @@ Axes: B batch, L edges, K operations. Source: Dong and Yang, "NAS-Bench-201: Ext
 Reproducible Neural Architecture Search", ICLR 2020 (the network around the cells).
 """
 
-import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.costs.lookup_table import NEGLIGIBLE
-from model.layers.blocks import conv, initialise, new_classifier
+from model.layers.blocks import conv, initialise
 from model.spaces.nasbench201.space import CONV_1X1, CONV_3X3, EDGES, NODES, OPERATIONS, CellSpace
-from model.spaces.paths import Architecture, PathSupernet, hard_rows
+from model.spaces.paths import PathNetwork, PathSupernet, Shares, mixture
 
 CONVOLUTIONS = {CONV_1X1: 1, CONV_3X3: 3}
 
@@ -35,22 +34,22 @@ def average_pool(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
+FIXED = {"skip_connect": nn.Identity(), "avg_pool_3x3": average_pool}  # without weights
+
+
 class Cell(nn.Module):
     """Four nodes: the input, and three sums of what comes over their edges from nodes before them.
 
     `offered` names the operations that each edge has weights for.
     """
 
-    def __init__(self, channels: int, offered: list[tuple[str, ...]]):
+    def __init__(self, channels: int, offered: Sequence[tuple[str, ...]]):
         super().__init__()
         self.edges = nn.ModuleList()
         for names in offered:
-            convolutions = {name: k for name, k in CONVOLUTIONS.items() if name in names}
-            self.edges.append(
-                nn.ModuleDict(
-                    {name: ReLUConvBN(channels, channels, k) for name, k in convolutions.items()}
-                )
-            )
+            used = [(name, k) for name, k in CONVOLUTIONS.items() if name in names]
+            convolutions = {name: ReLUConvBN(channels, channels, k) for name, k in used}
+            self.edges.append(nn.ModuleDict(convolutions))
 
     def forward(self, x: Tensor, shares: list[list[float | Tensor]]) -> Tensor:
         """`shares [L][K]`: how much each operation counts on each edge, 1 or 0 on a hard path."""
@@ -66,19 +65,8 @@ class Cell(nn.Module):
         return nodes[-1]
 
     @staticmethod
-    def _edge(convolutions: nn.ModuleDict, x: Tensor, shares: list) -> Tensor | None:
-        skip, pool, *of_convolutions, _ = shares
-        parts = [(x, skip)] if _counts(skip) else []
-        parts += [(average_pool(x), pool)] if _counts(pool) else []
-        named = zip(CONVOLUTIONS, of_convolutions, strict=True)
-        parts += [(convolutions[name](x), share) for name, share in named if _counts(share)]
-        shared = [y if isinstance(share, float) and share == 1 else share * y for y, share in parts]
-        return sum(shared) if shared else None
-
-
-def _counts(share: float | Tensor) -> bool:
-    """Whether an operation must be computed: a share that learns may have to grow from nothing."""
-    return isinstance(share, Tensor) or share > NEGLIGIBLE
+    def _edge(convolutions: nn.ModuleDict, x: Tensor, row: list[float | Tensor]) -> Tensor | None:
+        return mixture(x, row, OPERATIONS, lambda name: FIXED.get(name) or convolutions[name])
 
 
 class Reduction(nn.Module):
@@ -101,16 +89,16 @@ class _CellStack(nn.Module):
     def __init__(
         self,
         space: CellSpace,
-        cells: int,
-        offered: list[tuple[str, ...]],
-        rng: torch.Generator | None,
+        offered: Sequence[tuple[str, ...]],
+        rng: torch.Generator | None = None,
+        cells: int | None = None,
     ):
         super().__init__()
-        self.space, self.cells = space, cells
+        self.space, self.cells = space, cells or space.cells
         widths = [space.channels << stage for stage in range(3)]
         self.first = nn.Sequential(conv(3, widths[0], 3), nn.BatchNorm2d(widths[0]))
         self.stages = nn.ModuleList(
-            nn.ModuleList(Cell(C, offered) for _ in range(cells)) for C in widths
+            nn.ModuleList(Cell(C, offered) for _ in range(self.cells)) for C in widths
         )
         self.reductions = nn.ModuleList(
             [Reduction(widths[0], widths[1]), Reduction(widths[1], widths[2])]
@@ -123,14 +111,19 @@ class _CellStack(nn.Module):
         """Features `[B, channels, H, W]` that all paths share."""
         return self.first(images)
 
-    def through(self, features: Tensor, shares: list[list[float | Tensor]]) -> Tensor:
-        """Logits from the features of `stem`, with `shares [L][K]` of the operations."""
+    def mix(self, features: Tensor, shares: Shares) -> Tensor:
+        """Logits from the features of `stem`."""
+        shares = [row for (row,) in shares]
         for index, stage in enumerate(self.stages):
             for cell in stage:
                 features = cell(features, shares)
             if index < len(self.reductions):
                 features = self.reductions[index](features)
         return self.classifier(self.last_bn(features).relu().mean(dim=(2, 3)))
+
+
+class CellNetwork(PathNetwork, _CellStack):
+    """`network(images [B, 3, H, W]) -> logits [B, classes]` of one architecture."""
 
 
 class CellSupernet(_CellStack, PathSupernet):
@@ -140,70 +133,17 @@ class CellSupernet(_CellStack, PathSupernet):
     is that of the images it is trained on.
     """
 
+    network_type = CellNetwork
+
     def __init__(
         self,
         space: CellSpace,
         rng: torch.Generator | None = None,
-        cells: int = 1,
+        cells: int | None = None,
         image_size: int = 32,
     ):
-        super().__init__(space, cells, len(EDGES) * [OPERATIONS], rng)
+        super().__init__(space, len(EDGES) * [OPERATIONS], rng, cells)
         self.image_size = image_size
 
-    def classify(self, features: Tensor, path: Tensor) -> Tensor:
-        return self.through(features, [blocks[0] for blocks in hard_rows(path)])
-
-    @torch.no_grad()
-    def extract(self, path: Tensor) -> "CellNetwork":
-        """The stand-alone network of a hard path with inherited weights.
-
-        It equals the supernet in evaluation mode.
-        """
-        network = CellNetwork(self.space, self.space.decode(path), self.cells)
-        network, ours = network.to(self.classifier.weight.device), self.state_dict()
-        network.load_state_dict({key: ours[key] for key in network.state_dict()})
-        return network.train(self.training)
-
-
-class CellNetwork(_CellStack):
-    """`network(images [B, 3, H, W]) -> logits [B, classes]` of one architecture."""
-
-    def __init__(
-        self,
-        space: CellSpace,
-        architecture: Architecture,
-        cells: int | None = None,
-        rng: torch.Generator | None = None,
-    ):
-        super().__init__(space, cells or space.cells, list(architecture.kernels), rng)
-        self.shares = space.encode(architecture)[:, 0].tolist()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.through(self.stem(images), self.shares)
-
-    def reset_classifier(self, classes: int, rng: torch.Generator) -> None:
-        """A new classifier at random, N(0, 0.01), for `classes`."""
-        self.classifier = new_classifier(self.classifier, classes, rng)
-
-
-class SoftCellSupernet(nn.Module):
-    """`soft(images, path) -> logits`: the supernet, differentiable in the path alone.
-
-    Each batch is normalised by its own statistics. The running ones are those of all paths
-    together, with which a single path scores unlike it does once its batch norms are re-estimated:
-    here that gap would be what is learned.
-    """
-
-    def __init__(self, supernet: CellSupernet):
-        super().__init__()
-        assert not supernet.training, "soft paths run in evaluation mode: call eval() first"
-        self.space = supernet.space
-        self.supernet = copy.deepcopy(supernet).requires_grad_(False).train()
-        for module in self.supernet.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 0.0  # nothing is learned of the batches
-
-    def forward(self, images: Tensor, path: Tensor) -> Tensor:
-        rows = path[:, 0]
-        shares = [list(row) for row in rows] if path.requires_grad else rows.tolist()
-        return self.supernet.through(self.supernet.stem(images), shares)
+    def extract(self, path: Tensor, **options) -> CellNetwork:
+        return super().extract(path, cells=self.cells, **options)

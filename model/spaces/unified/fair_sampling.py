@@ -23,8 +23,8 @@ def fair_paths(space: PathSpace, count: int, rng: torch.Generator) -> Tensor:
 
     Per layer the number of active sub-blocks runs through a shuffle of min_expansion..expansion
     before any number comes again; which sub-blocks are active is uniform; each sub-block runs
-    through a shuffle of its kernels before any kernel comes again. The rule for first sub-blocks
-    does not bind here.
+    through a shuffle of its kernels before any kernel comes again. Any sub-block may be
+    skipped here; that the first one may not is a rule of proposed paths (`space.mask`) alone.
     """
     L, E, _ = space.shape
     counts = _active_counts(space, count, rng, fair=True)
@@ -48,8 +48,9 @@ def _paths(
 ) -> Tensor:
     """Paths of `counts [N, L]` active sub-blocks: those with the lowest `keys [N, L, E]`."""
     count, L, E = keys.shape
-    keys = keys.masked_fill(~space.exists, 2.0)
-    active = keys.argsort(dim=2).argsort(dim=2) < counts[:, :, None]
+    keys = keys.masked_fill(~space.exists, 2.0)  # above all random keys: never active
+    ranks = keys.argsort(dim=2).argsort(dim=2)
+    active = ranks < counts[:, :, None]
     options = space.kernel_counts[:, None].expand(L, E)
     if fair:
         turn = active.long().cumsum(dim=0) - 1

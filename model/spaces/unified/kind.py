@@ -10,12 +10,10 @@ from model.costs.lookup_table import LookUpTable
 from model.spaces.contracts import CostTable
 from model.spaces.paths import PathKind, PathSpec
 from model.spaces.unified.latency import UnifiedLatency, parts_of
-from model.spaces.unified.network import SubNet
 from model.spaces.unified.published import from_published, is_published
 from model.spaces.unified.soft_supernet import SoftSupernet
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
 from model.spaces.unified.supernet import UnifiedSupernet
-from utils import checkpoint
 from utils.config import Config
 
 
@@ -24,9 +22,7 @@ class UnifiedSpec(PathSpec):
     """A network of SGNAS."""
 
     options = ("se", "activation", "dropout", "drop_path")
-
-    def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
-        return SubNet(self.space, self.architecture, **options, rng=rng)
+    supernet_type = UnifiedSupernet
 
     def inherited(
         self, supernet: str, options: dict, rng: torch.Generator | None = None
@@ -38,7 +34,7 @@ class UnifiedSpec(PathSpec):
 
 
 class UnifiedKind(PathKind):
-    name, paper = "unified", "sgnas"
+    name = "unified"
     space_type, spec_type = UnifiedSpace, UnifiedSpec
 
     def space(self, config: Config) -> UnifiedSpace:
@@ -89,11 +85,6 @@ class UnifiedKind(PathKind):
         self, space: UnifiedSpace, config: Config, rng: torch.Generator
     ) -> UnifiedSupernet:
         return UnifiedSupernet(space, rng, config.alignment)
-
-    def supernet_of_checkpoint(self, path: str, payload: dict) -> UnifiedSupernet:
-        supernet = UnifiedSupernet(self.space_from_dict(payload["space"]))
-        checkpoint.load_into(supernet, checkpoint.weights(payload, path), path)
-        return supernet
 
     def largest(self, supernet: UnifiedSupernet) -> nn.Module:
         return supernet.extract(supernet.space.extremes()[1], exact=False, dropout=0.0)

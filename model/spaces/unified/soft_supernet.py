@@ -23,7 +23,7 @@ from model.spaces.unified.switchable_norm import Pixels
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1x1 convolution by `weight [out, in]` that keeps nothing of x for its gradient."""
+    """A 1x1 convolution by `weight [out, in]`; x is not kept for a gradient of the weight."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
@@ -85,7 +85,7 @@ class SoftBlock(nn.Module):
             self.register_buffer(name, weight, persistent=False)
 
     def forward(self, x: Tensor, p: Tensor, skipped: int) -> Tensor:
-        """`p [E, kernels]`, negligible entries 0; `skipped`: rounded number of skips."""
+        """`p [E, kernels of this layer]`, negligible ones 0; `skipped`: rounded number of skips."""
         E, C = self.spec.expansion, self.spec.in_channels
         if skipped >= E:
             if self.spec.may_vanish:

@@ -23,6 +23,8 @@ class UnifiedSupernet(PathSupernet):
     `UnifiedBlock.align`.
     """
 
+    network_type = SubNet
+
     def __init__(
         self, space: UnifiedSpace, rng: torch.Generator | None = None, alignment: float = 0.0
     ):

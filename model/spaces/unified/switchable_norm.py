@@ -1,5 +1,8 @@
-"""Batch norms of which a path uses some, and what it takes to fold them into the 1x1 convolution
-before them.
+"""Batch norms that a path switches between, folded into the 1x1 convolution before them.
+
+The projection of a unified block has a batch norm for each number of skipped sub-blocks (SGNAS:
+sums of one sub-block and of six differ in scale), its depthwise convolutions have one for each
+kernel and sub-block.
 
 A 1x1 convolution is linear, so that the statistics of its outputs follow from those of its inputs,
 which in an inverted bottleneck are several times fewer: with covariance S of the inputs, an output
@@ -66,7 +69,7 @@ class _Centred(torch.autograd.Function):
         (centred,) = ctx.saved_tensors
         grad_centred = grad_centred[:, :-1]
         both = (grad_covariance + grad_covariance.T) / len(centred)
-        # the ones subtract the mean
+        # The column of ones times the last row of `weight` subtracts the mean gradient.
         weight = torch.cat([both, -grad_centred.mean(dim=0, keepdim=True)])
         return torch.addmm(grad_centred, centred, weight)
 

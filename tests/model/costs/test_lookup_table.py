@@ -1,6 +1,4 @@
-"""The closed-form cost against golden numbers, counted networks, finite differences and brute
-force.
-"""
+"""Closed-form costs: golden numbers, counted networks, finite differences, brute force."""
 
 import itertools
 
@@ -19,9 +17,8 @@ from utils.config import load_config
 
 @pytest.mark.parametrize("dataset", ["imagenet", "cifar100"])
 def test_golden_costs_and_parameters(dataset):
-    space = open_problem(
-        load_config(GOLDEN / "published_configs" / f"{dataset.removesuffix('100')}_config.yml")
-    ).space
+    name = f"{dataset.removesuffix('100')}_config.yml"
+    space = open_problem(load_config(GOLDEN / "published_configs" / name)).space
     rows = [row for row in golden("unified_costs.json")["rows"] if row["dataset"] == dataset]
     assert len(rows) == 12
     paths = torch.stack([space.encode(Architecture.of(row["choices"])) for row in rows])
@@ -45,9 +42,8 @@ def test_the_table_equals_the_count_on_the_built_network(small_space):
     table = LookUpTable(small_space)
     for path in small_space.sample(8, rng()):
         network = SubNet(small_space, small_space.decode(path))
-        assert float(table(path)) == pytest.approx(
-            count_macs(network, small_space.image_size), abs=1e-3
-        )
+        counted = count_macs(network, small_space.image_size)
+        assert float(table(path)) == pytest.approx(counted, abs=1e-3)
         assert float(table.parameters_m(path)) == pytest.approx(count_parameters(network), abs=1e-9)
 
 
@@ -56,9 +52,8 @@ def test_a_vanished_layer_costs_nothing():
     architecture = Architecture.of([[3, None, 5], [None] * 4, [3], [3, 5, 7, 3]])
     network = SubNet(space, architecture)
     assert len(network.stages) == 3
-    assert float(LookUpTable(space)(space.encode(architecture))) == pytest.approx(
-        count_macs(network, 12), abs=1e-3
-    )
+    cost = float(LookUpTable(space)(space.encode(architecture)))
+    assert cost == pytest.approx(count_macs(network, 12), abs=1e-3)
 
 
 def test_expansion_one_has_no_expand_cost(cifar_space):
@@ -69,9 +64,8 @@ def test_expansion_one_has_no_expand_cost(cifar_space):
     assert float(table(one)) == pytest.approx(count_macs(network, 32), abs=1e-3)
     # layer 0 of 16 -> 32 channels at 32x32: one more 3x3 sub-block, its share of project, and two
     # shares of expand
-    assert float(table(two) - table(one)) == pytest.approx(
-        32 * 32 * 16 * (9 + 32 + 2 * 16) / 1e6, abs=1e-4
-    )
+    more = 32 * 32 * 16 * (9 + 32 + 2 * 16) / 1e6
+    assert float(table(two) - table(one)) == pytest.approx(more, abs=1e-4)
 
 
 def test_a_batch_costs_what_its_members_cost(small_space):
@@ -83,34 +77,25 @@ def test_a_batch_costs_what_its_members_cost(small_space):
 
 def test_the_gradient_agrees_with_finite_differences(small_space):
     table = LookUpTable(small_space).double()
-    logits = torch.randn(
-        small_space.shape, generator=rng(), dtype=torch.float64, requires_grad=True
-    )
-    assert torch.autograd.gradcheck(
-        lambda x: table(small_space.relax(x, 3.0)), logits, eps=1e-6, atol=1e-6
-    )
+    logits = torch.randn(small_space.shape, generator=rng(), dtype=torch.float64)
+    of_logits = lambda x: table(small_space.relax(x, 3.0))  # noqa: E731
+    assert torch.autograd.gradcheck(of_logits, logits.requires_grad_(), eps=1e-6, atol=1e-6)
 
 
 def test_negligible_choices_cost_nothing():
-    space = UnifiedSpace(
-        (LayerSpec(4, 4, 1, 1, (3, 5), may_vanish=True),), 8, 2, stem_stride=1, first_channels=4
-    )
+    layers = (LayerSpec(4, 4, 1, 1, (3, 5), may_vanish=True),)
+    space = UnifiedSpace(layers, 8, 2, stem_stride=1, first_channels=4)
     table = LookUpTable(space)
     mixed, pure = torch.tensor([[[0.991, 0.009, 0.0]]]), torch.tensor([[[0.991, 0.0, 0.009]]])
     depthwise = 4 * 9 * 64 / 1e6
-    assert float(table(mixed) - table.base) == pytest.approx(
-        0.991 * depthwise + 4 * 4 * 64 / 1e6, abs=1e-7
-    )
+    expected = 0.991 * depthwise + 4 * 4 * 64 / 1e6
+    assert float(table(mixed) - table.base) == pytest.approx(expected, abs=1e-7)
     assert float(table(mixed)) > float(table(pure))  # projecting 1 instead of 0.991 of the channels
 
 
 def test_reach_is_the_range_of_all_architectures():
-    space = UnifiedSpace(
-        (LayerSpec(4, 4, 1, 2, (3, 5), may_vanish=True), LayerSpec(4, 6, 2, 2, (5, 7))),
-        8,
-        2,
-        first_channels=4,
-    )
+    layers = (LayerSpec(4, 4, 1, 2, (3, 5), may_vanish=True), LayerSpec(4, 6, 2, 2, (5, 7)))
+    space = UnifiedSpace(layers, 8, 2, first_channels=4)
     table = LookUpTable(space)
     rows = [list(itertools.product((*spec.kernels, None), repeat=2)) for spec in space.layers]
     legal = [Architecture(pair) for pair in itertools.product(*rows) if any(pair[1])]

@@ -51,7 +51,7 @@ def test_older_searches_have_failures_in_files_alone_and_any_number_of_iteration
     written, tmp_path
 ):
     change(tmp_path / "iter_2.stats", '"failed"', '"other"', tmp_path / "iter_99999999999999.stats")
-    record = written.genome.record(written.archive[3].genes)
+    record = written.genome.to_json(written.archive[3].genes)
     SearchFolder(tmp_path, {}).write_failure(7, 0, record, "broken on purpose")
     number, search, _ = restored(tmp_path)
     assert number == 99999999999999
@@ -84,7 +84,7 @@ def test_what_no_search_can_resume_from_is_said_in_a_line(written, tmp_path, cas
 def test_networks_without_a_top1_are_refused_as_a_start_and_evaluated_again_in_a_search(
     tmp_path, stats
 ):
-    record = toy_search().genome.record(toy_search().genome.extremes()[0])
+    record = toy_search().genome.to_json(toy_search().genome.extremes()[0])
     (tmp_path / "iter_1").mkdir()
     for name, text in (("net_0.subnet", json.dumps(record)), ("net_0.stats", stats)):
         (tmp_path / "iter_1" / name).write_text(text)

@@ -3,8 +3,8 @@
 import numpy as np
 
 from model.nsganetv2.gene_features import features
+from model.spaces.elastic.kind import ElasticGenome
 from model.spaces.elastic.space import ElasticSpace
-from model.spaces.genome import ElasticGenome
 from tests.model.nsganetv2.test_msunas import SPACE, TINY
 
 

@@ -8,16 +8,14 @@ import yaml
 
 import msunas
 import post_search
-from model.costs.latency import ElasticLatency, Latencies
+from model.costs.latency import Latencies
 from model.nsganetv2.pareto import non_dominated
-from model.ranking.supernet_accuracy import CandidateEvaluation
+from model.ranking.candidates import CandidateAccuracy
 from model.spaces.elastic.kind import ElasticGenome
 from model.spaces.elastic.latency import ElasticLatency
 from model.spaces.elastic.space import ElasticSpace
 from model.spaces.elastic.supernet import ElasticSupernet
-from model.spaces.genome import ElasticGenome
-from model.spaces.network_spec import load_spec
-from model.spaces.registry import build_supernet
+from model.spaces.registry import load_spec, open_problem
 from tests.conftest import TINY_CONFIG, rng
 from tools import profile_latency
 from utils import checkpoint
@@ -34,10 +32,10 @@ cuda: false
 supernet: elastic
 mean: [0.3, 0.3, 0.3]
 std: [0.37, 0.37, 0.37]
-elastic: {stages: [8, 16], strides: [2, 2], activations: [relu, h_swish], se: [false, true],
+space: {stages: [8, 16], strides: [2, 2], activations: [relu, h_swish], se: [false, true],
   head: [16, 24], stem_channels: 8, depths: [1, 2], resolutions: [12, 16]}
 """
-KEYS = yaml.safe_load(CONFIG)["elastic"].items()
+KEYS = yaml.safe_load(CONFIG)["space"].items()
 SPACE = ElasticSpace(classes=10, **{k: tuple(v) if k != "stem_channels" else v for k, v in KEYS})
 SUPERNET = ["--cfg", "small.yml", "--supernet_path", "supernet.pth"]
 
@@ -64,15 +62,15 @@ def read(tmp_path):
 
 
 def break_networks(monkeypatch, which) -> None:
-    """Those of the genes `which` says cannot be built."""
-    network = ElasticGenome.network
+    """Those of the genes `which` says cannot be scored."""
+    score = CandidateAccuracy.score
 
-    def sometimes(self, row):
-        if which(row):
+    def sometimes(self, choice, *rest):
+        if which(choice):
             raise RuntimeError("broken on purpose")
-        return network(self, row)
+        return score(self, choice, *rest)
 
-    monkeypatch.setattr(ElasticGenome, "network", sometimes)
+    monkeypatch.setattr(CandidateAccuracy, "score", sometimes)
 
 
 def test_a_search_from_end_to_end_and_what_is_chosen_from_it(search, read, tmp_path):
@@ -106,7 +104,7 @@ def test_a_table_is_measured_and_searched_with(search, read, tmp_path):
     table = ElasticLatency(Latencies.read(tmp_path / "lut.yaml"), SPACE)
     search("--iterations 1 --save found --sec_obj cpu --lut lut.yaml --test")
     record, _, cost = read("found/iter_1.stats")["archive"][0]
-    row = np.array([SPACE.encode(SPACE.architecture(record))])
+    row = np.array([ElasticGenome(SPACE).from_json(record)])
     assert cost == pytest.approx(table(row)[0], abs=0.01)
 
 
@@ -128,13 +126,13 @@ def test_a_search_that_stopped_ends_as_one_that_did_not(search, tmp_path, monkey
     for name in ("net_1.subnet", "net_1.stats"):
         # of this architecture: it need not be evaluated again
         (unfinished / name).write_bytes((tmp_path / "whole/iter_2" / name).read_bytes())
-    scored, score = [], CandidateEvaluation.score
+    scored, score = [], CandidateAccuracy.score
 
-    def counted(self, network, resolution, name):
+    def counted(self, choice, resolution, name):
         scored.append(name)
-        return score(self, network, resolution, name)
+        return score(self, choice, resolution, name)
 
-    monkeypatch.setattr(CandidateEvaluation, "score", counted)
+    monkeypatch.setattr(CandidateAccuracy, "score", counted)
     search("--iterations 2 --save parts")
     assert scored == ["iter_2/net_0", "iter_2/net_2"]
     assert same_end(tmp_path, "iter_2.stats")
@@ -202,8 +200,8 @@ def test_what_fails_is_kept_apart_and_never_scored(search, read, tmp_path, monke
     assert failed
     for file in failed:
         record = read(file)
-        assert record.pop("error") == "RuntimeError: broken on purpose"
-        assert record not in [row[0] for row in archive]
+        assert record["error"] == "RuntimeError: broken on purpose"
+        assert record["architecture"] not in [row[0] for row in archive]
 
 
 def test_what_failed_in_the_search_started_from_is_not_forgotten(search, read, monkeypatch):
@@ -231,17 +229,20 @@ def test_unified_candidates_are_searched_and_fine_tuned_by_the_same_command(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yml").write_text(TINY_CONFIG.format(log_dir="logs"))
-    supernet = build_supernet(load_config("small.yml"))
+    config = load_config("small.yml")
+    supernet = open_problem(config).supernet(config)
     checkpoint.save(tmp_path / "supernet.pth", {"model": supernet.state_dict()})
     line = "--space unified --vld_size 60 --n_doe 3 --n_iter 2 --iterations 1 --n_epochs 1 "
     line += "--predictor cart --save found --sec_obj params"
     msunas.main([*SUPERNET, *line.split()])
     archive = read("found/iter_1.stats")["archive"]
     assert len(archive) == 5
+    msunas.main([*SUPERNET, *line.replace("iterations 1", "iterations 2").split()])
+    assert read("found/iter_2.stats")["archive"][:5] == archive
     post_search.main(["--expr", "found/iter_1.stats", "--save", "out", *SUPERNET])
     for folder in (tmp_path / "out").iterdir():
         record = load_spec(folder / "architecture.json")[1]
-        assert record["choices"] in [row[0]["choices"] for row in archive]
+        assert record["architecture"] in [row[0] for row in archive]
 
 
 def test_candidates_can_be_fine_tuned_with_a_classifier_of_their_own(search, read):
@@ -253,7 +254,7 @@ BAD = {
     "--predictor magic": "allowed are",
     "--sec_obj gpu": "--lut must name a latency table",
     "--sec_obj cpu --lut small.yml": "no table of KEY",
-    "--space unified": "describes a supernet of kind elastic",
+    "--space unified": "describes a space of kind elastic",
     "--vld_size 100000": "can be held out",
     "--supernet_path missing.pth": "there is no such checkpoint",
     "--resume nowhere": "it must be auto, none, or a folder",

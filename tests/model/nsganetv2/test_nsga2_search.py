@@ -6,8 +6,8 @@ import torch
 
 from model.nsganetv2.nsga2_search import SELECTIONS, Objective, Record, Search
 from model.nsganetv2.surrogate import SURROGATES
+from model.spaces.elastic.kind import ElasticGenome
 from model.spaces.elastic.space import ElasticSpace
-from model.spaces.genome import ElasticGenome
 from tests.model.nsganetv2.test_msunas import SPACE, TINY
 
 GENOME = ElasticGenome(SPACE)

@@ -5,7 +5,7 @@ import torch
 from model.ranking.bn_recalibration import recalibrated
 from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import mixed_space, rng
-from tests.utils.test_recipe import CPU
+from tests.support import CPU
 
 
 def test_recalibration_gives_a_path_the_statistics_of_the_batches_and_then_the_old_ones():

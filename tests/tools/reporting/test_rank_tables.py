@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from model.spaces.unified.space import Architecture
+from model.spaces.paths import Architecture
 from tools.reporting.rank_tables import (
     GENERATOR,
     RANDOM,

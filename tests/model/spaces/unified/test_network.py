@@ -6,7 +6,7 @@ import torch
 from model.costs.counting import count_macs, count_parameters
 from model.spaces.paths import Architecture
 from model.spaces.unified.network import SubNet
-from tests.conftest import filled_weights, golden
+from tests.conftest import filled_weights, golden, rng
 from tests.fill_weights import image
 from utils.errors import UserError
 
@@ -21,9 +21,8 @@ def test_the_model_zoo_has_its_published_costs(row, imagenet_space):
 def test_sgnas_a_has_the_published_keys_and_logits(imagenet_space):
     row = golden("model_zoo.json")["rows"][0]
     shapes = golden("sgnas_a_state_dict.json")["shapes"]
-    network = SubNet(
-        imagenet_space, Architecture.of(row["choices"]), se=True, activation="hswish"
-    ).eval()
+    architecture = Architecture.of(row["choices"])
+    network = SubNet(imagenet_space, architecture, se=True, activation="hswish").eval()
     assert {key: list(value.shape) for key, value in network.state_dict().items()} == shapes
     network.load_state_dict(filled_weights(shapes))
     with torch.no_grad():
@@ -52,24 +51,20 @@ def test_drop_path_leaves_out_the_residual_branch_of_some_images_and_keeps_the_m
     network = SubNet(cifar_space, architecture, drop_path=0.5)
     rates = [getattr(block.drop_path, "p", 0.0) for block in network.stages]
     residual = [spec.residual for spec in cifar_space.layers]
-    assert rates == pytest.approx(
-        [0.5 * (i + 1) / 19 if kept else 0.0 for i, kept in enumerate(residual)]
-    )
+    expected = [0.5 * (i + 1) / 19 if kept else 0.0 for i, kept in enumerate(residual)]
+    assert rates == pytest.approx(expected)
     assert network.state_dict().keys() == SubNet(cifar_space, architecture).state_dict().keys()
     block = network.stages[17]
     assert block.residual
     for part in block.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
             part.eval()
-    images = torch.rand(
-        400, block.point_wise.conv.in_channels, 2, 2, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.rand(400, block.point_wise.conv.in_channels, 2, 2, generator=rng())
     with torch.no_grad():
         torch.manual_seed(0)
         branch = block(images) - images
         whole = block.eval()(images) - images
     dropped = (branch == 0).flatten(1).all(dim=1)
     assert float(dropped.float().mean()) == pytest.approx(0.5 * 18 / 19, abs=0.08)
-    torch.testing.assert_close(
-        branch[~dropped], whole[~dropped] / (1 - 0.5 * 18 / 19), atol=1e-4, rtol=1e-3
-    )
+    kept = whole[~dropped] / (1 - 0.5 * 18 / 19)
+    torch.testing.assert_close(branch[~dropped], kept, atol=1e-4, rtol=1e-3)
