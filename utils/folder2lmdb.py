@@ -35,8 +35,9 @@ import torch
 from PIL import Image
 
 from utils.command import Parser, command, positive
+from utils.decoding import UnreadableImage, decode
 from utils.errors import UserError
-from utils.images import BROKEN_IMAGE, EncodedImages, FileSource, image_folder
+from utils.images import EncodedImages, FileSource, image_folder
 from utils.runtime import Progress
 
 VERSION = 1
@@ -250,7 +251,7 @@ class Folder:
         if self.resize is not None:
             try:
                 content = resized(content, self.resize)
-            except BROKEN_IMAGE as error:
+            except UnreadableImage as error:
                 reason = f"cannot be read as an image ({error})"
                 print(f"{path}: kept as it is; {reason}", file=sys.stderr)
         name = path.relative_to(source.root).as_posix()
@@ -313,13 +314,13 @@ def commit(environment: lmdb.Environment, write: Callable[[lmdb.Transaction], No
 
 def resized(content: bytes, short_side: int) -> bytes:
     """A smaller image as JPEG of quality 95; unchanged bytes where it is small enough."""
-    with Image.open(io.BytesIO(content)) as image:
-        scale = short_side / min(image.size)
-        if scale >= 1:
-            return content
-        size = tuple(max(short_side, round(scale * side)) for side in image.size)
-        buffer = io.BytesIO()
-        image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    image = decode(io.BytesIO(content))
+    scale = short_side / min(image.size)
+    if scale >= 1:
+        return content
+    size = tuple(max(short_side, round(scale * side)) for side in image.size)
+    buffer = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 

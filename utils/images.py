@@ -18,10 +18,8 @@ from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from utils.decoding import UnreadableImage, decode
 from utils.errors import UserError
-
-# What Pillow raises on files that are no images, or broken ones.
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -81,19 +79,27 @@ class EncodedImages:
 
     def open(self, position: int) -> Image.Image | None:
         """The image as RGB; None when it is skipped."""
-        number = int(self.index[position])
         try:
-            with self.source.open(number) as file, Image.open(file) as image:
-                return image.convert("RGB")
-        except BROKEN_IMAGE as error:
-            name = self.source.name(number)
-            # no broken image, but a disk or a permission that is missing
-            if getattr(error, "errno", None):
-                raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+            return self.decode(position)
+        except UnreadableImage as error:
+            wrong = f"{self.name(position)}: cannot be read as an image ({error})"
             if self.strict:
-                raise UserError(f"{name}: cannot be read as an image ({error})") from None
-            print(f"skipped {name}: cannot be read as an image ({error})", file=sys.stderr)
+                raise UserError(wrong) from None
+            print(f"skipped {wrong}", file=sys.stderr)
             return None
+
+    def decode(self, position: int) -> Image.Image:
+        """The image as RGB; UnreadableImage when it is broken, UserError when its file is."""
+        try:
+            with self.source.open(int(self.index[position])) as file:
+                return decode(file)
+        except OSError as error:  # a disk or a permission that is missing
+            reason = error.strerror or error
+            raise UserError(f"{self.name(position)}: cannot be read ({reason})") from None
+
+    def name(self, position: int) -> str:
+        """The name of the image in messages."""
+        return self.source.name(int(self.index[position]))
 
 
 Images = ImageData | EncodedImages
