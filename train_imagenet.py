@@ -33,7 +33,7 @@ from model.training.imagenet_flags import add_imagenet_flags, flags_that_matter
 from utils import checkpoint, distributed
 from utils.command import Parser, command
 from utils.config import load_config
-from utils.data import load_dataset
+from utils.data import Dataset, load_dataset
 from utils.engine import DeviceContext, Score
 from utils.errors import UserError
 from utils.forecast import peak_bytes
@@ -65,14 +65,14 @@ def main(argv: list[str] | None = None) -> None:
     network = build_network(spec, args, context, from_checkpoint=not started)
     source = (data_set(args), args.data, size, None)
     dataset = load_dataset(*source, strict=args.strict_data, in_memory=0)
-    classes = int(dataset.train.labels.max()) + 1
+    classes = len(dataset.names)
     if classes > spec.classes or (classes < spec.classes and args.num_classes is None):
         raise UserError(
             f"{args.data}: it has {classes} classes, the network {spec.classes}; see --num-classes"
         )
     batches, test = loaders(dataset, size, args)
     costs = costs_of(spec, network, size)
-    described = describe(spec, args, size, classes)
+    described = describe(spec, args, size, dataset)
     training, epochs = build_training(network, spec.classes, batches, described, args, context, run)
     if args.dry_run:
         return dry_run(training, batches, epochs, costs, args)
@@ -111,11 +111,11 @@ def data_set(args: argparse.Namespace) -> str:
     return "imagenet_lmdb" if args.lmdb else "imagenet"
 
 
-def describe(spec: NetworkSpec, args: argparse.Namespace, size: int, classes: int) -> dict:
+def describe(spec: NetworkSpec, args: argparse.Namespace, size: int, dataset: Dataset) -> dict:
     """What a checkpoint says of its network and its data, so that `validate.py` needs no more."""
     data = {"dataset": data_set(args), "dataset_dir": args.data}
     data |= {"mean": list(MEAN), "std": list(STD), "in_memory": 0}
-    data |= {"image_size": size, "classes": classes}
+    data |= {"image_size": size, "classes": len(dataset.names), "class_names": list(dataset.names)}
     return {**record_of(spec), "options": options_of(spec, args), "data": data}
 
 

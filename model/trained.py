@@ -5,6 +5,7 @@ a checkpoint of ours: all of them name a network, and all stages and tools ask h
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -180,6 +181,11 @@ class Trained:
         return self.data.get("classes", self.spec.classes)
 
     @property
+    def class_names(self) -> list[str] | None:
+        """In the order of its answers; None where its checkpoint does not say."""
+        return self.data.get("class_names")
+
+    @property
     def chosen_by(self) -> str | None:
         """On which images the checkpoint looks better than it is, when it was chosen by some."""
         return self.payload.get("chosen_by")
@@ -201,24 +207,17 @@ class Trained:
         return self.data.get("view", known.view if known is not None else "bicubic")
 
     def test_images(self, strict: bool = False) -> Images:
-        source = (
-            self.data["dataset"],
-            self.data["dataset_dir"],
-            self.read_size,
-            self.classes,
-            self.data.get("part"),
-        )
-        return self._seen(
-            load_test_images(*source, strict=strict, in_memory=self.data.get("in_memory", SMALL))
-        )
+        """Labelled by the names of the network's classes, where they are known."""
+        return self._read(load_test_images, strict, part=self.data.get("part"))
 
     def training_images(self, strict: bool = False) -> Images:
+        """As `test_images`."""
+        return self._read(load_training_images, strict)
+
+    def _read(self, read: Callable[..., Images], strict: bool, **options) -> Images:
         source = (self.data["dataset"], self.data["dataset_dir"], self.read_size, self.classes)
-        return self._seen(
-            load_training_images(
-                *source, strict=strict, in_memory=self.data.get("in_memory", SMALL)
-            )
-        )
+        options |= {"names": self.class_names, "in_memory": self.data.get("in_memory", SMALL)}
+        return self._seen(read(*source, strict=strict, **options))
 
     def _seen(self, images: Images) -> Images:
         known = isinstance(images, EncodedImages) and "view" in self.data
@@ -324,8 +323,12 @@ class _Data:
     network_size: int | None = None
     classes: int | None = None
     in_memory: int = SMALL
+    class_names: list[str] | None = None
 
     def __post_init__(self):
+        names = self.class_names
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("class_names must differ from each other")
         if min(self.std) <= 0:
             raise ValueError(f"std {self.std} must be above 0")
         if any(size is not None and size < 0 for size in (self.image_size, self.network_size)):
@@ -335,11 +338,14 @@ class _Data:
 def own_data(payload: dict, spec: NetworkSpec) -> dict:
     """The data that a checkpoint of ours describes; sizes in pixels."""
     data = as_type(payload.get("data"), _Data, "data", "a record of a data set")
+    classes, names = data.classes or spec.classes, data.class_names
+    if names is not None and len(names) != classes:
+        raise ValueError(f"class_names are {len(names)}, the network's classes {classes}")
     return {
         **vars(data),
         "image_size": data.image_size or spec.image_size,
         "network_size": data.network_size or 0,
-        "classes": data.classes or spec.classes,
+        "classes": classes,
     }
 
 

@@ -34,7 +34,7 @@ from utils.command import (
     positive,
 )
 from utils.config import Config, as_overrides, load_config
-from utils.data import Dataset, class_names, load_dataset
+from utils.data import Dataset, load_dataset
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.forecast import forecast_steps, random_batch, seconds
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     if not (run.continues and run.checkpoint("last").exists()):
         reset_norms(network, norm_batches(dataset, config), context)
     provenance = {"source": f"tools.adapt {args.checkpoint}", "target": None, "unit": config.unit}
-    provenance["classes"] = class_names(args.data)
+    provenance["classes"] = list(dataset.names)
     run.begin(config, context.device)
     scratch = config.part(ScratchRecipe)
     result = train_from_scratch(spec, network, dataset, scratch, run, context, provenance)
@@ -99,7 +99,7 @@ def recipe(args: argparse.Namespace, trained: Trained, dataset: Dataset) -> Conf
     """The keys of config_file/adapt_config.yml for this network and these images, before --set."""
     size, count = args.img_size or trained.image_size, len(dataset.train.labels)
     batch_size = args.batch_size or min(64, max(2, count // 4))
-    names, (least, most) = class_names(args.data), EPOCHS
+    names, (least, most) = dataset.names, EPOCHS
     if len(names) < 2:
         raise UserError(f"--data {args.data}: it has one class; at least 2 are needed")
     values = {

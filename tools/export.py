@@ -150,6 +150,7 @@ def about(trained: Trained) -> dict:
         **{name: list(map(float, trained.data[name])) for name in ("mean", "std")},
         "image_size": trained.image_size,
         "classes": trained.classes,
+        **({"class_names": trained.class_names} if trained.class_names else {}),
         "dataset": trained.data["dataset"],
     }
 

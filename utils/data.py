@@ -6,17 +6,19 @@ Images are `ImageData` (decoded once into one uint8 tensor; all sets of small im
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from msgspec import Meta
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from utils import distributed
 from utils.checkpoint import write_text
+from utils.class_folders import few, has_images_below, sub_folders
 from utils.errors import UserError
 from utils.folder2lmdb import lmdb_file, lmdb_images
 from utils.image_sets import IMAGE_SETS, read_part
@@ -25,9 +27,9 @@ from utils.images import (
     ImageData,
     Images,
     at_size,
-    check_same_classes,
     fitted,
     image_folder,
+    labelled_as,
 )
 from utils.json_file import read_json
 from utils.runtime import stream
@@ -38,6 +40,7 @@ SETS = tuple(name for name in IMAGE_SETS if name not in ON_DISK)
 DATASETS = ("digits", *SETS, *ON_DISK)
 
 SMALL = 64  # up to this side in pixels, images are decoded once and kept in memory
+PARTS = ("train", "val", "test")
 TEST_SHARE = 0.2  # of the images of a folder without parts
 # Share of the training set that trains the supernet where `train_portion` holds nothing out.
 HELD_OUT_BY_DEFAULT = 0.8
@@ -63,6 +66,7 @@ class Dataset:
     train: Images
     test: Images
     held_out: Images | None = None
+    names: tuple[str, ...] | None = None  # of the classes, where they are known
 
     def seen(self, view: str) -> "Dataset":
         """With large images brought to size in another way (`utils.images.VIEWS`)."""
@@ -70,7 +74,8 @@ class Dataset:
         def by_view(part: Images | None) -> Images | None:
             return replace(part, view=view) if isinstance(part, EncodedImages) else part
 
-        return Dataset(*map(by_view, (self.train, self.test, self.held_out)))
+        train, test, held_out = map(by_view, (self.train, self.test, self.held_out))
+        return replace(self, train=train, test=test, held_out=held_out)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -82,35 +87,52 @@ def load_dataset(name: str, directory: str, size: int, classes: int | None, **op
     if name in ON_DISK:
         dataset = _PartsOnDisk(source).dataset()
     else:
-        dataset = Dataset(*(_read_part(source, training)[0] for training in (True, False)))
+        (train, names), (test, _) = (_read_part(source, training) for training in (True, False))
+        dataset = Dataset(train, test, names=names and tuple(names))
     _check_classes(source, int(dataset.train.labels.max()) + 1, "config says")
     return dataset
 
 
 def load_test_images(
-    name: str, directory: str, size: int, classes: int, part: str | None = None, **options
+    name: str,
+    directory: str,
+    size: int,
+    classes: int,
+    part: str | None = None,
+    names: Sequence[str] | None = None,
+    **options,
 ) -> Images:
     """Read the test part of a `DataSource` alone, or of parts on disk the one that is named.
 
-    No other part must be there. UserError when it is missing or has other `classes`.
+    No other part must be there. Labels number the `names` of a network's classes where these are
+    known. UserError when it is missing or has other `classes` or names.
     """
     source = DataSource(name, directory, size, classes, **options)
-    images, found = _read_part(source, False, part)
-    _check_classes(source, found, "network has")
-    return images
+    return _for_network(source, *_read_part(source, False, part), names)
 
 
-def load_training_images(name: str, directory: str, size: int, classes: int, **options) -> Images:
-    """Read the training part of a `DataSource` alone."""
+def load_training_images(
+    name: str,
+    directory: str,
+    size: int,
+    classes: int,
+    names: Sequence[str] | None = None,
+    **options,
+) -> Images:
+    """Read the training part of a `DataSource` alone; otherwise as `load_test_images`."""
     source = DataSource(name, directory, size, classes, **options)
-    images, found = _read_part(source, True)
-    _check_classes(source, found, "network has")
+    return _for_network(source, *_read_part(source, True), names)
+
+
+def _for_network(
+    source: DataSource, images: Images, found: list[str] | None, names: Sequence[str] | None
+) -> Images:
+    """Images of the classes `found`, labelled as a network with the classes `names` does."""
+    if found is not None and names is not None:
+        return labelled_as(images, found, source.directory, names, "the network")
+    count = IMAGE_SETS[source.name].classes if found is None else len(found)
+    _check_classes(source, count, "network has")
     return images
-
-
-def class_names(directory: str) -> list[str]:
-    """The classes of a folder of images, in the order of their labels."""
-    return _PartsOnDisk(DataSource("imagefolder", directory, 0, None)).classes()
 
 
 def _check_classes(source: DataSource, found: int, who: str) -> None:
@@ -119,15 +141,16 @@ def _check_classes(source: DataSource, found: int, who: str) -> None:
         raise UserError(f"classes: the {who} {source.classes}, but {where} has {found}")
 
 
-def _read_part(source: DataSource, training: bool, part: str | None = None) -> tuple[Images, int]:
-    """The training or test part, small images decoded, and the number of classes."""
+def _read_part(
+    source: DataSource, training: bool, part: str | None = None
+) -> tuple[Images, list[str] | None]:
+    """The training or test part, small images decoded, and the names of classes if known."""
     name, size = source.name, source.size
     if name == "digits":
-        return _digits(size, training), 10
+        return _digits(size, training), list("0123456789")
     if name in ON_DISK:
         parts = _PartsOnDisk(source)
-        images, classes = parts.read(part or ("train" if training else parts.test))
-        return images, len(classes)
+        return parts.read(part or ("train" if training else parts.test))
     if name not in SETS:
         raise UserError(f"dataset: {name!r} cannot be read; allowed are {', '.join(DATASETS)}")
     known = IMAGE_SETS[name]
@@ -165,24 +188,33 @@ class _PartsOnDisk:
     def path(self, part: str) -> Path:
         return lmdb_file(self.directory, part) if self.packed else self.directory / part
 
-    @property
+    @cached_property
     def undivided(self) -> bool:
-        """Whether the directory is itself a folder with a folder of images for each class."""
-        if self.packed or any(self.path(part).exists() for part in ("train", "val", "test")):
+        """Whether the directory is itself a folder with a folder of images for each class.
+
+        A class may have the name of a part, where its images lie directly in its folder. UserError
+        when such a folder may be either.
+        """
+        if self.packed or not self.directory.is_dir():
             return False
-        files = map(str, self.directory.glob("*/*"))
-        return any(has_file_allowed_extension(file, IMG_EXTENSIONS) for file in files)
+        folders = sub_folders(self.directory)
+        parts = [folder for folder in folders if folder.name in PARTS]
+        others = [folder for folder in folders if folder not in parts and has_images_below(folder)]
+        if not parts or not others:
+            return bool(others)
+        divided = [f.name for f in parts if any(map(has_images_below, sub_folders(f)))]
+        if len(divided) != 1:
+            return not divided
+        either = f"{divided[0]} may be a class or a part, next to {few([f.name for f in others])}"
+        allowed = "rename it, or put the classes into train and val (or test)"
+        raise UserError(f"{self.directory}: {either}; {allowed}")
 
     @property
     def test(self) -> str:
         """The part "test" where its images are labelled (not in ImageNet's folder), else "val"."""
         path = self.path("test")
-        labelled = (self.packed and path.exists()) or any(map(Path.is_dir, path.glob("*")))
+        labelled = path.exists() if self.packed else path.is_dir() and any(sub_folders(path))
         return "test" if labelled else "val"
-
-    def classes(self) -> list[str]:
-        folder = self.directory if self.undivided else self.path("train")
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
     def read(self, part: str) -> tuple[Images, list[str]]:
         """The images of a part, small ones decoded, and the names of its classes."""
@@ -215,15 +247,14 @@ class _PartsOnDisk:
     def dataset(self) -> Dataset:
         """All parts; where there is a part test, val is the held-out one."""
         (train, classes), test = self.read("train"), self.test
-        holds_out = test == "test" and self.path("val").exists()
+        holds_out = not self.undivided and test == "test" and self.path("val").exists()
         held_out = self._read_alike("val", classes) if holds_out else None
-        return Dataset(train, self._read_alike(test, classes), held_out)
+        return Dataset(train, self._read_alike(test, classes), held_out, tuple(classes))
 
     def _read_alike(self, part: str, classes: list[str]) -> Images:
         """The images of a part, which must have these classes."""
         images, found = self.read(part)
-        check_same_classes(found, self.path(part), classes, self.path("train"))
-        return images
+        return labelled_as(images, found, self.path(part), classes, self.path("train"))
 
 
 # -- splitting -------------------------------------------------------------------------------------

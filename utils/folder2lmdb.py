@@ -37,7 +37,7 @@ from PIL import Image
 from utils.command import Parser, command, positive
 from utils.decoding import UnreadableImage, decode
 from utils.errors import UserError
-from utils.images import EncodedImages, FileSource, image_folder
+from utils.images import EncodedImages, FileSource, check_readable, image_folder
 from utils.runtime import Progress
 
 VERSION = 1
@@ -177,6 +177,8 @@ class About:
         except (lmdb.Error, TypeError, ValueError, msgspec.MsgspecError) as error:
             what = "no LMDB file of images as utils/folder2lmdb.py writes them"
             raise UserError(f"{file}: {what} ({error})") from None
+        if len(set(form.classes)) < len(form.classes) or labels.max(initial=0) >= len(form.classes):
+            raise UserError(f"{file}: its labels and its {len(form.classes)} classes do not fit")
         if form.version != VERSION:
             raise UserError(f"{file}: its format has version {form.version}, not {VERSION}")
         return cls(form.classes, torch.from_numpy(labels.astype(np.int64)), form.resize, written)
@@ -195,7 +197,9 @@ def lmdb_images(file: Path, size: int, strict: bool) -> tuple[EncodedImages, lis
         unfinished = f"unfinished, {about.written} of {count} images"
         raise UserError(f"{file}: {unfinished}; utils/folder2lmdb.py resumes it")
     source, index = LmdbSource(file), torch.arange(count)
-    return EncodedImages(source, index, about.labels, size, strict), about.classes
+    images = EncodedImages(source, index, about.labels, size, strict)
+    check_readable(images, about.classes)
+    return images, about.classes
 
 
 # -- writing ---------------------------------------------------------------------------------------

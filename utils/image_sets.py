@@ -19,12 +19,12 @@ from utils.images import (
     FileSource,
     ImageData,
     Images,
-    check_same_classes,
     image_folder,
+    labelled_as,
 )
 
 USUAL_SIZE = 224  # pixels, where nothing else is given
-Part = tuple[Images, int | None]  # images of a part; the classes of its set, None as published
+Part = tuple[Images, list[str] | None]  # images, and the names of the classes where they are known
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def known_set(name: str) -> ImageSet | None:
     return IMAGE_SETS.get(name.removesuffix("_lmdb"))
 
 
-def read_part(name: str, directory: str, training: bool, download: bool) -> tuple[Images, int]:
-    """A part of a set, and the number of its classes; UserError when it is missing."""
+def read_part(name: str, directory: str, training: bool, download: bool) -> Part:
+    """A part of a set, and the names of its classes; UserError when it is missing."""
     known = IMAGE_SETS[name]
     try:
         with distributed.first_alone():  # of several processes one downloads
-            part, classes = known.read(Path(directory), training, download)
+            return known.read(Path(directory), training, download)
     except UserError:
         raise
     except Exception as error:  # urllib, ssl, tarfile and torchvision raise many kinds here
@@ -74,7 +74,6 @@ def read_part(name: str, directory: str, training: bool, download: bool) -> tupl
         reason = " ".join(str(error).split())
         todo = f"{known.layout} into {directory}"
         raise UserError(f"dataset_dir: {directory}: {missing} ({reason}); {todo}") from None
-    return part, classes or known.classes
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -86,19 +85,28 @@ def _cifar(kind: type, directory: Path, training: bool, download: bool) -> Part:
         return _of_folders([directory / "train"], directory / "test", training)
     part = kind(str(directory), train=training, download=download)
     images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
-    return ImageData(images, torch.tensor(part.targets)), None
+    return ImageData(images, torch.tensor(part.targets)), part.classes
 
 
 def _stl10(directory: Path, training: bool, download: bool) -> Part:
     split = "train" if training else "test"
     part = datasets.STL10(str(directory), split=split, download=download)
-    return ImageData(torch.from_numpy(part.data), torch.from_numpy(part.labels).long()), None
+    return ImageData(
+        torch.from_numpy(part.data), torch.from_numpy(part.labels).long()
+    ), part.classes
 
 
 def _cinic10(directory: Path, training: bool, download: bool) -> Part:
     """train_and_valid/ as its users merged it, or train/ and valid/ as published; and test/."""
     merged = ["train_and_valid"] if (directory / "train_and_valid").is_dir() else ["train", "valid"]
     return _of_folders([directory / name for name in merged], directory / "test", training)
+
+
+def _flowers102(directory: Path, training: bool, download: bool) -> Part:
+    """Classes are called by their numbers, as in folders of the authors."""
+    read = partial(_of_torchvision, datasets.Flowers102, ("train", "val"), directory)
+    part, classes = read(training, download)
+    return part, classes or [str(number) for number in range(1, 103)]
 
 
 def _pets(directory: Path, training: bool, download: bool) -> Part:
@@ -110,7 +118,7 @@ def _pets(directory: Path, training: bool, download: bool) -> Part:
     parts = [part, read(not training, download)[0]]
     breeds = [[Path(path).stem.rsplit("_", 1)[0] for path in p.source.paths] for p in parts]
     order = {breed: label for label, breed in enumerate(sorted({*breeds[0], *breeds[1]}))}
-    return replace(part, labels=torch.tensor([order[breed] for breed in breeds[0]])), classes
+    return replace(part, labels=torch.tensor([order[breed] for breed in breeds[0]])), list(order)
 
 
 def _aircraft(directory: Path, training: bool, download: bool) -> Part:
@@ -125,7 +133,7 @@ def _aircraft(directory: Path, training: bool, download: bool) -> Part:
     files = [
         (data / "images" / f"{image}.jpg", names.index(variant.strip())) for image, variant in lines
     ]
-    return _of_files(directory, files), len(names)
+    return _of_files(directory, files), None
 
 
 def _of_torchvision(
@@ -149,13 +157,14 @@ def _of_folders(train: list[Path], test: Path, training: bool) -> Part:
     """Folders with a folder for each class, which must be the same in all of them."""
     folders = train if training else [train[0], test]
     read = [image_folder(folder, USUAL_SIZE, False) for folder in folders]
-    classes = read[0][1]
-    for folder, (_, names) in zip(folders, read, strict=True):
-        check_same_classes(names, folder, classes, train[0])
-    files = []
-    for part, _ in read if training else read[1:]:
+    classes, files = read[0][1], []
+    parts = [
+        labelled_as(part, names, folder, classes, train[0])
+        for folder, (part, names) in zip(folders, read, strict=True)
+    ]
+    for part in parts if training else parts[1:]:
         files += zip(part.source.paths, part.labels.tolist(), strict=True)
-    return _of_files(train[0].parent, files), len(classes)
+    return _of_files(train[0].parent, files), classes
 
 
 def _of_files(directory: Path, files: list[tuple[str | Path, int]]) -> EncodedImages:
@@ -194,7 +203,7 @@ IMAGE_SETS = {
         102,
         (0.5178361839861569, 0.4106749456881299, 0.32864167836880803),
         (0.2972239085211309, 0.24976049135203868, 0.28533308036347665),
-        partial(_of_torchvision, datasets.Flowers102, ("train", "val")),
+        _flowers102,
         "put the folders train and test, or flowers-102 (with jpg, imagelabels.mat and setid.mat),",
         augment={"affine": True, "horizontal_flip": False, "balanced": True},
     ),

@@ -5,7 +5,7 @@ N denotes the number of images, S their side in pixels.
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from utils.class_folders import few, labelled_files
 from utils.decoding import UnreadableImage, decode
 from utils.errors import UserError
+from utils.json_file import one_line
 
 
 @dataclass(frozen=True)
@@ -108,23 +109,53 @@ Images = ImageData | EncodedImages
 def image_folder(directory: Path, size: int, strict: bool) -> tuple[EncodedImages, list[str]]:
     """The images of a folder with a folder for each class, and the names of the classes.
 
-    UserError when it is no such folder.
+    UserError when it is no such folder, or nothing of a class can be read.
     """
+    files = labelled_files(Path(directory))
+    source, labels = FileSource(Path(directory), tuple(files.paths)), torch.tensor(files.labels)
+    images = EncodedImages(source, torch.arange(len(labels)), labels, size, strict)
+    check_readable(images, files.classes)
+    return images, files.classes
+
+
+def check_readable(images: EncodedImages, classes: Sequence[str]) -> None:
+    """UserError when not one image of a class can be read."""
+    for label, name in enumerate(classes):
+        own = (images.labels == label).nonzero().flatten().tolist()
+        errors = (_broken(images, position) for position in own)
+        if own and all(error is not None for error in errors):
+            where, first = images.source.root, _broken(images, own[0])
+            none = f"none of the {len(own)} images of the class {one_line(name, 60)} can be read"
+            raise UserError(f"{where}: {none} ({images.name(own[0])}: {first})")
+
+
+def _broken(images: EncodedImages, position: int) -> UnreadableImage | None:
+    """Why an image cannot be read, if it cannot."""
     try:
-        folder = ImageFolder(str(directory))
-    except FileNotFoundError as error:
-        wrong = f"{directory}: it must be a folder with a folder of images for each class"
-        raise UserError(f"{wrong} ({str(error).split('. ')[0]})") from None
-    source = FileSource(Path(directory), tuple(path for path, _ in folder.samples))
-    labels = torch.tensor(folder.targets)
-    return EncodedImages(source, torch.arange(len(labels)), labels, size, strict), folder.classes
+        images.decode(position)
+    except UnreadableImage as error:
+        return error
+    return None
 
 
-def check_same_classes(found: list[str], folder: Path, classes: list[str], other: Path) -> None:
-    """UserError when the classes `found` in a folder are not the `classes` of another one."""
-    if found != classes:
-        differ = ", ".join(sorted(set(found) ^ set(classes))[:3])
-        raise UserError(f"{folder}: its classes are not those of {other}: {differ}")
+def labelled_as(
+    images: Images, found: Sequence[str], where: Path | str, classes: Sequence[str], other: object
+) -> Images:
+    """Images whose labels number the names `found`, with labels that number `classes`.
+
+    UserError when a name is in one of the two alone; it calls them `where` and `other`.
+    """
+    if list(found) == list(classes):
+        return images
+    only = {
+        place: sorted(set(one) - set(two))
+        for place, one, two in (("only here", found, classes), ("only there", classes, found))
+    }
+    if any(only.values()):
+        differ = "; ".join(f"{few(names)} ({place})" for place, names in only.items() if names)
+        raise UserError(f"{where}: its classes are not those of {other}: {differ}")
+    number = {name: label for label, name in enumerate(classes)}
+    return replace(images, labels=torch.tensor([number[name] for name in found])[images.labels])
 
 
 def at_size(images: Tensor, size: int) -> Tensor:

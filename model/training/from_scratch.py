@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -222,10 +222,11 @@ class ScratchRecipe(LearningRecipe, BatchRecipe):
             train, test = (Resized(part, self.network_size, "bicubic") for part in (train, test))
         return train, test
 
-    def describe(self, spec: NetworkSpec) -> dict:
-        """What a checkpoint says of its network and its data."""
+    def describe(self, spec: NetworkSpec, names: Sequence[str] | None = None) -> dict:
+        """What a checkpoint says of its network and its data, whose classes have these `names`."""
         data = {name: getattr(self, name) for name in ("dataset", "dataset_dir", "network_size")}
         data |= {"mean": list(self.mean), "std": list(self.std), "image_size": self.read_size(spec)}
+        data |= {"class_names": list(names)} if names is not None else {}
         return {**record_of(spec), "options": self.options(spec), "data": data}
 
 
@@ -252,7 +253,7 @@ def train_from_scratch(
     """
     costs = costs_of(spec, network, recipe.network_size or spec.image_size)
     run.write_once("architecture.json", lambda file: save_spec(file, spec, costs, provenance))
-    described = recipe.describe(spec)
+    described = recipe.describe(spec, dataset.names)
     scores = _train(network.to(context.device), dataset, recipe, run, context, described)
     result = {
         "target": provenance["target"],

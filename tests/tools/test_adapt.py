@@ -16,7 +16,7 @@ from model.trained import open_own
 from tests.support import refused, run
 from tools import adapt
 from tools.reporting.run_results import read_run
-from utils.data import class_names, load_dataset, load_test_images
+from utils.data import load_dataset, load_test_images
 from utils.errors import UserError
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
@@ -59,7 +59,7 @@ def test_about_a_fifth_of_the_images_test(painted):
     assert dataset.held_out is None
     again = load_test_images("imagefolder", str(painted), 8, 3)
     assert again.images.equal(dataset.test.images)
-    assert class_names(str(painted)) == ["blue", "green", "red"]
+    assert dataset.names == ("blue", "green", "red")
 
 
 def test_images_that_are_added_move_no_other(tmp_path):
@@ -88,7 +88,7 @@ def test_folders_with_parts_are_as_they_were(tmp_path):
     paint(tmp_path / "val", 2)
     dataset = load_dataset("imagefolder", str(tmp_path), 8, 3)
     assert [len(dataset.train.labels), len(dataset.test.labels)] == [18, 6]
-    assert class_names(str(tmp_path)) == ["blue", "green", "red"]
+    assert dataset.names == ("blue", "green", "red")
 
 
 # -- adapting --------------------------------------------------------------------------------------

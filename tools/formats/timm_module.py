@@ -168,11 +168,15 @@ def _is_exported(name: str) -> bool:
 def write(
     file: Path, network: nn.Module, image_size: int, data: dict, view: str | None
 ) -> list[Path]:
-    """Write the module `file` and its weights; returns both. `data` has mean, std and classes."""
+    """Write the module `file` and its weights; returns both.
+
+    `data` has mean, std, classes, and class_names where they are known.
+    """
     weights = file.with_suffix(".safetensors")
     config = {"input_size": (3, image_size, image_size), "num_classes": data["classes"]}
     config |= {**VIEWS[view], "mean": tuple(data["mean"]), "std": tuple(data["std"])}
     config |= {"first_conv": "conv_stem", "classifier": "classifier"}
+    config |= {"label_names": tuple(data["class_names"])} if "class_names" in data else {}
     found = described(network)
     check_name(file.stem, module_text("_", weights.name, found, config))
     file.write_text(module_text(file.stem, weights.name, found, config), encoding="utf-8")
