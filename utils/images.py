@@ -120,8 +120,12 @@ def image_folder(directory: Path, size: int, strict: bool) -> tuple[EncodedImage
 
 def check_readable(images: EncodedImages, classes: Sequence[str]) -> None:
     """UserError when not one image of a class can be read."""
-    for label, name in enumerate(classes):
-        own = (images.labels == label).nonzero().flatten().tolist()
+    order, counts = (
+        images.labels.argsort(stable=True),
+        images.labels.bincount(minlength=len(classes)),
+    )
+    for name, positions in zip(classes, order.split(counts.tolist()), strict=True):
+        own = positions.tolist()
         errors = (_broken(images, position) for position in own)
         if own and all(error is not None for error in errors):
             where, first = images.source.root, _broken(images, own[0])
