@@ -33,6 +33,7 @@ from utils.command import Parser, boolean, positive, positive_number
 from utils.config import Config, load_config
 from utils.data import SETS, SMALL, load_test_images, load_training_images
 from utils.errors import UserError
+from utils.home import expand_home
 from utils.image_sets import IMAGE_SETS, known_set
 from utils.images import EncodedImages, Images
 from utils.json_file import as_type, read_json
@@ -343,6 +344,7 @@ def own_data(payload: dict, spec: NetworkSpec) -> dict:
         raise ValueError(f"class_names are {len(names)}, the network's classes {classes}")
     return {
         **vars(data),
+        "dataset_dir": expand_home(data.dataset_dir),
         "image_size": data.image_size or spec.image_size,
         "network_size": data.network_size or 0,
         "classes": classes,
@@ -393,6 +395,9 @@ def load_network(
     """
     if architecture is None and file is None:
         raise UserError("architecture or checkpoint must be given")
+    architecture, file = (
+        None if path is None else expand_home(str(path)) for path in (architecture, file)
+    )
     payload = checkpoint.load(file) if file is not None else {}
     spec, own = None, {}
     if describes_network(payload):

@@ -17,8 +17,9 @@ A config is a YAML file with the published keys; `!include` reads another file o
 tree. Where a command takes a config (`--help` says so), `--set key=value` overrides a key, and
 `--set key.inner=value` one inside it; text is taken as it is, other values are YAML. Unknown keys,
 keys that are given twice, wrong types and impossible values are refused in one line before anything
-is written. Paths are relative to the working directory. `config_file/` has one for each experiment;
-those of the published release load unchanged. A default of `-` means that the key is needed.
+is written. Paths are relative to the working directory; `~` is your home folder, as on command
+lines. `config_file/` has one for each experiment; those of the published release load unchanged. A
+default of `-` means that the key is needed.
 
 M is millions of multiply-adds; with `cost: latency` whatever is in M below is in milliseconds.
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from utils import distributed
 from utils.errors import UserError
+from utils.home import expand_argument
 from utils.stopping import say, signals_received, stop_signal
 
 
@@ -58,6 +59,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str):
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, formatter_class=form)
+
+    def parse_known_args(self, args: list[str] | None = None, namespace=None):
+        """Parse a command line, in which `~` is the home folder wherever it stands."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([expand_argument(word) for word in words], namespace)
 
     def error(self, message: str):
         raise UserError(f"{message}; --help says what is allowed")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NoReturn, TypeVar
 
 from utils.errors import UserError
+from utils.home import expand_home
 from utils.yaml_file import parse_yaml, read_yaml
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ Count = Annotated[int, "at least 1"]
 NotNegative = Annotated[float, "at least 0"]
 Positive = Annotated[float, "above 0"]
 Share = Annotated[float, "at least 0 and below 1"]
+PathText = typing.NewType("PathText", str)  # a file or folder; `~` is the home folder
 _LIMITS = {
     "at least": operator.ge,
     "above": operator.gt,
@@ -128,7 +130,7 @@ class Config:
     where: str = field(default="config", compare=False, repr=False)  # its file; not a key
 
     dataset: str = key(NEEDED, "a name of [data_sets.md](data_sets.md)", "The data")
-    dataset_dir: str = key("./data/", "its folder")
+    dataset_dir: PathText = key("./data/", "its folder")
     classes: Count = key(NEEDED, "number of classes")
     input_size: Count = key(NEEDED, "side of an image in pixels")
     train_portion: Annotated[float, "above 0 and at most 1"] = key(
@@ -164,7 +166,7 @@ class Config:
         "`activation` are the networks')",
         "Costs and targets",
     )
-    latency_table: str | None = key(None, "a YAML file of `tools.profile_latency`")
+    latency_table: PathText | None = key(None, "a YAML file of `tools.profile_latency`")
     low_flops: float = key(0.0, "least target, M; a space with a generator needs a range")
     high_flops: float = key(0.0, "greatest target, M")
 
@@ -206,10 +208,10 @@ class Config:
     autoaugment: bool = key(False, "the policy for CIFAR-10; for images on disk that for ImageNet")
     mixup: NotNegative = key(0.0, "alpha of the Beta distribution (0: none)")
     ema: Share = key(0.0, "decay of the averaged weights, reported next to the last ones (0: none)")
-    inherit: str | None = key(
+    inherit: PathText | None = key(
         None, "a supernet checkpoint to start with; with `network_config` the network's own"
     )
-    network_config: str | None = key(None, "a published `net.config` to train")
+    network_config: PathText | None = key(None, "a published `net.config` to train")
     network_size: Count | None = key(
         None, "pixels to which its small images are resized; none: `input_size`, not resized"
     )
@@ -271,27 +273,33 @@ class Config:
     channels_last: bool = key(True, "the memory format")
     seed: Natural = key(0, "of everything that is drawn")
     print_freq: Count = key(100, "steps between two lines of a log")
-    log_dir: str = key("./logs/", "where run folders are")
-    write_dir: str | None = key(None, "TensorBoard events; none: in the run folder")
+    log_dir: PathText = key("./logs/", "where run folders are")
+    write_dir: PathText | None = key(None, "TensorBoard events; none: in the run folder")
 
-    model_pretrained: str | None = key(
+    model_pretrained: PathText | None = key(
         None, "a trained supernet, ours or a published one, for `warmup_epochs: 0`", "Files read"
     )
-    generator_pretrained: str | None = key(None, "a trained generator")
-    path_to_prior_pool: str | None = key(None, "a prior pool; written where there is none")
+    generator_pretrained: PathText | None = key(None, "a trained generator")
+    path_to_prior_pool: PathText | None = key(None, "a prior pool; written where there is none")
 
-    path_to_save_model: str | None = key(None, "the best supernet", "Files written")
-    path_to_save_scratch: str | None = key(None, "`best.pth` of training from scratch")
-    path_to_best_avg_generator: str | None = key(None, "the generator of least total hardware loss")
-    path_to_save_generator: str | None = key(None, "the most accurate under `hardware_loss_limit`")
-    path_to_final_generator: str | None = key(
+    path_to_save_model: PathText | None = key(None, "the best supernet", "Files written")
+    path_to_save_scratch: PathText | None = key(None, "`best.pth` of training from scratch")
+    path_to_best_avg_generator: PathText | None = key(
+        None, "the generator of least total hardware loss"
+    )
+    path_to_save_generator: PathText | None = key(
+        None, "the most accurate under `hardware_loss_limit`"
+    )
+    path_to_final_generator: PathText | None = key(
         None, "the last one; `path_to_fianl_generator`, as published, is read too"
     )
-    path_to_supernet_eval: str | None = key(None, "CSV: random paths")
-    path_to_generator_eval: str | None = key(None, "CSV: the targets of the last epoch")
-    path_to_generator_eval_avg: str | None = key(None, "CSV: those of the best generator")
-    path_to_save_architecture: str | None = key(None, "CSV: generated architectures")
-    path_to_save_evaluate_architecture: str | None = key(None, "CSV: the most accurate validated")
+    path_to_supernet_eval: PathText | None = key(None, "CSV: random paths")
+    path_to_generator_eval: PathText | None = key(None, "CSV: the targets of the last epoch")
+    path_to_generator_eval_avg: PathText | None = key(None, "CSV: those of the best generator")
+    path_to_save_architecture: PathText | None = key(None, "CSV: generated architectures")
+    path_to_save_evaluate_architecture: PathText | None = key(
+        None, "CSV: the most accurate validated"
+    )
 
     @property
     def unit(self) -> str:
@@ -370,7 +378,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     The value of a key of text is the text as it is; that of others is YAML.
     """
-    path = Path(path)
+    path = Path(expand_home(str(path)))
     values = _read(path, path.resolve().parent)
     if not isinstance(values, dict):
         raise UserError(f"{path}: it holds no keys")
@@ -486,6 +494,7 @@ _TYPES = {
     int: "a whole number",
     float: "a finite number",
     str: "text",
+    PathText: "a path",
     dict: "a mapping",
 }
 
@@ -518,7 +527,9 @@ def _optional(hint) -> tuple[type, bool]:
 
 
 def _base(hint) -> type:
-    """The type of the values of a Literal or Annotated type; any other type as it is."""
+    """The type of the values of a Literal, Annotated or path type; any other type as it is."""
+    if hint is PathText:
+        return str
     if typing.get_origin(hint) is Literal:
         return type(typing.get_args(hint)[0])
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
@@ -551,6 +562,11 @@ def _convert(hint, value, where: str, name: str):
         return tuple(_convert(kind, part, where, f"{name}[{i}]") for i, part in enumerate(value))
     if hint is LayerRow:
         return LayerRow.read(value, where, name)
+    if hint is PathText and isinstance(value, str):
+        try:
+            return expand_home(value)
+        except UserError as error:
+            raise UserError(f"{where}: {name}: {error}") from None
     if is_dataclass(hint):
         return as_record(hint, value, where, name + ".")
     if isinstance(value, str) and hint in (int, float):  # YAML 1.1 reads 1e-3 as text

@@ -12,7 +12,7 @@
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.json_file import one_line
 
@@ -48,6 +48,8 @@ def decode(file: BinaryIO) -> Image.Image:
             return _upright(_as_rgb(image), image)
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # whose text is about Python's objects
+        raise UnreadableImage("no image of a known format") from None
     except Exception as error:  # broken files make Pillow raise errors of many types
         if getattr(error, "errno", None):
             raise

@@ -128,9 +128,9 @@ def check_readable(images: EncodedImages, classes: Sequence[str]) -> None:
         own = positions.tolist()
         errors = (_broken(images, position) for position in own)
         if own and all(error is not None for error in errors):
-            where, first = images.source.root, _broken(images, own[0])
-            none = f"none of the {len(own)} images of the class {one_line(name, 60)} can be read"
-            raise UserError(f"{where}: {none} ({images.name(own[0])}: {first})")
+            none = f"class {one_line(name, 60)}: none of its images can be read"
+            first = f"{images.name(own[0])}: {_broken(images, own[0])}"
+            raise UserError(f"{images.source.root}: {none} ({len(own)}; the first: {first})")
 
 
 def _broken(images: EncodedImages, position: int) -> UnreadableImage | None:
