@@ -34,9 +34,9 @@ from utils.command import (
     Parser,
     add_supernet_options,
     command,
+    learning_rate,
     not_negative,
     positive,
-    positive_number,
 )
 from utils.data import PACKED, load_dataset, split_for_search
 from utils.distributed import divided, of_first, rank
@@ -114,7 +114,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     option("--vld_batch_size", **count, default=200, help="of validation (default 200)")
     epochs = "fine-tuning of each candidate (default 5)"
     option("--n_epochs", type=not_negative, default=5, help=epochs)
-    option("--lr", type=positive_number, help="of fine-tuning (default: as published for the set)")
+    option("--lr", type=learning_rate, help="of fine-tuning (default: as published for the set)")
     test = "validate on the test images: the search will know them"
     option("--test", action="store_true", help=test)
     option("--seed", type=not_negative, default=0)

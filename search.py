@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     strict = ["strict_data=true"] * args.strict_data
     config = completed(load_config(args.cfg, args.set + strict))
+    config.part(WarmUpRecipe)  # a learning rate of 0 shows before writing
     problem = open_problem(config)
     truth = open_benchmark(args.table, problem, config)
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
@@ -169,6 +170,9 @@ def warm_up(
     )
     last = run.checkpoint("supernet_last")
     training = WarmUp(kind, supernet, len(batches), recipe, context, last)
+    if recipe.lr_scheduler == "cosine" and recipe.length > recipe.epochs:
+        covered = f"the cosine covers the {recipe.length} of the warm-up"
+        print(f"epochs: {recipe.epochs}, warmup_epochs: {recipe.length}: {covered}", flush=True)
 
     def one_epoch(epoch: int) -> None:
         title = f"warm-up {epoch + 1}/{config.warmup_epochs}"

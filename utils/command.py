@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from utils import distributed
+from utils.config import LEAST_RATE
 from utils.errors import UserError
 from utils.home import expand_argument
 from utils.stopping import say, signals_received, stop_signal
@@ -113,6 +114,13 @@ def boolean(text: str) -> bool:
     if text.lower() not in values:
         raise ValueError(text)
     return values[text.lower()]
+
+
+def learning_rate(text: str) -> float:
+    """An argparse type: a finite number that weights feel."""
+    if not LEAST_RATE <= float(text) < float("inf"):
+        raise ValueError(text)
+    return float(text)
 
 
 def positive_number(text: str) -> float:

@@ -31,6 +31,8 @@ NotNegative = Annotated[float, "at least 0"]
 Positive = Annotated[float, "above 0"]
 Share = Annotated[float, "at least 0 and below 1"]
 PathText = typing.NewType("PathText", str)  # a file or folder; `~` is the home folder
+LEAST_RATE = 1e-12  # of learning: with less, float32 weights stay where they are
+Rate = Annotated[float, f"at least {LEAST_RATE:g}"]
 _LIMITS = {
     "at least": operator.ge,
     "above": operator.gt,
@@ -57,7 +59,7 @@ class OptimState:
     """An optimiser."""
 
     optimizer: Literal["sgd", "adam"] = key("sgd", "its algorithm")
-    lr: Positive = key(0.064, "learning rate")
+    lr: Rate = key(0.064, "learning rate")
     momentum: Share = key(0.9, "of sgd")
     weight_decay: NotNegative = key(4e-4, "decay of the weights")
     beta: Share = key(0.5, "the first beta of adam; the second is 0.999")
@@ -173,7 +175,11 @@ class Config:
     warmup_epochs: Natural = key(
         50, "its length; 0 with `model_pretrained` skips it", "Supernet warm-up"
     )
-    epochs: Count = key(200, "of training from scratch, and the period of the cosine of both")
+    epochs: Count = key(
+        200,
+        "of training from scratch, and the period of the cosine of both; that of a longer warm-up "
+        "is `warmup_epochs`",
+    )
     batch_size: Annotated[int, "at least 2"] = key(  # batch norm needs two images
         512, "images of a step, in all processes together"
     )

@@ -9,7 +9,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from utils.config import OptimState
+from utils.config import LEAST_RATE, OptimState
+from utils.errors import UserError
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], state: OptimState) -> torch.optim.Optimizer:
@@ -25,8 +26,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], state: OptimState) -> tor
 class Schedule:
     """The learning rate as a function of the step, so that a resumed run needs no state of it.
 
-    "constant" stays at `lr`; "cosine" falls to 0 over `epochs`, and stays there; "step" multiplies
-    by `decay_ratio` every `step_size` epochs. All rise linearly over the first `warmup_steps`.
+    "constant" stays at `lr`; "cosine" falls to 0 over `epochs`, and stays there, so that no
+    training may be longer; "step" multiplies by `decay_ratio` every `step_size` epochs. All rise
+    linearly over the first `warmup_steps`.
     """
 
     name: str
@@ -53,6 +55,18 @@ class Schedule:
         for group in optimizer.param_groups:
             group["lr"] = self.at(step)
 
+    def check(self, epochs: int) -> None:
+        """UserError when training of so many `epochs` has one without a usable learning rate."""
+        if self.at(0) < LEAST_RATE:
+            raise UserError(f"lr_warmup_steps: {self.warmup_steps} begin below {LEAST_RATE:g}")
+        if self.name == "step":
+            decays = (epochs - 1) // self.step_size
+            exponent = math.log10(self.lr) + decays * math.log10(self.decay_ratio)
+            if not math.log10(LEAST_RATE) - 1e-6 <= exponent < 300:
+                keys = f"step_size, decay_ratio: {self.step_size}, {self.decay_ratio:g}"
+                rate = f"the learning rate of epoch {epochs} would be 1e{exponent:+.0f}"
+                raise UserError(f"{keys}: {rate}; it must be at least {LEAST_RATE:g}")
+
 
 @dataclass(frozen=True)
 class TimmSchedule:
@@ -65,6 +79,17 @@ class TimmSchedule:
         """Set a value for each epoch, as published, or for each step, as the schedule was made."""
         self.scheduler.step(step // self.steps_per_epoch)
         self.scheduler.step_update(step)
+
+    def check(self, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+        """UserError when training of so many `epochs` has one without a usable learning rate."""
+        for epoch in range(epochs):
+            self.apply(optimizer, epoch * self.steps_per_epoch)
+            rate = optimizer.param_groups[0]["lr"]
+            if not LEAST_RATE <= rate < math.inf:
+                said = f"the learning rate of epoch {epoch + 1} of {epochs} would be {rate:g}"
+                flags = "see --min-lr, --warmup-lr, --decay-rate"
+                raise UserError(f"{said}; it must be at least {LEAST_RATE:g} ({flags})")
+        self.apply(optimizer, 0)
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:

@@ -188,6 +188,27 @@ class LearningRecipe:
     clip_grad: float
     seed: int
 
+    def __post_init__(self):
+        """UserError when the keys leave an epoch without a learning rate."""
+        self.schedule(1).check(self.length)
+
+    @property
+    def length(self) -> int:
+        """Epochs of the training."""
+        return self.epochs
+
+    def schedule(self, steps_per_epoch: int) -> Schedule:
+        """The learning rates; a cosine does not end before the training."""
+        return Schedule(
+            self.lr_scheduler,
+            self.optim_state.lr,
+            max(self.epochs, self.length),
+            steps_per_epoch,
+            self.step_size,
+            self.decay_ratio,
+            self.lr_warmup_steps,
+        )
+
     def build(
         self,
         parameters: Iterable[nn.Parameter],
@@ -198,19 +219,14 @@ class LearningRecipe:
         **more,
     ) -> Recipe:
         """The recipe of `train_epoch`; `purpose` names its random streams."""
-        schedule = Schedule(
-            self.lr_scheduler,
-            self.optim_state.lr,
-            self.epochs,
-            steps_per_epoch,
-            self.step_size,
-            self.decay_ratio,
-            self.lr_warmup_steps,
-        )
+        steps = self.length * steps_per_epoch
+        if self.lr_warmup_steps >= steps:
+            never = f"in {steps} steps of training lr {self.optim_state.lr:g} is never reached"
+            print(f"lr_warmup_steps: {self.lr_warmup_steps}: {never}", flush=True)
         return Recipe(
             nn.CrossEntropyLoss(label_smoothing=self.label_smoothing),
             make_optimizer(parameters, self.optim_state),
-            schedule,
+            self.schedule(steps_per_epoch),
             context,
             (self.seed, purpose),
             checkpoint,

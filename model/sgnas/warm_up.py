@@ -24,6 +24,11 @@ class WarmUpRecipe(LearningRecipe):
 
     paths_per_step: int = 4
     path_sampling: str = "fair"
+    warmup_epochs: int = 1
+
+    @property
+    def length(self) -> int:
+        return max(1, self.warmup_epochs)
 
 
 class WarmUp:

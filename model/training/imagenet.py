@@ -93,7 +93,9 @@ def build_training(
         # which waits for a score, and scores choose nothing here
         if scheduler is None or args.sched == "plateau":
             raise ValueError("a schedule of the epoch is needed")
-    except (ValueError, TypeError, AssertionError) as error:
+        schedule = TimmSchedule(scheduler, len(batches))
+        schedule.check(optimizer, epochs)
+    except (ValueError, TypeError, AssertionError, OverflowError, UserError) as error:
         raise UserError(
             f"--opt {args.opt}, --sched {args.sched}: {' '.join(str(error).split())}"
         ) from None
@@ -105,7 +107,7 @@ def build_training(
         if teacher
         else nn.CrossEntropyLoss(label_smoothing=smoothing),
         optimizer,
-        TimmSchedule(scheduler, len(batches)),
+        schedule,
         context,
         (args.seed, "imagenet"),
         run.checkpoint("last"),

@@ -2,7 +2,14 @@
 
 import argparse
 
-from utils.command import add_checkpoint_minutes, boolean, not_negative, positive, positive_number
+from utils.command import (
+    add_checkpoint_minutes,
+    boolean,
+    learning_rate,
+    not_negative,
+    positive,
+    positive_number,
+)
 
 # Flags that may change between two sessions of one run.
 FREE = {
@@ -78,7 +85,7 @@ def add_imagenet_flags(parser: argparse.ArgumentParser) -> None:
     flag("--opt-eps", type=positive_number)
     flag("--momentum", type=portion, default=0.9)
     flag("--weight-decay", type=not_negative_number, default=1e-4)
-    flag("--lr", type=positive_number, default=0.01)
+    flag("--lr", type=learning_rate, default=0.01)
     flag("--sched", default="step", help="any schedule of timm (default step)")
     flag("--warmup-lr", type=not_negative_number, default=1e-4)
     flag("--min-lr", type=not_negative_number, default=1e-5)
