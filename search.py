@@ -31,6 +31,7 @@ from utils import distributed
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, command
 from utils.config import Config, load_config
 from utils.data import SearchImages, load_dataset, split_for_search
+from utils.data_record import DataRecord
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.json_file import write_json
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     generates = problem.kind.has_generator
     pool = open_prior_pool(config, problem, run) if generates else None
     check_latencies(problem, run)
+    run.check_data(DataRecord.of(config.dataset, config.dataset_dir, dataset))
     run.begin(config, context.device)
     if generates:
         keep_latencies(problem, run)

@@ -31,6 +31,7 @@ from utils.command import (
 )
 from utils.config import Config, as_overrides, load_config
 from utils.data import load_dataset
+from utils.data_record import DataRecord
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.image_sets import USUAL_SIZE, known_set
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     size = recipe.read_size(named.spec)
     source = (config.dataset, config.dataset_dir, size, config.classes)
     dataset = load_dataset(*source, strict=config.strict_data)
+    run.check_data(DataRecord.of(config.dataset, config.dataset_dir, dataset))
     started = time.monotonic()
     provenance = {"source": named.source, "target": named.target, "unit": config.unit}
     run.begin(config, context.device)

@@ -34,6 +34,7 @@ from utils import checkpoint, distributed
 from utils.command import Parser, command
 from utils.config import load_config
 from utils.data import Dataset, load_dataset
+from utils.data_record import DataRecord
 from utils.engine import DeviceContext, Score
 from utils.errors import UserError
 from utils.forecast import peak_bytes
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     training, epochs = build_training(network, spec.classes, batches, described, args, context, run)
     if args.dry_run:
         return dry_run(training, batches, epochs, costs, args)
+    run.check_data(DataRecord.of(data_set(args), args.data, dataset))
     run.begin(flags, context.device)
     print(f"architecture from {network_named.source}")
     provenance = {"source": network_named.source, "target": args.target_flops}

@@ -35,6 +35,7 @@ from utils.command import (
 )
 from utils.config import Config, as_overrides, load_config
 from utils.data import Dataset, load_dataset
+from utils.data_record import DataRecord
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.forecast import forecast_steps, random_batch, seconds
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     title = args.title or Path(args.data).resolve().name
     run = RunFolder.open("tools.adapt", config, title, args.resume)
     run.minutes = args.checkpoint_minutes
+    run.check_data(DataRecord.of("imagefolder", args.data, dataset))
     spec = trained.spec.with_classes(config.classes)
     network = with_new_classifier(spec, trained, config).to(context.device)
     print(forecast(network, dataset, config, context), flush=True)
@@ -68,8 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         reset_norms(network, norm_batches(dataset, config), context)
     provenance = {"source": f"tools.adapt {args.checkpoint}", "target": None, "unit": config.unit}
     provenance["classes"] = list(dataset.names)
-    run.begin(config, context.device)
     scratch = config.part(ScratchRecipe)
+    run.begin(config, context.device)
     result = train_from_scratch(spec, network, dataset, scratch, run, context, provenance)
     report(result, dataset, run)
 

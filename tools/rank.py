@@ -47,6 +47,7 @@ from utils import checkpoint, distributed
 from utils.command import Parser, add_config_options, command, not_negative, positive
 from utils.config import Config
 from utils.data import Dataset, load_dataset
+from utils.data_record import DataRecord
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.json_file import read_json
@@ -178,13 +179,14 @@ def train_all(
     trials = {(answer.name, seed): answer for answer, own in pairs for seed in own}
     titles = [f"{name}-seed{seed}" for name, seed in trials]
     files = [Path(config.log_dir) / title / "result.json" for title in titles]
+    record = DataRecord.of(config.dataset, config.dataset_dir, dataset)
     started, done_before = time.monotonic(), sum(file.exists() for file in files)
 
     def trained(index: int) -> float:
         check_stop()
         (name, seed), answer = list(trials.items())[index]
         spec = spec_of(table.space, answer.architecture)
-        top1 = train_one(titles[index], spec, dataset, replace(config, seed=seed))
+        top1 = train_one(titles[index], spec, dataset, record, replace(config, seed=seed))
         done = sum(file.exists() for file in files)
         line = f"{done} of {len(trials)} networks: {name} seed {seed} has {top1:.2f} %"
         if done > done_before:
@@ -198,10 +200,13 @@ def train_all(
     return [tuple(reached[answer.name, seed] for seed in own) for answer, own in pairs]
 
 
-def train_one(title: str, spec: NetworkSpec, dataset: Dataset, config: Config) -> float:
+def train_one(
+    title: str, spec: NetworkSpec, dataset: Dataset, record: DataRecord, config: Config
+) -> float:
     """Top-1 in % on the test images, with the last weights; a finished training is only read."""
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
     run = RunFolder.open("train_cifar", config, title)
+    run.check_data(record)
     if run.continues and run.file("result.json").exists():
         return read_json(run.file("result.json"))["top1"]
     provenance = {"source": "tools.rank", "target": None, "unit": config.unit}

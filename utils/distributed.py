@@ -125,6 +125,13 @@ def average(tensors: Iterable[Tensor]) -> None:
         tensor.detach().copy_(mean.view(tensor.shape))
 
 
+def gathered(tensor: Tensor) -> list[Tensor]:
+    """The `tensor` of each process; all call it."""
+    found = [torch.empty_like(tensor) for _ in range(size())]
+    dist.all_gather(found, tensor.contiguous())
+    return found
+
+
 def totals(*numbers: float) -> list[float]:
     """The sums of `numbers` over all processes; all call it."""
     if size() == 1:

@@ -148,11 +148,46 @@ def train_epoch(
 
 def average_norms(*networks: nn.Module) -> None:
     """Give batch norms the mean statistics of all processes; all call it."""
+    distributed.average(_statistics(*networks))
+
+
+def mean_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict with the mean statistics of all processes, which all call it.
+
+    The network keeps those of its own process: saving changes nothing.
+    """
+    state = network.state_dict()
+    if distributed.size() == 1:
+        return state
+    own = {tensor.data_ptr() for tensor in _statistics(network)}
+    means = {key: value.clone() for key, value in state.items() if value.data_ptr() in own}
+    distributed.average(means.values())
+    return {key: means.get(key, value) for key, value in state.items()}
+
+
+def norms_of_all(*networks: nn.Module) -> list[Tensor]:
+    """The statistics of each process, for `restore_norms`; all call it. One process has none."""
+    own = _statistics(*networks)
+    if distributed.size() == 1 or not own:
+        return []
+    return distributed.gathered(torch.cat([tensor.flatten() for tensor in own]))
+
+
+def restore_norms(of_all: list[Tensor], *networks: nn.Module) -> None:
+    """Give this process its own statistics again, unless there were more or fewer processes."""
+    if len(of_all) != distributed.size() or len(of_all) == 1:
+        return
+    own = _statistics(*networks)
+    parts = of_all[distributed.rank()].split([tensor.numel() for tensor in own])
+    for tensor, part in zip(own, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def _statistics(*networks: nn.Module) -> list[Tensor]:
+    """The running means and variances of all batch norms."""
     modules = (module for network in networks for module in network.modules())
     norms = [module for module in modules if hasattr(module, "running_mean")]
-    distributed.average(
-        buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)
-    )
+    return [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
 
 
 def check_finite(loss: float, what: str, step: int, checkpoint: Path | None) -> None:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from utils import checkpoint, distributed
+from utils.data_record import DataRecord
 from utils.errors import UserError
 from utils.json_file import one_line, read_json
 from utils.recipe import EpochMeter, check_weights
@@ -29,6 +30,8 @@ _STATE = (
     "architecture.json",
     "checkpoints/*.pth",
 )
+
+DATA_FILE = "data.json"
 
 
 class Training(Protocol):
@@ -72,8 +75,8 @@ class Provenance:
 class RunFolder:
     """`log_dir/title`: everything that a run writes, and all that is needed to resume it.
 
-    config.yml, environment.json, split.json, metrics.jsonl, checkpoints/, tensorboard/, and the
-    stage's tables. `open` only looks; `begin` writes, once everything is known to be in order.
+    config.yml, environment.json, data.json, split.json, metrics.jsonl, checkpoints/, tensorboard/,
+    and the stage's tables. `open` only looks; `begin` writes, once all is known to be in order.
     Only the first process writes; a kill leaves every file whole.
     """
 
@@ -85,6 +88,7 @@ class RunFolder:
         self.origin: Path | None = None  # the run folder whose state a new run starts from
         self._events = events or self.path / "tensorboard"
         self._writer = None
+        self._data: DataRecord | None = None
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -128,6 +132,16 @@ class RunFolder:
         known = file.exists()
         return read_json(file, Provenance, "the record of a run") if known else Provenance()
 
+    def check_data(self, record: DataRecord) -> None:
+        """UserError when the run, or the one it starts from, had other images; `begin` keeps them.
+
+        Runs that were started before there were records take the first one that they see.
+        """
+        self._data, folder = record, self.path if self.continues else self.origin
+        file = folder / DATA_FILE if folder else None
+        if file is not None and file.exists():
+            read_json(file, DataRecord, "the record of a run's data").refuse_changes(record, folder)
+
     def begin(self, config: Settings, device: torch.device) -> None:
         """Make the folder, and move aside a run that is not resumed; all processes call it."""
         distributed.wait()  # until all have looked
@@ -138,6 +152,8 @@ class RunFolder:
                 if self.file("config.yml").exists():
                     self._move_aside()
                 self._create(config)
+            if self._data and not self.file(DATA_FILE).exists():
+                self.write_text(DATA_FILE, _as_json(self._data))
             provenance = Provenance(self.stage, self._provenance().origin)
             record = {**asdict(provenance), **describe_environment(device)}
             self.write_text("environment.json", json.dumps(record, indent=1) + "\n")
@@ -155,6 +171,8 @@ class RunFolder:
             text = yaml.safe_dump(config.to_dict(), sort_keys=False)
             checkpoint.write_text(new / "config.yml", text)
             checkpoint.write_text(new / "environment.json", json.dumps(asdict(provenance)))
+            if self._data:
+                checkpoint.write_text(new / DATA_FILE, _as_json(self._data))
             for file in self._inherited_files(config) if self.origin else ():
                 checkpoint.copy(file, new / file.relative_to(self.origin))
             if self.path.exists():
@@ -282,6 +300,10 @@ class RunFolder:
             kept = [line for line in lines if not _is_after(line, stage, epoch)]
             if len(kept) < len(lines):
                 self.write_text("metrics.jsonl", "".join(kept))
+
+
+def _as_json(record: DataRecord) -> str:
+    return json.dumps(asdict(record), indent=1) + "\n"
 
 
 def _written(*paths: str | Path | None) -> list[str | Path]:

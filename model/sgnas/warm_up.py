@@ -14,7 +14,15 @@ from model.spaces.contracts import SpaceKind
 from model.spaces.registry import supernet_record
 from utils.engine import DeviceContext
 from utils.loader import Loader
-from utils.recipe import EpochMeter, LearningRecipe, average_norms, train_epoch
+from utils.recipe import (
+    EpochMeter,
+    LearningRecipe,
+    average_norms,
+    mean_state,
+    norms_of_all,
+    restore_norms,
+    train_epoch,
+)
 from utils.runtime import Progress
 
 
@@ -61,9 +69,10 @@ class WarmUp:
         return self.meter
 
     def state(self) -> dict:
-        average_norms(self.supernet)
         return {
             **supernet_payload(self.supernet, self.epochs),
+            "model": mean_state(self.supernet),
+            "norms": norms_of_all(self.supernet),
             "optimizer": self.recipe.optimizer.state_dict(),
             "tally": asdict(self.meter),
             "best_top1": self.best_top1,
@@ -71,6 +80,7 @@ class WarmUp:
 
     def load_state(self, state: dict) -> None:
         self.supernet.load_state_dict(state["model"])
+        restore_norms(state.get("norms", []), self.supernet)
         self.recipe.optimizer.load_state_dict(state["optimizer"])
         self.epochs, self.best_top1 = state["epoch"], state["best_top1"]
         self.meter = EpochMeter(**state["tally"])

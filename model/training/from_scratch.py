@@ -23,6 +23,9 @@ from utils.recipe import (
     LearningRecipe,
     Recipe,
     average_norms,
+    mean_state,
+    norms_of_all,
+    restore_norms,
     train_epoch,
 )
 from utils.run_folder import RunFolder
@@ -38,7 +41,9 @@ class ScratchTraining:
     """
 
     # what only resuming needs of `state`; the rest is a network that describes itself
-    RESUME_KEYS = ("average", "optimizer", "scaler", "batch_size", "tally", "scores", "best_top1")
+    RESUME_KEYS = (
+        *("average", "norms", "optimizer", "scaler", "batch_size", "tally", "scores", "best_top1"),
+    )
 
     def __init__(
         self,
@@ -58,12 +63,12 @@ class ScratchTraining:
         self.best_top1 = -1.0
 
     def state(self) -> dict:
-        average_norms(*self._weights().values())
         return {
             **self.described,
             "epoch": self.epochs,
-            "model": self.network.state_dict(),
-            "average": self.average.state_dict() if self.average is not None else None,
+            "model": mean_state(self.network),
+            "average": mean_state(self.average) if self.average is not None else None,
+            "norms": norms_of_all(*self._weights().values()),
             "optimizer": self.recipe.optimizer.state_dict(),
             "scaler": self.recipe.scaler.state_dict(),
             "batch_size": self.batch_size,
@@ -78,6 +83,7 @@ class ScratchTraining:
         self.recipe.scaler.load_state_dict(state.get("scaler", {}))
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        restore_norms(state.get("norms", []), *self._weights().values())
         self.scores = {name: Score(**score) for name, score in state["scores"].items()}
         self.epochs, self.best_top1 = state["epoch"], state["best_top1"]
         self.meter = EpochMeter(**state["tally"])
