@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
     check_compiler(config.compile, context)
     title = args.title or Path(args.data).resolve().name
-    run = RunFolder.open("tools.adapt", config, title, args.resume)
+    record = DataRecord.of("imagefolder", args.data, dataset)
+    run = RunFolder.open("tools.adapt", config, title, args.resume, record)
     run.minutes = args.checkpoint_minutes
-    run.check_data(DataRecord.of("imagefolder", args.data, dataset))
     spec = trained.spec.with_classes(config.classes)
     network = with_new_classifier(spec, trained, config).to(context.device)
     print(forecast(network, dataset, config, context), flush=True)

@@ -93,13 +93,21 @@ class RunFolder:
     # -- opening -----------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, stage: str, config: Settings, title: str, resume: str = "auto") -> "RunFolder":
+    def open(
+        cls,
+        stage: str,
+        config: Settings,
+        title: str,
+        resume: str = "auto",
+        data: DataRecord | None = None,
+    ) -> "RunFolder":
         """The folder of `title` for a run of `stage`.
 
         Args:
             resume: "auto" resumes a run of the same config and refuses another one; "none" starts
                 from scratch; a path to another run folder, or to a checkpoint in it, starts a new
                 title from the state of that run, whose config may differ in the number of epochs.
+            data: for `check_data`, where keys of the config are made of the data.
         """
         flag = config.title_flag
         if not title or Path(title).is_absolute() or ".." in Path(title).parts:
@@ -111,6 +119,8 @@ class RunFolder:
         if run.path.exists() and not saved.exists() and any(run.path.iterdir()):
             raise UserError(f"{named}: {run.path} exists, but is no run folder; {other}")
         run.continues = resume != "none" and saved.exists()
+        if data is not None:
+            run.check_data(data)
         recorded = run._provenance() if run.continues else Provenance()
         if resume not in ("auto", "none"):
             run.origin = _run_folder_of(Path(resume))
