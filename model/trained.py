@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ from utils.image_sets import IMAGE_SETS, known_set
 from utils.images import EncodedImages, Images
 from utils.json_file import as_type, read_json
 from utils.loader import Loader, Normalisation, Resized, loader
+from utils.ranges import Classes, Positive, Ranged, Share
 
 # -- which network -------------------------------------------------------------------------------
 
@@ -300,40 +302,50 @@ def _own(file: Path, payload: dict) -> Trained:
     )
 
 
+@dataclass(frozen=True)
+class _Options(Ranged):
+    """What a checkpoint says of its network, beside the architecture."""
+
+    se: bool = False
+    activation: Literal["relu6", "hswish"] = "relu6"
+    dropout: Share = 0.0
+
+
 def own_network(file: Path, payload: dict) -> tuple[NetworkSpec, dict]:
     """The network that a checkpoint of ours describes, and its options."""
 
     def read() -> tuple[NetworkSpec, dict]:
         spec = spec_of_record(payload)
-        values = dict[str, bool | int | float | str]
-        options = as_type(payload.get("options"), values, "options", "a record of options")
-        return spec, {name: options[name] for name in spec.options if name != "drop_path"}
+        given = as_type(payload.get("options"), dict, "options", "a record of options")
+        named = {name: given[name] for name in spec.options if name != "drop_path"}
+        options = as_type(named, _Options, "options", "a record of options")
+        return spec, {name: getattr(options, name) for name in named}
 
     return described(str(file), read)
 
 
+_Size = Annotated[int, "at least 0 and at most 8,192"]  # pixels; 0: none given
+
+
 @dataclass(frozen=True)
-class _Data:
+class _Data(Ranged):
     """What a checkpoint says of the data that its network was trained on."""
 
     dataset: str
     dataset_dir: str
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    image_size: int | None = None
-    network_size: int | None = None
-    classes: int | None = None
-    in_memory: int = SMALL
+    std: tuple[Positive, Positive, Positive]
+    image_size: _Size | None = None
+    network_size: _Size | None = None
+    classes: Classes | None = None
+    in_memory: _Size = SMALL
     class_names: list[str] | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         names = self.class_names
         if names is not None and len(set(names)) < len(names):
             raise ValueError("class_names must differ from each other")
-        if min(self.std) <= 0:
-            raise ValueError(f"std {self.std} must be above 0")
-        if any(size is not None and size < 0 for size in (self.image_size, self.network_size)):
-            raise ValueError("image sizes must not be negative")
 
 
 def own_data(payload: dict, spec: NetworkSpec) -> dict:

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.plain_values import TooMuch, check_plain
 
 # Keys of a checkpoint that may hold the state dict, ours and other people's.
 WEIGHT_KEYS = ("model", "state_dict", "state_dict_ema")
@@ -85,29 +87,54 @@ def load(path: str | Path) -> dict:
         raise UserError(f"{path}: there is no such checkpoint")
     try:
         # timm keeps its arguments in checkpoints
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated, foreign and crafted files raise errors of many types
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        what = "not a readable checkpoint of tensors and plain values"
-        raise UserError(f"{path}: {what} ({reason})") from None
+    # Truncated, foreign and crafted files raise errors of many types. Their texts are not for
+    # users: some advise to load without any safety.
+    except Exception:
+        raise UserError(
+            f"{path}: not a readable checkpoint of tensors and plain values; "
+            "it is damaged, or holds other objects"
+        ) from None
     if not isinstance(payload, dict):
         kind = type(payload).__name__
         raise UserError(f"{path}: a checkpoint must be a dictionary, this is a {kind}")
+    try:
+        check_plain(payload)
+    except TooMuch as error:
+        raise UserError(f"{path}: not a checkpoint ({error})") from None
     return payload
 
 
 def weights(payload: dict, path: str | Path) -> dict[str, Tensor]:
     """The state dict of a payload, itself or under one of `WEIGHT_KEYS`, without "module." in keys.
 
-    UserError when there is none.
+    UserError when there is none, or one of its tensors is no weight.
     """
     found = (payload[key] for key in WEIGHT_KEYS if isinstance(payload.get(key), dict))
     state = next(found, payload)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    named = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not state or not named:
         keys = ", ".join(WEIGHT_KEYS)
         raise UserError(f"{path}: it holds no weights, neither itself nor under {keys}")
+    for key, value in state.items():
+        _check_tensor(key, value, path)
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _check_tensor(key: str, value: Tensor, path: str | Path) -> None:
+    """UserError unless a tensor is dense, real and finite; variances must not be negative."""
+    dense = value.layout == torch.strided and value.device.type == "cpu"
+    if not dense or value.is_nested or value.is_quantized or value.is_complex():
+        raise UserError(f"{path}: {key} is no dense tensor of real numbers")
+    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise UserError(f"{path}: {key} has more numbers than the file holds")
+    value = value.float() if value.is_floating_point() else value
+    if not value.isfinite().all():
+        raise UserError(f"{path}: {key} has numbers that are NaN or infinite")
+    if key.endswith("running_var") and (value < 0).any():
+        raise UserError(f"{path}: {key} has a negative variance")
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:

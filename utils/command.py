@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from utils import distributed
 from utils.config import LEAST_RATE
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.home import expand_argument
+from utils.plain_values import TooMuch, check_text
 from utils.stopping import say, signals_received, stop_signal
 
 
@@ -39,10 +40,16 @@ def command(main: Callable) -> Callable:
                 say(f"{name}: stopped by {signal.Signals(number).name}")
                 raise SystemExit(128 + number) from None
             if distributed.is_first_to_say(reason):
-                print(f"{name}: error: {reason}", file=sys.stderr)
+                _say_error(f"{name}: error: {printable(reason)}")
             raise SystemExit(2)
 
     return run
+
+
+def _say_error(line: str) -> None:
+    if sys.stderr is not None:  # closed by the shell
+        with suppress(OSError, ValueError):  # nobody reads: the exit status says it
+            print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -62,8 +69,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=form)
 
     def parse_known_args(self, args: list[str] | None = None, namespace=None):
-        """Parse a command line, in which `~` is the home folder wherever it stands."""
-        words = sys.argv[1:] if args is None else args
+        """Parse a command line, in which `~` is the home folder wherever it stands.
+
+        UserError for a word that no file can be called.
+        """
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words:
+            try:
+                check_text(word)
+            except TooMuch as error:
+                raise UserError(f"command line: {error}") from None
         return super().parse_known_args([expand_argument(word) for word in words], namespace)
 
     def error(self, message: str):

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import difflib
 import json
-import operator
 import types
 import typing
 from collections.abc import Sequence
@@ -18,29 +17,33 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NoReturn, TypeVar
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.home import expand_home
+from utils.plain_values import TooMuch, check_plain
+from utils.ranges import (
+    MOST_ENTRIES,
+    Channels,
+    Classes,
+    Count,
+    Expansion,
+    KernelSize,
+    Natural,
+    NotNegative,
+    Pixels,
+    Positive,
+    Share,
+    Stride,
+    within,
+)
 from utils.yaml_file import parse_yaml, read_yaml
 
 T = TypeVar("T")
 
-# Types of keys with bounds, in the words of `_LIMITS`.
-Natural = Annotated[int, "at least 0"]
-Count = Annotated[int, "at least 1"]
-NotNegative = Annotated[float, "at least 0"]
-Positive = Annotated[float, "above 0"]
-Share = Annotated[float, "at least 0 and below 1"]
 PathText = typing.NewType("PathText", str)  # a file or folder; `~` is the home folder
 LEAST_RATE = 1e-12  # of learning: with less, float32 weights stay where they are
 Rate = Annotated[float, f"at least {LEAST_RATE:g}"]
-_LIMITS = {
-    "at least": operator.ge,
-    "above": operator.gt,
-    "at most": operator.le,
-    "below": operator.lt,
-}
-
 NEEDED = dataclasses.MISSING  # the default of a key that has none
+MOST_TARGETS = 10_000  # from low_flops to high_flops
 
 
 def key(default, meaning: str, section: str = ""):
@@ -83,12 +86,15 @@ class LayerRow:
             columns = "max expansion, output channels, kernels, stride, kernels_nums, se"
             raise UserError(f"{where}: {name}: {row!r} is not [{columns}]")
         expansion, out_channels, stride = (
-            _convert(Count, row[i], where, f"{name}[{i}]") for i in (0, 1, 3)
+            _convert(kind, row[i], where, f"{name}[{i}]")
+            for i, kind in ((0, Expansion), (1, Channels), (3, Stride))
         )
         choices, place = row[2], f"{where}: {name}[2]: {row[2]!r}"
         if not isinstance(choices, (list, tuple)) or len(set(map(str, choices))) < len(choices):
             raise UserError(f"{place} is not a list of different kernel sizes, maybe with skip")
-        kernels = tuple(_convert(int, c, where, f"{name}[2]") for c in choices if c != "skip")
+        kernels = tuple(
+            _convert(KernelSize, c, where, f"{name}[2]") for c in choices if c != "skip"
+        )
         if not kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in kernels):
             raise UserError(f"{place}: kernel sizes must be odd and positive")
         if "skip" in choices[:-1]:
@@ -133,14 +139,16 @@ class Config:
 
     dataset: str = key(NEEDED, "a name of [data_sets.md](data_sets.md)", "The data")
     dataset_dir: PathText = key("./data/", "its folder")
-    classes: Count = key(NEEDED, "number of classes")
-    input_size: Count = key(NEEDED, "side of an image in pixels")
+    classes: Classes = key(NEEDED, "number of classes")
+    input_size: Pixels = key(NEEDED, "side of an image in pixels")
     train_portion: Annotated[float, "above 0 and at most 1"] = key(
         0.8, "share that trains the supernet (1: 0.8), unless [images are held out](data_sets.md)"
     )
     mean: tuple[float, float, float] = key((0.5, 0.5, 0.5), "normalisation, per channel")
     std: tuple[Positive, Positive, Positive] = key((0.5, 0.5, 0.5), "the same")
-    crop_padding: Natural = key(4, "pixels of zero padding before the random crop of small images")
+    crop_padding: Annotated[int, "at least 0 and at most 8,192"] = key(
+        4, "pixels of zero padding before the random crop of small images"
+    )
     horizontal_flip: bool = key(True, "whether small images are flipped")
     num_workers: Natural = key(0, "processes that read images of more than 64 pixels")
     strict_data: bool = key(False, "stop at an image that cannot be read, instead of skipping it")
@@ -155,9 +163,9 @@ class Config:
     static_layers: tuple[int, ...] = key((), "layers that may not vanish")
     min_expansion: Count = key(2, "least active sub-blocks of a layer in sampled paths")
     stem_stride: Literal[1, 2] | None = key(None, "of the stem; none: 1 below 64 pixels, else 2")
-    stem_channels: Count = key(32, "of the stem")
-    first_channels: Count = key(16, "of the first block")
-    head_channels: Count = key(1280, "of the head")
+    stem_channels: Channels = key(32, "of the stem")
+    first_channels: Channels = key(16, "of the first block")
+    head_channels: Channels = key(1280, "of the head")
     expansion: Count = key(6, "the rows of `l_cfgs` have it")
     split_blocks: Count = key(6, "the same")
     kernels_nums: Count = key(4, "the same")
@@ -218,18 +226,18 @@ class Config:
         None, "a supernet checkpoint to start with; with `network_config` the network's own"
     )
     network_config: PathText | None = key(None, "a published `net.config` to train")
-    network_size: Count | None = key(
+    network_size: Pixels | None = key(
         None, "pixels to which its small images are resized; none: `input_size`, not resized"
     )
     compile: bool = key(False, "compiles the training step")
 
     search_epochs: Natural = key(50, "its length", "Generator training")
     generator: Literal["singan"] = key("singan", "the published network")
-    hc_dim: Count = key(10, "maps that carry the target")
+    hc_dim: Annotated[int, "at least 1 and at most 4,096"] = key(10, "maps that carry the target")
     g_optim_state: OptimState = key(OptimState("adam", 0.001, 0.9, 0.0, 0.5), "the optimiser")
     g_lr_scheduler: Literal["constant", "cosine"] = key("constant", "cosine: over `search_epochs`")
     generator_ema: Share = key(0.0, "decay of the averaged weights evaluated and kept (0: none)")
-    pool_size: Count = key(1, "priors")
+    pool_size: Annotated[int, "at least 1 and at most 100,000"] = key(1, "priors")
     pool_chain: bool = key(False, "whether each prior starts as its neighbour")
     pool_tolerance: NotNegative = key(
         0.0, "M between a prior and the cost it is made for; 0: 1 M, and 1 % where that is less"
@@ -341,6 +349,9 @@ class Config:
         for name in ("target_step", "target_jitter", "eval_step"):
             if getattr(self, name) > span:
                 self.refuse(name, f"at most high_flops - low_flops ({span:g})")
+        for name in ("target_step", "eval_step"):
+            if (least := span / MOST_TARGETS) > getattr(self, name):
+                self.refuse(name, f"at least {least:g}, for at most {MOST_TARGETS} targets")
 
     def check_layers(self) -> None:
         """UserError when there are no layers, or layers that are not there are static."""
@@ -385,12 +396,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     The value of a key of text is the text as it is; that of others is YAML.
     """
     path = Path(expand_home(str(path)))
-    values = _read(path, path.resolve().parent)
+    values = _read(path, _resolved(path).parent)
     if not isinstance(values, dict):
         raise UserError(f"{path}: it holds no keys")
     values = _renamed(values, str(path))
     for override in overrides:
         _override(values, override)
+    try:
+        check_plain(values)
+    except TooMuch as error:
+        raise UserError(f"--set: {error}") from None
     return Config.from_dict(values, str(path))
 
 
@@ -402,10 +417,10 @@ def as_overrides(values: dict) -> list[str]:
 
 def _read(path: Path, root: Path, around: tuple[Path, ...] = ()):
     """A YAML file with `!include FILE`, relative to the including file and inside `root`."""
-    around = (*around, path.resolve())
+    around = (*around, _resolved(path))
 
     def include(name: str):
-        target = (path.parent / name).resolve()
+        target = _resolved(path.parent / name)
         if not target.is_relative_to(root):
             outside = f"it lies outside the config's folder {root}"
             raise UserError(f"{path}: !include {name}: {outside}")
@@ -416,6 +431,13 @@ def _read(path: Path, root: Path, around: tuple[Path, ...] = ()):
         return _read(target, root, around)
 
     return read_yaml(path, include=include)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle; a NUL
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
 
 
 def _renamed(values: dict, where: str) -> dict:
@@ -541,12 +563,6 @@ def _base(hint) -> type:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
-def _within(value: float, allowed: str) -> bool:
-    """Whether a number is within bounds such as "at least 0 and below 1"."""
-    limits = [words.rsplit(" ", 1) for words in allowed.split(" and ")]
-    return all(_LIMITS[name](value, float(limit)) for name, limit in limits)
-
-
 def _convert(hint, value, where: str, name: str):
     """`value` as the annotated type, or a UserError that names both."""
     hint, optional = _optional(hint)
@@ -556,13 +572,16 @@ def _convert(hint, value, where: str, name: str):
     if origin in (Annotated, Literal):
         value = _convert(_base(hint), value, where, name)
         allowed = in_words(hint) if origin is Literal else hint.__metadata__[0]
-        if not (value in arguments if origin is Literal else _within(value, allowed)):
+        if not (value in arguments if origin is Literal else within(value, allowed)):
             raise UserError(f"{where}: {name}: {value!r} is not allowed; it must be {allowed}")
         return value
     if origin is tuple:
         kind, *more = arguments
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{where}: {name}: {value!r} is no list")
+        if len(value) > MOST_ENTRIES:
+            most = f"{len(value)} entries are too many; it may have {MOST_ENTRIES}"
+            raise UserError(f"{where}: {name}: {most}")
         if more != [...] and len(value) != len(arguments):
             raise UserError(f"{where}: {name}: {value!r} is not a list of {len(arguments)} numbers")
         return tuple(_convert(kind, part, where, f"{name}[{i}]") for i, part in enumerate(value))

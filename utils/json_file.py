@@ -7,7 +7,8 @@ from typing import TypeVar
 import msgspec
 
 from utils.checkpoint import write_text
-from utils.errors import UserError
+from utils.errors import UserError, one_line
+from utils.plain_values import TooMuch, check_plain
 
 T = TypeVar("T")
 
@@ -19,25 +20,38 @@ def read_json(path: str | Path, kind: type[T] = dict, what: str = "a JSON record
     holds no JSON or another type; `what` is what the file should have been.
     """
     try:
-        return as_type(msgspec.json.decode(Path(path).read_bytes()), kind, str(path), what)
+        text = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not {what} ({one_line(error)})") from None
+    except ValueError as error:  # a NUL in the path
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    return parse_json(text, kind, str(path), what)
+
+
+def parse_json(text: bytes | str, kind: type[T], where: str, what: str) -> T:
+    """A JSON text as `kind`; otherwise as `read_json`."""
+    try:
+        value = msgspec.json.decode(text)
+        check_plain(value)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, TooMuch) as error:
+        raise UserError(f"{where}: not {what} ({one_line(error)})") from None
+    return as_type(value, kind, where, what)
 
 
 def as_type(value, kind: type[T], where: str, what: str) -> T:
     """`value`, of plain types, as `kind`; UserError that names `where` and the wrong key."""
     try:
         return msgspec.convert(value, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, ArithmeticError) as error:
         raise UserError(f"{where}: not {what} ({one_line(error)})") from None
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
-    """The text of an error without line breaks, at most so many characters of it."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= most else text[: most - 4] + " ..."
+def check_json(value, where: str) -> None:
+    """UserError when JSON cannot hold a value that was read from another format."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: it has values that no JSON has ({one_line(error)})") from None
 
 
 def write_json(path: str | Path, value, indent: int | None = None) -> None:

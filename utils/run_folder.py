@@ -14,8 +14,8 @@ import yaml
 
 from utils import checkpoint, distributed
 from utils.data_record import DataRecord
-from utils.errors import UserError
-from utils.json_file import one_line, read_json
+from utils.errors import UserError, one_line
+from utils.json_file import read_json
 from utils.recipe import EpochMeter, check_weights
 from utils.runtime import describe_environment
 from utils.stopping import check_stop_together, saved_when_stopped

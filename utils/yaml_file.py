@@ -5,8 +5,11 @@ from pathlib import Path
 
 import yaml
 
-from utils.errors import UserError
-from utils.json_file import one_line
+from utils.errors import UserError, one_line
+from utils.plain_values import TooMuch, check_nesting, check_plain
+
+# What PyYAML lets out of a wrong date or !!tag, of 5,000 digits, and of nesting without end.
+WRONG_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -35,11 +38,12 @@ def read_yaml(path: str | Path, where: str | None = None, include: Callable | No
     """
     where = where or str(path)
     try:
-        return parse_yaml(Path(path).read_text(encoding="utf-8"), where, include)
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
+    except ValueError as error:  # no UTF-8, or a NUL in the path
         raise UserError(f"{where}: no valid YAML ({one_line(error)})") from None
+    return parse_yaml(text, where, include)
 
 
 def parse_yaml(text: str, where: str, include: Callable | None = None):
@@ -50,13 +54,23 @@ def parse_yaml(text: str, where: str, include: Callable | None = None):
         node = loader.get_single_node()
         if node is None:
             return None
+        check_nesting(node, _parts)  # before what is merged is copied
         _refuse_duplicates(node, where, "", set())
-        return loader.construct_document(node)
+        value = loader.construct_document(node)
+        check_plain(value)
+        return value
+    except TooMuch as error:
+        raise UserError(f"{where}: no valid YAML ({error})") from None
     except UserError:
         raise
-    # the others are what PyYAML lets out of a wrong date or !!tag, and of nesting without end
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, *WRONG_VALUES) as error:
         raise UserError(f"{where}: no valid YAML ({one_line(error)})") from None
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _refuse_duplicates(node: yaml.Node, where: str, prefix: str, seen: set[int]) -> None:

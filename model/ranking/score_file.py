@@ -13,8 +13,8 @@ import msgspec
 
 from utils import distributed
 from utils.checkpoint import write_text
-from utils.errors import UserError
-from utils.json_file import as_type, one_line, read_json
+from utils.errors import UserError, one_line
+from utils.json_file import as_type, read_json
 from utils.runtime import Progress
 
 Values = dict[str, float]

@@ -30,6 +30,7 @@ from utils.config import Config
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.json_file import as_type
+from utils.ranges import Ranged, check_parameters
 
 Choice = int | str | None  # a kernel size, or the name of an operation; None is skip
 Choices = tuple[tuple[Choice, ...], ...]
@@ -78,8 +79,10 @@ def _choice(value) -> Choice:
     return value if isinstance(value, str) and not value.isdigit() else int(value)
 
 
-class PathSpace:
+class PathSpace(Ranged):
     """A space whose architectures are paths; its subclasses are frozen dataclasses."""
+
+    what = "space: "
 
     kind: ClassVar[str]
     min_expansion: int = 0  # fewest active sub-blocks in a layer of a proposed path
@@ -92,6 +95,13 @@ class PathSpace:
     def cost_terms(self) -> CostTerms:
         """What `LookUpTable` adds up."""
         raise NotImplementedError
+
+    def check_parameters(self) -> None:
+        """UserError when its largest network would fit no machine."""
+        terms, (_, E, _) = self.cost_terms(), self.shape
+        choices = sum(E * max(row) for row in terms.choice_parameters)
+        others = sum(max(row) for row in terms.other_parameters or ())
+        check_parameters(terms.base_parameters + choices + others)
 
     # -- the layout of a path --------------------------------------------------------------------
 

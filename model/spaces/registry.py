@@ -19,7 +19,7 @@ from model.spaces.nasbench201 import kind as nasbench201
 from model.spaces.unified import kind as unified
 from utils import checkpoint
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.json_file import read_json, write_json
 from utils.runtime import stream
 
@@ -166,8 +166,8 @@ def described(where: str, read: Callable[[], T], what: str = "network") -> T:
         return read()
     except UserError as error:
         raise UserError(f"{where}: it does not describe its {what} ({error})") from None
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{where}: it does not describe its {what} ({reason})") from None
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
+from math import isfinite
 from pathlib import Path
 from string import Template
 from types import ModuleType
@@ -21,7 +22,7 @@ from timm.models import is_model, model_entrypoint
 from torch import Tensor, nn
 
 from tools.formats.timm_network import TimmNetwork, described
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 _HEAD = Template('''"""A network that one-shot architecture search found, on the classes of timm.
 
@@ -119,24 +120,41 @@ def module_text(name: str, weights: str, network: TimmNetwork, config: dict) -> 
     """The source of the module `name` with the file `weights` next to it; `config` is timm's."""
     layers = ["create_conv2d", "get_norm_act_layer"] * bool(network.odd_widths)
     layers += ["make_divisible"] * ("make_divisible" in network.squeezed)
-    values = {
+    values = {  # texts of ours, and literals
         "layers": f"from timm.layers import {', '.join(layers)}\n" if layers else "",
         "name": name,
-        "quoted": repr(name),
-        "weights": repr(weights),
-        "config": _lines([f"{key!r}: {value!r}" for key, value in config.items()], 8),
+        "quoted": literal(name),
+        "weights": literal(weights),
+        "config": _lines([f"{key!r}: {literal(value)}" for key, value in config.items()], 8),
         "base": network.base,
         "base_class": network.base_class,
-        "levels": network.levels,
-        "stages": _lines(map(repr, network.texts)),
-        "options": _lines([f"{key!r}: {value!r}" for key, value in network.options.items()]),
+        "levels": literal(network.levels),
+        "stages": _lines(map(literal, network.texts)),
+        "options": _lines([f"{key!r}: {literal(value)}" for key, value in network.options.items()]),
         "squeezed": network.squeezed,
-        "stride": network.stem_stride,
-        "widths": repr(network.odd_widths),
+        "stride": literal(network.stem_stride),
+        "widths": literal(network.odd_widths),
     }
     parts = [_HEAD, _STEM if network.stem_stride != 2 else None]
     parts += [_WIDTHS if network.odd_widths else None, _ENTRY]
     return "".join(part.substitute(values) for part in parts if part)
+
+
+def literal(value) -> str:
+    """A plain value as source text that is that value, whatever it holds.
+
+    UserError for one of another type, whose text could be code.
+    """
+    plain = type(value) in (bool, int, str) or (type(value) is float and isfinite(value))
+    if not plain and type(value) not in (list, tuple, dict):
+        raise UserError(f"--format timm: {one_line(repr(value), 60)} is no number and no text")
+    if isinstance(value, dict):
+        pairs = (f"{literal(key)}: {literal(part)}" for key, part in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, (list, tuple)):
+        text = ", ".join(map(literal, value))
+        return f"[{text}]" if isinstance(value, list) else f"({text}{',' * (len(value) == 1)})"
+    return repr(value)
 
 
 def _lines(entries: Iterable[str], indent: int = 4) -> str:

@@ -21,8 +21,8 @@ from model.spaces.contracts import Design, SpaceKind
 from model.spaces.paths import Architecture
 from model.spaces.registry import KINDS, kind_named, load_spec, parse_architecture
 from tools.reporting.rank_tables import RankedTraining
-from utils.errors import UserError
-from utils.json_file import as_type, one_line, read_json
+from utils.errors import UserError, one_line
+from utils.json_file import as_type, read_json
 
 T, Key = TypeVar("T"), TypeVar("Key")
 MACS, LATENCY = "multiply-adds, M", "latency, ms"

@@ -7,7 +7,7 @@ al., "NSGANetV2", ECCV 2020.
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
@@ -20,7 +20,18 @@ from utils import checkpoint
 from utils.config import Config
 from utils.errors import UserError
 from utils.image_sets import USUAL_SIZE
-from utils.json_file import as_type, read_json
+from utils.json_file import as_type, check_json, read_json
+from utils.ranges import (
+    MOST_ENTRIES,
+    Channels,
+    Classes,
+    KernelSize,
+    Pixels,
+    Ranged,
+    Share,
+    Stride,
+    check_parameters,
+)
 
 CLASSIFIER = ("classifier.linear.weight", "classifier.linear.bias")
 
@@ -28,35 +39,27 @@ CLASSIFIER = ("classifier.linear.weight", "classifier.linear.bias")
 # -- what is read of a description ---------------------------------------------------------------
 
 
-def _positive(record, *names: str) -> None:
-    for name in names:
-        if getattr(record, name) is not None and getattr(record, name) <= 0:
-            raise ValueError(f"{name} {getattr(record, name)} must be above 0")
+@dataclass(frozen=True)
+class _Conv(Ranged):
+    out_channels: Channels
+    stride: Stride = 1
 
 
 @dataclass(frozen=True)
-class _Conv:
-    out_channels: int
-    stride: int = 1
-
-    def __post_init__(self):
-        _positive(self, "out_channels", "stride")
-
-
-@dataclass(frozen=True)
-class _Bottleneck:
-    in_channels: int
-    out_channels: int
-    kernel_size: int
-    stride: int
-    expand_ratio: int | float
+class _Bottleneck(Ranged):
+    in_channels: Channels
+    out_channels: Channels
+    kernel_size: KernelSize
+    stride: Stride
+    expand_ratio: Annotated[int | float, "above 0 and at most 64"]
     act_func: str | None
     use_se: bool
-    mid_channels: int | None = None
+    mid_channels: Annotated[int, "at least 1 and at most 131,072"] | None = None
 
     def __post_init__(self):
-        _positive(self, "in_channels", "out_channels", "kernel_size", "stride", "expand_ratio")
-        _positive(self, "mid_channels")
+        super().__post_init__()
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {self.kernel_size} must be odd")
         if self.act_func not in ACTIVATIONS:
             names = ", ".join(filter(None, ACTIVATIONS))
             raise ValueError(f"act_func {self.act_func!r} is unknown; allowed are {names}")
@@ -84,20 +87,15 @@ class _Block:
 
 
 @dataclass(frozen=True)
-class _Norm:
-    momentum: float
-    eps: float
+class _Norm(Ranged):
+    momentum: Annotated[float, "above 0 and at most 1"]
+    eps: Annotated[float, "above 0 and at most 1"]
 
 
 @dataclass(frozen=True)
-class _Classifier:
-    out_features: int
-    dropout_rate: float = 0.0
-
-    def __post_init__(self):
-        _positive(self, "out_features")
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate {self.dropout_rate} must be at least 0 and below 1")
+class _Classifier(Ranged):
+    out_features: Classes
+    dropout_rate: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,20 @@ class _NetConfig:
     def __post_init__(self):
         if not self.blocks:
             raise ValueError("it has no blocks")
-        self.layers()
+        if len(self.blocks) > MOST_ENTRIES:
+            raise ValueError(f"it has {len(self.blocks)} blocks, more than {MOST_ENTRIES}")
+        check_parameters(self.parameters())
+
+    def parameters(self) -> int:
+        """Weights of the convolutions and the classifier; the others are few."""
+        layers, last = self.layers(), self.feature_mix_layer.out_channels
+        widths = (layers[-1].out_channels, self.final_expand_layer.out_channels, last)
+        head = widths[0] * widths[1] + last * (widths[1] + self.classifier.out_features)
+        return head + sum(
+            layer.middle * (layer.in_channels + layer.kernel**2 + layer.out_channels)
+            + layer.se * layer.middle**2 // 2
+            for layer in layers
+        )
 
     def layers(self) -> list[Layer]:
         return [block.layer() for block in self.blocks]
@@ -213,11 +224,11 @@ def _block_config(layer: Layer) -> dict:
 
 
 @dataclass(frozen=True)
-class NetConfigSpace:
+class NetConfigSpace(Ranged):
     """No space to search: the size in pixels at which the one network is used."""
 
     kind: ClassVar[str] = "none"
-    image_size: int
+    image_size: Pixels
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -292,7 +303,9 @@ class NetConfigKind(SpaceKind):
         return as_type(record, NetConfigSpace, "space", "the size of a network's images")
 
     def parse(self, record) -> dict:
-        return as_type(record, dict, "architecture", "a net.config")
+        config = as_type(record, dict, "architecture", "a net.config")
+        check_json(config, "architecture")  # what nothing here reads is written again, too
+        return config
 
     def architecture(self, space: NetConfigSpace, record) -> dict:
         return self.parse(record)

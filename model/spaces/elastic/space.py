@@ -19,8 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError
+from utils.ranges import (
+    Channels,
+    Classes,
+    Depth,
+    Expansion,
+    KernelSize,
+    Pixels,
+    Ranged,
+    Stride,
+    Width,
+    check_parameters,
+    within,
+)
 
 Genes = NDArray[np.int64]
+MOST_STAGES = "at least 1 and at most 64"
 
 
 @dataclass(frozen=True)
@@ -61,29 +75,31 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class ElasticSpace:
+class ElasticSpace(Ranged):
     """Base widths (times `width`, to multiples of 8) of stem, stages and head, and what may vary.
 
     The defaults are the published space for ImageNet.
     """
 
     kind: ClassVar[str] = "elastic"
+    what = "space: "
 
-    stem_channels: int = 16
-    stages: tuple[int, ...] = (24, 40, 80, 112, 160)
-    strides: tuple[int, ...] = (2, 2, 2, 1, 2)
+    stem_channels: Channels = 16
+    stages: tuple[Channels, ...] = (24, 40, 80, 112, 160)
+    strides: tuple[Stride, ...] = (2, 2, 2, 1, 2)
     activations: tuple[str, ...] = ("relu", "relu", "h_swish", "h_swish", "h_swish")
     se: tuple[bool, ...] = (False, True, False, True, True)
-    head: tuple[int, int] = (960, 1280)
-    stem_stride: int = 2
-    kernels: tuple[int, ...] = (3, 5, 7)
-    expansions: tuple[int, ...] = (3, 4, 6)
-    depths: tuple[int, ...] = (2, 3, 4)
-    resolutions: tuple[int, ...] = tuple(range(192, 257, 4))
-    width: float = 1.0
-    classes: int = 1000
+    head: tuple[Channels, Channels] = (960, 1280)
+    stem_stride: Stride = 2
+    kernels: tuple[KernelSize, ...] = (3, 5, 7)
+    expansions: tuple[Expansion, ...] = (3, 4, 6)
+    depths: tuple[Depth, ...] = (2, 3, 4)
+    resolutions: tuple[Pixels, ...] = tuple(range(192, 257, 4))
+    width: Width = 1.0
+    classes: Classes = 1000
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("strides", "activations", "se"):
             if len(getattr(self, name)) != len(self.stages):
                 raise UserError(
@@ -92,17 +108,12 @@ class ElasticSpace:
                 )
         for name in ("kernels", "expansions", "depths", "resolutions"):
             values = getattr(self, name)
-            if not values or list(values) != sorted(set(values)) or values[0] < 1:
+            if not values or list(values) != sorted(set(values)):
                 raise UserError(
                     f"space: {name} are {list(values)}; they must be positive and ascend"
                 )
-        for name in ("stages", "strides"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise UserError(
-                    f"space: {name} are {list(getattr(self, name))}; they must be positive"
-                )
-        if self.stem_stride < 1 or self.stem_channels < 1 or self.width <= 0:
-            raise UserError("space: stem_stride, stem_channels and width must be positive")
+        if not within(len(self.stages), MOST_STAGES):
+            raise UserError(f"space: it has {len(self.stages)} stages; it must be {MOST_STAGES}")
         if not {"relu", "relu6", "h_swish"}.issuperset(self.activations):
             raise UserError(
                 f"space: activations are {list(self.activations)}; allowed are relu, relu6, h_swish"
@@ -111,6 +122,11 @@ class ElasticSpace:
             raise UserError(f"space: expansions are {list(self.expansions)}; the least is 2")
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise UserError(f"space: kernels are {list(self.kernels)}; they must be odd")
+        for channels in (*self.channels, *self.head_channels):
+            if not within(channels, Channels.__metadata__[0]):
+                allowed = Channels.__metadata__[0]
+                raise UserError(f"space: at this width it has {channels} channels, not {allowed}")
+        check_parameters(self.costs(self.extremes()[1:])[1][0])
 
     # -- widths ------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from utils.config import Count, key
+from utils.config import key
+from utils.ranges import Channels, Depth, Pixels
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class CellKeys:
     how much of it the supernet has.
     """
 
-    channels: Count = key(16, "of the network's first stage")
-    cells: Count = key(5, "in each stage of the network")
-    supernet_cells: Count = key(1, "in each stage of the supernet")
-    image_size: Count = key(32, "side of the network's images; the supernet's is `input_size`")
+    channels: Channels = key(16, "of the network's first stage")
+    cells: Depth = key(5, "in each stage of the network")
+    supernet_cells: Depth = key(1, "in each stage of the supernet")
+    image_size: Pixels = key(32, "side of the network's images; the supernet's is `input_size`")

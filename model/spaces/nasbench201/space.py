@@ -7,7 +7,7 @@ Reproducible Neural Architecture Search", ICLR 2020.
 """
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from model.costs.lookup_table import CostTerms
 from model.spaces.paths import Architecture, PathSpace
 from utils.errors import UserError
+from utils.ranges import Channels, Classes, Depth, Pixels
 
 CONV_1X1, CONV_3X3 = "nor_conv_1x1", "nor_conv_3x3"
 OPERATIONS = ("skip_connect", "avg_pool_3x3", CONV_1X1, CONV_3X3)  # and none
@@ -34,17 +35,14 @@ class CellSpace(PathSpace):
     kind: ClassVar[str] = "nasbench201"
     names: ClassVar[tuple[str, ...]] = OPERATIONS
 
-    channels: int = 16
-    cells: int = 5
-    image_size: int = 32
-    classes: int = 10
+    channels: Channels = 16
+    cells: Depth = 5
+    image_size: Pixels = 32
+    classes: Classes = 10
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            if not isinstance(value, int) or value < 1:
-                raise UserError(
-                    f"space: {name} is {value!r}; it must be a whole number of at least 1"
-                )
+        super().__post_init__()
+        self.check_parameters()
 
     @cached_property
     def mask(self) -> Tensor:

@@ -6,7 +6,7 @@ skip. Source: Huang and Chu, "Searching by Generating", CVPR 2021, section 3 (th
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,30 +16,40 @@ from model.layers.blocks import squeezed_channels
 from model.spaces.paths import Architecture, PathSpace
 from model.spaces.unified import fair_sampling
 from utils.errors import UserError
+from utils.ranges import (
+    Channels,
+    Classes,
+    Expansion,
+    KernelSize,
+    Natural,
+    Pixels,
+    Ranged,
+    Stride,
+)
 
 
 @dataclass(frozen=True)
-class LayerSpec:
+class LayerSpec(Ranged):
     """One searchable layer: up to `expansion` sub-blocks, each with a kernel or skipped.
 
     A sub-block has `in_channels` channels. A layer that `may_vanish` may skip all of them.
     """
 
-    in_channels: int
-    out_channels: int
-    stride: int
-    expansion: int
-    kernels: tuple[int, ...]
+    what = "layer: "
+
+    in_channels: Channels
+    out_channels: Channels
+    stride: Stride
+    expansion: Expansion
+    kernels: tuple[KernelSize, ...]
     skip: bool = True
     may_vanish: bool = False
     se: bool = False
 
     def __post_init__(self):
-        for name in ("in_channels", "out_channels", "stride", "expansion"):
-            if getattr(self, name) < 1:
-                raise UserError(f"layer: {name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         shown = f"layer: kernels are {list(self.kernels)}"
-        if not self.kernels or any(k < 1 or k % 2 == 0 for k in self.kernels):
+        if not self.kernels or any(k % 2 == 0 for k in self.kernels):
             raise UserError(f"{shown}; they must be odd, positive numbers")
         if len(set(self.kernels)) < len(self.kernels):
             raise UserError(f"{shown}; each may stand there once")
@@ -66,22 +76,18 @@ class UnifiedSpace(PathSpace):
     kind: ClassVar[str] = "unified"
 
     layers: tuple[LayerSpec, ...]
-    image_size: int
-    classes: int
-    stem_channels: int = 32
-    stem_stride: int = 2
-    first_channels: int = 16
-    head_channels: int = 1280
-    min_expansion: int = 2
+    image_size: Pixels
+    classes: Classes
+    stem_channels: Channels = 32
+    stem_stride: Annotated[int, "at least 1 and at most 2"] = 2
+    first_channels: Channels = 16
+    head_channels: Channels = 1280
+    min_expansion: Natural = 2
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.layers:
             raise UserError("space: it has no searchable layer")
-        for name in ("image_size", "classes", "stem_channels", "first_channels", "head_channels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"space: {name} is {getattr(self, name)}; it must be at least 1")
-        if self.stem_stride not in (1, 2):
-            raise UserError(f"space: stem_stride is {self.stem_stride}; it must be 1 or 2")
         widths = (self.first_channels, *(layer.out_channels for layer in self.layers))
         for index, layer in enumerate(self.layers):
             if layer.in_channels != widths[index]:
@@ -89,6 +95,7 @@ class UnifiedSpace(PathSpace):
                     f"space: layer {index} takes {layer.in_channels} channels, but gets "
                     f"{widths[index]} from before it"
                 )
+        self.check_parameters()
 
     def fits(self, other: PathSpace) -> bool:
         return super().fits(other) and self.layers == other.layers

@@ -175,7 +175,7 @@ def test_a_file_that_is_no_architecture_is_refused(tmp_path, text, says):
         ("unified", "architecture", "text", "the choices of each layer"),
         ("nasbench201", "architecture", "|none~0|", "architecture: "),
         ("elastic", "architecture", {**SUBNET, "r": 17}, "not one of this space"),
-        ("elastic", "space", {**ELASTIC, "strides": [0]}, "they must be positive"),
+        ("elastic", "space", {**ELASTIC, "strides": [0]}, "strides is 0; it must be at least 1"),
         ("none", "architecture", {**CONFIG, "blocks": []}, "it has no blocks"),
     ],
 )

@@ -41,8 +41,12 @@ def test_it_is_written_as_published_and_read_in_both_spellings(entry):
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (["classifier", "out_features"], 0, "out_features 0 must be above 0"),
-        (["classifier", "dropout_rate"], 1, "dropout_rate 1.0 must be at least 0 and below 1"),
+        (["classifier", "out_features"], 0, "out_features is 0; it must be at least 1"),
+        (
+            ["classifier", "dropout_rate"],
+            1,
+            "dropout_rate is 1.0; it must be at least 0 and below 1",
+        ),
         (["blocks"], [], "it has no blocks"),
         (["blocks", 1, "mobile_inverted_conv"], None, "neither mobile_inverted_conv nor conv"),
         (["blocks", 1, "mobile_inverted_conv", "act_func"], "swish", "act_func 'swish' is unknown"),
