@@ -9,7 +9,9 @@ elastic supernet), architecture.json.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -94,12 +96,19 @@ def folder_for(path: Path, subnet, supernet: str) -> Path:
     return candidate
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What is read of the architecture.json of an earlier call."""
+
+    provenance: dict[str, Any] | None = None
+
+
 def holds(folder: Path, subnet, supernet: str) -> bool:
     """Whether this very network was written there before."""
     try:
-        provenance = read_json(folder / "architecture.json").get("provenance") or {}
+        provenance = read_json(folder / "architecture.json", _Stored).provenance or {}
         return (provenance.get("subnet"), provenance.get("supernet")) == (subnet, supernet)
-    except (UserError, AttributeError):
+    except UserError:
         return False
 
 

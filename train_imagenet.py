@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -38,6 +39,7 @@ from utils.data_record import DataRecord
 from utils.engine import DeviceContext, Score
 from utils.errors import UserError
 from utils.forecast import peak_bytes
+from utils.json_file import parse_json
 from utils.loader import FileLoader
 from utils.recipe import EpochMeter
 from utils.run_folder import RunFolder
@@ -230,7 +232,9 @@ def train(
 def write_summary(run: RunFolder) -> None:
     """summary.csv: a row for each epoch."""
     if distributed.rank() == 0:
-        rows = [json.loads(line) for line in run.file("metrics.jsonl").read_text().splitlines()]
+        file = run.file("metrics.jsonl")
+        lines = file.read_text().splitlines()
+        rows = [parse_json(line, dict[str, Any], str(file), "a record", nan=True) for line in lines]
         columns = [key for key in rows[0] if key != "stage"]
         run.write_csv(
             "summary.csv",

@@ -121,9 +121,16 @@ def _is_list(file: Path) -> bool:
         raise UserError(f"{file}: cannot be read as an architecture ({error})") from None
 
 
+@dataclass(frozen=True)
+class _Provenance(Ranged):
+    """What is read of where an architecture comes from."""
+
+    target: Positive | None = None
+
+
 def target_of(record: dict) -> float | None:
     """The target that the record of an architecture.json answers, when there is one."""
-    return as_type(record.get("provenance") or {}, dict, "provenance", "a record").get("target")
+    return as_type(record.get("provenance") or {}, _Provenance, "provenance", "a record").target
 
 
 def spec_of_file(file: str | Path, image_size: int | None = None) -> NetworkSpec:

@@ -17,7 +17,7 @@ under torchrun the processes share the networks. Nothing is chosen by test image
 import argparse
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -200,6 +200,13 @@ def train_all(
     return [tuple(reached[answer.name, seed] for seed in own) for answer, own in pairs]
 
 
+@dataclass(frozen=True)
+class _Result:
+    """What is read of the result.json of a finished training."""
+
+    top1: float
+
+
 def train_one(
     title: str, spec: NetworkSpec, dataset: Dataset, record: DataRecord, config: Config
 ) -> float:
@@ -208,7 +215,7 @@ def train_one(
     run = RunFolder.open("train_cifar", config, title)
     run.check_data(record)
     if run.continues and run.file("result.json").exists():
-        return read_json(run.file("result.json"))["top1"]
+        return read_json(run.file("result.json"), _Result, "the result of a training").top1
     provenance = {"source": "tools.rank", "target": None, "unit": config.unit}
     recipe = config.part(ScratchRecipe)
     run.begin(config, context.device)

@@ -10,6 +10,7 @@ of a network holds the accuracy of the rounded weights on the test images.
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -65,10 +66,20 @@ def whole_or_not(folder: Path, write: Callable[[Path], T]) -> T:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class _Environment:
+    """What is released of environment.json."""
+
+    stage: str | None = None
+    python: str | None = None
+    torch: str | None = None
+    commit: str | None = None
+
+
 def copy_records(run: Path, folder: Path, *names: str) -> None:
     """How the run was started, without the machine, and what it measured."""
-    environment, keys = read_json(run / "environment.json"), ("stage", "python", "torch", "commit")
-    kept = {key: environment[key] for key in keys if key in environment}
+    read = read_json(run / "environment.json", _Environment, "the record of a run")
+    kept = {key: value for key, value in asdict(read).items() if value is not None}
     checkpoint.write_text(folder / "environment.json", json.dumps(kept, indent=1) + "\n")
     for name in ("metrics.jsonl", *names):
         if (run / name).exists():

@@ -8,7 +8,7 @@ import msgspec
 
 from utils.checkpoint import write_text
 from utils.errors import UserError, one_line
-from utils.plain_values import TooMuch, check_plain
+from utils.plain_values import check_plain
 
 T = TypeVar("T")
 
@@ -28,12 +28,12 @@ def read_json(path: str | Path, kind: type[T] = dict, what: str = "a JSON record
     return parse_json(text, kind, str(path), what)
 
 
-def parse_json(text: bytes | str, kind: type[T], where: str, what: str) -> T:
-    """A JSON text as `kind`; otherwise as `read_json`."""
+def parse_json(text: bytes | str, kind: type[T], where: str, what: str, nan: bool = False) -> T:
+    """A JSON text as `kind`, with `nan` one that may hold NaN; otherwise as `read_json`."""
     try:
-        value = msgspec.json.decode(text)
+        value = json.loads(text) if nan else msgspec.json.decode(text)
         check_plain(value)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, TooMuch) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: not {what} ({one_line(error)})") from None
     return as_type(value, kind, where, what)
 

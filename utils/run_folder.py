@@ -15,7 +15,8 @@ import yaml
 from utils import checkpoint, distributed
 from utils.data_record import DataRecord
 from utils.errors import UserError, one_line
-from utils.json_file import read_json
+from utils.json_file import as_type, parse_json, read_json
+from utils.ranges import Natural, Ranged
 from utils.recipe import EpochMeter, check_weights
 from utils.runtime import describe_environment
 from utils.stopping import check_stop_together, saved_when_stopped
@@ -70,6 +71,22 @@ class Provenance:
 
     stage: str | None = None
     origin: str | None = None
+
+
+@dataclass(frozen=True)
+class _Progress(Ranged):
+    """How far the state of a training says that it came."""
+
+    epoch: Natural
+    tally: dict[str, int | float]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is read of a line of metrics.jsonl."""
+
+    stage: str
+    epoch: int | float
 
 
 class RunFolder:
@@ -288,7 +305,10 @@ class RunFolder:
         if not file.exists():
             return
         try:
-            training.load_state(checkpoint.load(file))
+            state = checkpoint.load(file)
+            as_type(state, _Progress, str(file), "the state of a training")
+            checkpoint.weights(state, file)
+            training.load_state(state)
         except UserError:
             raise
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -332,10 +352,10 @@ def _run_folder_of(path: Path) -> Path:
 
 def _is_after(line: str, stage: str, epoch: int) -> bool:
     try:
-        row = json.loads(line)
-    except ValueError:  # the line that a kill cut short
+        row = parse_json(line, _Row, "metrics.jsonl", "a record", nan=True)
+    except UserError:  # the line that a kill cut short
         return True
-    return row["stage"] == stage and row["epoch"] > epoch
+    return row.stage == stage and row.epoch > epoch
 
 
 def _refuse_changes(

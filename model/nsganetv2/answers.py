@@ -1,5 +1,6 @@
 """What a finished evolutionary search found, as paths of its search space."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +13,19 @@ from utils.errors import UserError
 from utils.json_file import read_json
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """How a search was started: the digest of its supernet; whether test images guided it."""
+
+    supernet_path: str | None
+    test: str | int | bool | None
+
+
+@dataclass(frozen=True)
+class _Search:
+    settings: _Settings
+
+
 def searched_paths(folder: Path, space: PathSpace, supernet: str) -> tuple[Tensor, Tensor]:
     """The last archive of a search: paths `[N, L, E, K]`, and validation errors in % `[N]`.
 
@@ -19,15 +33,14 @@ def searched_paths(folder: Path, space: PathSpace, supernet: str) -> tuple[Tenso
     `supernet`, and when it was guided by test images.
     """
     try:
-        settings = read_json(folder / "search.json")["settings"]
-        digest, guided_by_test = settings["supernet_path"], settings["test"]
+        search = read_json(folder / "search.json", _Search, "the search.json of a search")
         kind, rows = KINDS[space.kind], last_archive(folder)
         paths = [space.encode(kind.architecture(space, record)) for record, *_ in rows]
         errors = torch.tensor([error for _, error, _ in rows], dtype=torch.float64)
-    except (LookupError, AttributeError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{folder}: no search of this space by msunas.py ({error})") from None
-    if digest != supernet:
+    if search.settings.supernet_path != supernet:
         raise UserError(f"{folder}: this search was on another supernet than the run's")
-    if guided_by_test:
+    if search.settings.test:
         raise UserError(f"{folder}: this search was guided by test images")
     return torch.stack(paths), errors

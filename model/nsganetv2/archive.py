@@ -9,9 +9,10 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 from model.nsganetv2.nsga2_search import Record, Search
 from model.spaces.contracts import Genome
@@ -21,7 +22,12 @@ from utils.errors import UserError
 from utils.json_file import read_json
 
 Written = dict | list | str  # an architecture, by `Genome.to_json`
-Row = tuple[Written, float, float]  # architecture, top-1 error in %, cost
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Cost = Annotated[float, Meta(ge=0, le=1e12)]
+Row = tuple[Written, Percent, Cost]  # architecture, top-1 error in %, cost
+
+
+ITERATION = r"iter_(\d+)\.stats"  # the file of a finished iteration
 
 
 class IterationStats(TypedDict, total=False):
@@ -30,7 +36,7 @@ class IterationStats(TypedDict, total=False):
     archive: list[Row]
     hv: float
     surrogate: dict
-    reference: tuple[float, float]
+    reference: tuple[Percent, Cost]
     predictions: list[tuple[float, float]]
     foretold: list[tuple[float, float]]  # what older searches call predictions
     failed: list[Written]
@@ -40,14 +46,14 @@ class IterationStats(TypedDict, total=False):
 class NetStats(TypedDict):
     """What is read of a net_i.stats."""
 
-    top1: float
+    top1: Percent
 
 
 @dataclass
 class _SearchJson:
     """What is read of search.json."""
 
-    settings: dict = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class SearchFolder:
@@ -114,7 +120,7 @@ class SearchFolder:
             failed = [(record, file) for record in stats["failed"]]
         else:  # older searches
             failures = _failures(file.parent, done)
-            failed = [(_failed(read_json(failure)), failure) for failure in failures]
+            failed = [(_failed(read_json(failure, dict)), failure) for failure in failures]
         search.failed = {_genes_of(record, search.genome, source) for record, source in failed}
         search.add(_recosted(archive_of(stats, search.genome, file), search))
         search.predictions = stats["predictions"]
@@ -233,7 +239,7 @@ def _recosted(records: list[Record], search: Search) -> list[Record]:
 
 def _last(folder: Path) -> tuple[int, Path] | None:
     """Number and file of the last finished iteration in a folder."""
-    return max(_numbered(folder, r"iter_(\d+)\.stats"), default=None)
+    return max(_numbered(folder, ITERATION), default=None)
 
 
 def _failures(folder: Path, done: int) -> list[Path]:

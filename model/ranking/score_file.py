@@ -8,13 +8,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import msgspec
+from typing import Any
 
 from utils import distributed
 from utils.checkpoint import write_text
-from utils.errors import UserError, one_line
-from utils.json_file import as_type, read_json
+from utils.errors import UserError
+from utils.json_file import as_type, parse_json, read_json
 from utils.runtime import Progress
 
 Values = dict[str, float]
@@ -102,10 +101,7 @@ def _read(path: Path, by: By) -> Iterator[Line]:
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         where, what = f"{path}: line {number}", "a score of an architecture"
-        try:
-            record = msgspec.json.decode(line, type=dict)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{where}: not {what} ({one_line(error)})") from None
+        record = parse_json(line, dict[str, Any], where, what)
         if "cell" in record:  # benchmarks/nasbench201.py wrote {"cell", "top1", **by}
             scores = {"id": record.pop("cell"), "values": {"top1": record.pop("top1", None)}}
             record = {**scores, "by": by | record}

@@ -5,7 +5,6 @@ been killed half-way, or resume while it is read.
 """
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,14 +14,15 @@ from typing import TypeVar
 
 import yaml
 
-from model.nsganetv2.archive import read_archive
+from model.nsganetv2.archive import ITERATION, read_archive
 from model.sgnas.answers import read_generated
 from model.spaces.contracts import Design, SpaceKind
 from model.spaces.paths import Architecture
 from model.spaces.registry import KINDS, kind_named, load_spec, parse_architecture
 from tools.reporting.rank_tables import RankedTraining
 from utils.errors import UserError, one_line
-from utils.json_file import as_type, read_json
+from utils.json_file import parse_json, read_json
+from utils.yaml_file import parse_yaml
 
 T, Key = TypeVar("T"), TypeVar("Key")
 MACS, LATENCY = "multiply-adds, M", "latency, ms"
@@ -170,7 +170,7 @@ def _read_settings(run: RunResults, file: Path, key: str | None = None) -> None:
     """The text of a YAML or JSON file, and what it holds, under `key` when one is given."""
     name = str(file.relative_to(run.folder))
     run.settings[name] = file.read_text(encoding="utf-8", errors="replace")
-    record = yaml.safe_load(run.settings[name])
+    record = parse_yaml(run.settings[name], name)
     run.config = dict(record[key] if key else record)
 
 
@@ -266,7 +266,7 @@ def _read_result(run: RunResults, file: Path) -> dict:
 
 def _iterations(folder: Path) -> list[tuple[int, str]]:
     """Number and name of each iter_k.stats file."""
-    found = [re.fullmatch(r"iter_(\d+)\.stats", file.name) for file in folder.glob("iter_*.stats")]
+    found = [re.fullmatch(ITERATION, file.name) for file in folder.glob("iter_*.stats")]
     return sorted((int(match[1]), match[0]) for match in found if match)
 
 
@@ -339,8 +339,8 @@ def json_lines(run: RunResults, file: Path, kind: type[T] = dict) -> list[T]:
     rows, broken = [], 0
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(as_type(json.loads(line), kind, file.name, "a record"))
-        except (ValueError, RecursionError):
+            rows.append(parse_json(line, kind, file.name, "a record", nan=True))
+        except UserError:
             broken += 1
     if broken:
         run.remarks.append(f"{file.name}: {broken} broken line{'s' * (broken > 1)} left out")
