@@ -283,7 +283,8 @@ class Profiled:
         """Those of a list of generated architectures."""
         if not self.kind.has_generator:
             raise UserError(f"--architectures {file}: spaces of kind {self.kind.name} have no such")
-        return torch.stack([self.space.encode(one.architecture) for one in read_generated(file)])
+        found = read_generated(file, self.kind.name)
+        return torch.stack([self.space.encode(one.architecture) for one in found])
 
     def whole(self, choice: Choice) -> Part:
         """A network, in one part."""

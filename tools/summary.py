@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     space = open_problem(config).space
     result = read_json(args.result, Result, "the result of a trained network")
     rows = []
-    for found in read_generated(args.architectures):
+    for found in read_generated(args.architectures, space.kind):
         spec = spec_of(space, found.architecture)
         network = spec.network({key: getattr(config, key) for key in spec.options})
         counted = costs_of(spec, network, space.image_size)

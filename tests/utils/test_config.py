@@ -87,7 +87,7 @@ def test_a_row_of_l_cfgs_overrides_the_global_keys(tiny_config):
         ("batchsize=3", "batchsize: unknown key; did you mean batch_size"),
         ("optim_state.learning=3", "optim_state.learning: unknown key"),
         ("optim_state=3", "optim_state: 3 holds no keys"),
-        ("optim_state.lr=-1", "optim_state.lr: -1.0 is not allowed; it must be above 0"),
+        ("optim_state.lr=-1", "optim_state.lr: -1.0 is not allowed; it must be at least 1e-12"),
         ("optim_state.momentum=1", "1.0 is not allowed; it must be at least 0 and below 1"),
         ("optim_state.optimizer=lion", "'lion' is not allowed; it must be sgd or adam"),
         ("batch_size=many", "batch_size: 'many' is not a whole number"),

@@ -184,9 +184,10 @@ def test_it_goes_through_all_stages_and_tools(tmp_path, capsys):
     target = str(found[1]["macs_m"])  # of few networks, one that another network has, too
     ranking = "logs/run --out ranking --count 3 --random 1 --seeds 1 --search judged --targets"
     rank.main([*ranking.split(), target])
-    lines = [json.loads(line) for line in open("ranking/results.jsonl")]
+    results = (tmp_path / "ranking/results.jsonl").read_text()
+    lines = [json.loads(line) for line in results.splitlines()]
     assert {line["method"] for line in lines} == {"random", "generator", "msunas"}
-    report.main("logs/run logs/net evolved ranking --out report.html".split())
+    report.main(["logs/run", "logs/net", "evolved", "ranking", "--out", "report.html"])
     assert "0 remarks" in capsys.readouterr().out
     pytest.importorskip("onnxruntime")
     flags = f"--checkpoint {trained} --format onnx --verify --runs 0 --fuse --out net.onnx"
