@@ -286,6 +286,8 @@ def open_trained(args: argparse.Namespace) -> Trained:
     options, data = trained.options, dict(trained.data)
     given = {"se": args.se, "activation": args.activation}
     options = options | check_options(trained.spec, given)
+    if args.data and data["dataset"] == "digits" and not (args.lmdb or args.config_path):
+        raise UserError(f"{args.data}: {args.checkpoint} is of digits, which are in no folder")
     if args.data:
         data["dataset_dir"] = args.data
     if args.data and not args.lmdb and data["dataset"] == "imagenet_lmdb" and not args.config_path:
@@ -380,6 +382,9 @@ def _published(args: argparse.Namespace, payload: dict) -> Trained:
     spec = spec.fitted_to(checkpoint.weights(payload, args.checkpoint))
     data = {"dataset": args.dataset, "dataset_dir": args.data, "mean": known.mean, "std": known.std}
     data |= {"image_size": size, "network_size": network_size, "in_memory": 0, "view": known.view}
+    if describes_network(payload):  # one of ours, which knows the names of its classes
+        own = described(str(args.checkpoint), lambda: own_data(payload, spec))
+        data["class_names"] = own["class_names"]
     return Trained(args.checkpoint, payload, spec, {}, data)
 
 

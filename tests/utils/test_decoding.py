@@ -29,7 +29,8 @@ def tiff(values: np.ndarray, **tags) -> io.BytesIO:
     """A grey TIFF of one strip with these values; the types that Pillow cannot write, too."""
     kinds = {"u": 1, "i": 2, "f": 3}
     entries = {
-        256: values.shape[1], 257: values.shape[0], 258: 8 * values.itemsize, 259: 1,
+        256: tags.get("width", values.shape[1]), 257: values.shape[0],
+        258: tags.get("bits", 8 * values.itemsize), 259: 1,
         262: tags.get("photometric", 1), 273: 8 + 2 + 9 * 12 + 4, 278: values.shape[0],
         279: values.nbytes, 339: kinds[values.dtype.kind],
     }  # fmt: skip
@@ -102,6 +103,14 @@ def test_grey_of_more_than_8_bits_has_its_share_of_the_range(name):
 def test_colours_of_16_bits_are_those_of_8():
     assert (pixels(png_of_16_bits(COLOURS.astype(int) * 257, 2)) == COLOURS).all()
     assert (pixels(written(COLOURS, "PPM")) == COLOURS).all()
+
+
+def test_tiffs_of_12_bits_reach_4095():
+    """Two values are three bytes."""
+    first, second = 4095, 16 * 128 + 8
+    packed = bytes([first >> 4, (first & 15) << 4 | second >> 8, second & 255])
+    file = tiff(np.frombuffer(packed, np.uint8)[None], width=2, bits=12)
+    assert is_grey(file, np.array([[255, 128]]))
 
 
 def test_dark_images_of_16_bits_stay_dark():
