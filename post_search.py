@@ -23,6 +23,7 @@ from model.nsganetv2.supernets import open_search
 from model.spaces.contracts import Genome
 from model.spaces.registry import KINDS, save_spec
 from utils import checkpoint
+from utils.claim import Claim
 from utils.command import Parser, add_supernet_options, command, positive
 from utils.errors import UserError
 from utils.json_file import read_json, write_json
@@ -74,6 +75,9 @@ def write(
     subnet, spec = genome.to_json(row), genome.spec(row)
     path = Path(args.save) / f"net-{cost_name}@{record.cost:.0f}"
     path = folder_for(path, subnet, supernet)
+    path.mkdir(parents=True, exist_ok=True)
+    Claim.lock(path)
+    checkpoint.remove_unfinished(path)  # what a kill left
     (macs,), (parameters,) = genome.costs(row[None])
     costs = {"macs_m": round(float(macs), 6), "params_m": round(float(parameters), 6)}
     for name, text in KINDS[spec.kind].published_files(network).items():

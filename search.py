@@ -5,6 +5,7 @@ Architecture Generator", CVPR 2021. Stage 1 is `warm_up`, stage 2 `train_generat
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -34,7 +35,6 @@ from utils.data import SearchImages, load_dataset, split_for_search
 from utils.data_record import DataRecord
 from utils.engine import DeviceContext
 from utils.errors import UserError
-from utils.json_file import write_json
 from utils.loader import BatchRecipe
 from utils.run_folder import RunFolder
 from utils.runtime import Progress, pick_device, stream
@@ -295,8 +295,8 @@ def report(ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
     """The answers of the generator of least hardware loss: a table and its files."""
     answered = answers(ready, config.part(HardwareLoss), targets_of(config))
     found = answered.found
-    if distributed.rank() == 0:
-        write_json(run.file("architectures.json"), rows_of(found, ready.table.space))
+    listed = json.dumps(rows_of(found, ready.table.space)) + "\n"
+    run.write_text("architectures.json", listed)
     rows = [(f"{g.target:g}", f"{g.cost:.4f}", g.architecture.text) for g in found]
     columns, mirror = ("true_flops", "gen_flops", "choices"), config.path_to_save_architecture
     run.write_csv("architecture.csv", columns, rows, mirror)

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,18 +30,31 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: a file is to be written here, but it is a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    with errors_name(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     os.close(handle)
     try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        _flush(name)
-        os.replace(name, path)
-        if os.name == "posix":
-            _flush(path.parent)  # the new name, too, survives a power cut
+        with errors_name(path):
+            write(Path(name))
+            os.chmod(name, 0o644)
+            _flush(name)
+            os.replace(name, path)
+            if os.name == "posix":
+                _flush(path.parent)  # the new name, too, survives a power cut
     except BaseException:
         Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def errors_name(path: str | Path) -> Iterator[None]:
+    """Within, a full disk and other errors of writing name `path`, and no temporary file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(UNFINISHED):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -52,10 +66,14 @@ def _flush(path: str | Path) -> None:
         os.close(handle)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left of files that it was writing."""
-    for file in folder.rglob(f".*{UNFINISHED}"):
-        file.unlink()
+def remove_unfinished(folder: Path, inside: str = "**/") -> None:
+    """Remove what a killed process left of files that it was writing in a folder.
+
+    `inside` is a pattern of the folders in it that are looked through, too.
+    """
+    for file in folder.glob(f"{inside}.*{UNFINISHED}"):
+        if file.is_file():
+            file.unlink(missing_ok=True)
 
 
 def digest(file: str | Path) -> str:

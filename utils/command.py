@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from utils import distributed
+from utils.claim import claims_released
 from utils.config import LEAST_RATE
 from utils.errors import UserError, printable
 from utils.home import expand_argument
@@ -27,7 +28,7 @@ def command(main: Callable) -> Callable:
     @functools.wraps(main)
     def run(argv: list[str] | None = None):
         name = Path(sys.argv[0]).name
-        with signals_received(), _only_first_prints(), distributed.joined():
+        with signals_received(), claims_released(), _only_first_prints(), distributed.joined():
             try:
                 return main(argv)
             except UserError as error:

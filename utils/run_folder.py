@@ -1,18 +1,22 @@
 """The folder of a run: what a stage writes, and how it resumes where it stopped."""
 
+import glob
 import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import ClassVar, Protocol
 
 import torch
 import yaml
 
 from utils import checkpoint, distributed
+from utils.claim import Claim
 from utils.data_record import DataRecord
 from utils.errors import UserError, one_line
 from utils.json_file import as_type, parse_json, read_json
@@ -106,6 +110,8 @@ class RunFolder:
         self._events = events or self.path / "tensorboard"
         self._writer = None
         self._data: DataRecord | None = None
+        self._claim: Claim | None = None
+        self._afresh = False  # whether an earlier run is to be moved aside
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -135,7 +141,7 @@ class RunFolder:
         saved, named, other = run.file("config.yml"), f"{flag} {title}", "choose another title"
         if run.path.exists() and not saved.exists() and any(run.path.iterdir()):
             raise UserError(f"{named}: {run.path} exists, but is no run folder; {other}")
-        run.continues = resume != "none" and saved.exists()
+        run.continues, run._afresh = resume != "none" and saved.exists(), resume == "none"
         if data is not None:
             run.check_data(data)
         recorded = run._provenance() if run.continues else Provenance()
@@ -174,6 +180,7 @@ class RunFolder:
         distributed.wait()  # until all have looked
         if distributed.rank() == 0:
             if self.continues:
+                self._claim = Claim.lock(self.path)
                 checkpoint.remove_unfinished(self.path)
             else:
                 if self.file("config.yml").exists():
@@ -188,13 +195,17 @@ class RunFolder:
         distributed.wait()
 
     def _create(self, config: Settings) -> None:
-        """Make all that a new run starts with by one rename: after a kill it is whole or absent."""
+        """Make all that a new run starts with by one rename: after a kill it is whole or absent.
+
+        It is locked before it appears, so that of two processes that start a title one is refused.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(f".{self.path.name}.unfinished")
-        shutil.rmtree(new, ignore_errors=True)  # what an earlier kill left
+        self._remove_left_over()
+        new = self.path.with_name(f".{self.path.name}.{token_hex(4)}{checkpoint.UNFINISHED}")
         provenance = Provenance(self.stage, str(self.origin) if self.origin else None)
         try:
             new.mkdir()
+            self._claim = Claim.lock(new)
             text = yaml.safe_dump(config.to_dict(), sort_keys=False)
             checkpoint.write_text(new / "config.yml", text)
             checkpoint.write_text(new / "environment.json", json.dumps(asdict(provenance)))
@@ -202,11 +213,22 @@ class RunFolder:
                 checkpoint.write_text(new / DATA_FILE, _as_json(self._data))
             for file in self._inherited_files(config) if self.origin else ():
                 checkpoint.copy(file, new / file.relative_to(self.origin))
+            with suppress(OSError):
+                self.path.rmdir()  # an empty one
             if self.path.exists():
-                self.path.rmdir()
+                raise UserError(f"{self.path}: another process has just started this run")
             new.rename(self.path)
         finally:
             shutil.rmtree(new, ignore_errors=True)
+
+    def _remove_left_over(self) -> None:
+        """Remove what a kill left of a folder that was being made."""
+        name = glob.escape(f".{self.path.name}")
+        for pattern in (checkpoint.UNFINISHED, f".{'[0-9a-f]' * 8}{checkpoint.UNFINISHED}"):
+            for folder in self.path.parent.glob(f"{name}{pattern}/"):
+                with suppress(UserError, OSError):  # of a process that makes it now
+                    Claim.lock(folder)
+                    shutil.rmtree(folder)
 
     def _inherited_files(self, config: Settings) -> list[Path]:
         """What a run takes over from `origin`: no generator if it trains the supernet further."""
@@ -217,6 +239,9 @@ class RunFolder:
         return files
 
     def _move_aside(self) -> None:
+        Claim.lock(self.path)  # unless another process writes there
+        if not self._afresh:
+            raise UserError(f"{self.path}: another process has just started this run")
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
@@ -235,12 +260,13 @@ class RunFolder:
 
     def write_once(self, name: str, write: Callable[[Path], None]) -> None:
         """Let `write` write a file that does not exist yet."""
-        if distributed.rank() == 0 and not self.file(name).exists():
-            write(self.file(name))
+        for path in self._written(self.file(name)):
+            if not path.exists():
+                write(path)
 
     def write_text(self, name: str, text: str, mirror: str | None = None) -> None:
         """Write a file, and a copy of it at `mirror` when that is given."""
-        for path in _written(mirror, self.file(name)):
+        for path in self._written(mirror, self.file(name)):
             checkpoint.write_text(path, text)
 
     def write_csv(
@@ -255,17 +281,21 @@ class RunFolder:
         The last file that a stage saves in an epoch is what resuming reads, so it must not come
         before its copies.
         """
-        for path in _written(mirror, self.checkpoint(name)):
+        for path in self._written(mirror, self.checkpoint(name)):
             checkpoint.save(path, payload)
 
     def log(self, stage: str, epoch: int, **numbers: float) -> None:
         """Log numbers in metrics.jsonl and TensorBoard, after `epoch` epochs of `stage`."""
-        if distributed.rank():
-            return
-        with open(self.file("metrics.jsonl"), "a") as file:
-            file.write(json.dumps({"stage": stage, "epoch": epoch, **numbers}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        for path in self._written(self.file("metrics.jsonl")):
+            with checkpoint.errors_name(path), open(path, "a") as file:
+                file.write(json.dumps({"stage": stage, "epoch": epoch, **numbers}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            with checkpoint.errors_name(self._events):
+                self._picture(stage, epoch, numbers)
+
+    def _picture(self, stage: str, epoch: int, numbers: dict[str, float]) -> None:
+        """Numbers for TensorBoard."""
         if self._writer is None:
             # slow to import, and not every call needs it
             from torch.utils.tensorboard import SummaryWriter
@@ -274,6 +304,17 @@ class RunFolder:
         for name, number in numbers.items():
             self._writer.add_scalar(f"{stage}/{name}", number, epoch)
         self._writer.flush()
+
+    def _written(self, *paths: str | Path | None) -> list[str | Path]:
+        """The `paths` that this process writes: none, except for the first process.
+
+        UserError when the folder has been deleted since the run began.
+        """
+        if distributed.rank():
+            return []
+        if self._claim is not None:
+            self._claim.check(self.path)
+        return [path for path in paths if path is not None]
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -334,11 +375,6 @@ class RunFolder:
 
 def _as_json(record: DataRecord) -> str:
     return json.dumps(asdict(record), indent=1) + "\n"
-
-
-def _written(*paths: str | Path | None) -> list[str | Path]:
-    """The `paths` that this process writes: none, except for the first process."""
-    return [path for path in paths if path is not None and distributed.rank() == 0]
 
 
 def _run_folder_of(path: Path) -> Path:

@@ -17,7 +17,8 @@ from msgspec import Meta
 from model.nsganetv2.nsga2_search import Record, Search
 from model.spaces.contracts import Genome
 from utils import distributed
-from utils.checkpoint import write_text
+from utils.checkpoint import remove_unfinished, write_text
+from utils.claim import Claim
 from utils.errors import UserError
 from utils.json_file import read_json
 
@@ -67,6 +68,7 @@ class SearchFolder:
         self.validation: list[int] = []  # indices of the images that validate candidates
         # (error, cost) of the hypervolume, fixed by iteration 0
         self.reference: tuple[float, float] | None = None
+        self._claim: Claim | None = None
 
     @classmethod
     def open(cls, path: Path, settings: dict, resume: str) -> "SearchFolder":
@@ -103,11 +105,11 @@ class SearchFolder:
 
         All processes call it.
         """
-        distributed.wait()  # until all have looked
+        self._begin()
         last = _last(self.path)
         if last is None:
             record = {"settings": self.settings, "validation": self.validation}
-            _write_once(self.path / "search.json", record)
+            self._write_once("search.json", record)
             last = _last(self.origin) if self.origin else None
         if last is None:
             return -1
@@ -132,6 +134,17 @@ class SearchFolder:
         print(said, flush=True)
         return done
 
+    def _begin(self) -> None:
+        """Make the folder, lock it, and remove what a kill left; all processes call it."""
+        distributed.wait()  # until all have looked
+        if distributed.rank() == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._claim = Claim.lock(self.path)
+            for inside in ("", "iter_*/", "failed/"):  # the folder may hold more than the search
+                remove_unfinished(self.path, inside)
+        distributed.wait()
+        self._claim = self._claim or Claim.of(self.path)
+
     def first_archive(self, search: Search) -> list[Record]:
         """The archive in the net_*.subnet and .stats of `origin`; empty without."""
         rows = []
@@ -152,15 +165,17 @@ class SearchFolder:
 
     def write_stats(self, iteration: int, index: int, record: Written, stats: dict) -> None:
         """Write an evaluated candidate: its architecture, and then what was measured."""
+        self._check()
         self._net(iteration, index, ".stats").unlink(missing_ok=True)  # of another architecture
         write_text(self._net(iteration, index, ".subnet"), json.dumps(record) + "\n")
         write_text(self._net(iteration, index, ".stats"), json.dumps(stats) + "\n")
 
     def write_failure(self, iteration: int, index: int, record: Written, reason: str) -> None:
         """Write a candidate that could not be evaluated; it becomes no number in the archive."""
-        file = self.path / "failed" / f"it_{iteration}_net_{index}"
-        _write_once(file, {"architecture": record, "error": reason})
-        print(f"iter_{iteration}/net_{index} failed, see {file}: {reason}", flush=True)
+        name = f"failed/it_{iteration}_net_{index}"
+        self._write_once(name, {"architecture": record, "error": reason})
+        said = f"iter_{iteration}/net_{index} failed, see {self.path / name}: {reason}"
+        print(said, flush=True)
 
     def write_iteration(
         self, iteration: int, search: Search, new: list[Record], hypervolume: float, surrogate: dict
@@ -180,16 +195,21 @@ class SearchFolder:
             "failed": [to_json(row) for row in sorted(search.failed)],
             "sec_obj": search.objective.name,
         }
-        _write_once(self.path / f"iter_{iteration}.stats", record)
+        self._write_once(f"iter_{iteration}.stats", record)
+
+    def _write_once(self, name: str, record: dict) -> None:
+        """Write what all processes know, by the first of them."""
+        if distributed.rank() == 0:
+            self._check()
+            write_text(self.path / name, json.dumps(record) + "\n")
+
+    def _check(self) -> None:
+        """UserError when the folder has been deleted since the search began."""
+        if self._claim is not None:
+            self._claim.check()
 
     def _net(self, iteration: int, index: int, suffix: str) -> Path:
         return self.path / f"iter_{iteration}" / f"net_{index}{suffix}"
-
-
-def _write_once(file: Path, record: dict) -> None:
-    """Write what all processes know, by the first of them."""
-    if distributed.rank() == 0:
-        write_text(file, json.dumps(record) + "\n")
 
 
 # -- reading archives ------------------------------------------------------------------------------
