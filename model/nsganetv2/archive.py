@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.json_file import read_json
 
 Written = dict | list | str  # an architecture, by `Genome.to_json`
-Percent = Annotated[float, Meta(ge=0, le=100)]
+Percent = Annotated[float, Meta(ge=-1, le=101)]  # rounded ones, too
 Cost = Annotated[float, Meta(ge=0, le=1e12)]
 Row = tuple[Written, Percent, Cost]  # architecture, top-1 error in %, cost
 
@@ -37,7 +37,7 @@ class IterationStats(TypedDict, total=False):
     archive: list[Row]
     hv: float
     surrogate: dict
-    reference: tuple[Percent, Cost]
+    reference: tuple[float, float]
     predictions: list[tuple[float, float]]
     foretold: list[tuple[float, float]]  # what older searches call predictions
     failed: list[Written]
