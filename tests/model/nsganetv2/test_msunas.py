@@ -253,7 +253,7 @@ def test_candidates_can_be_fine_tuned_with_a_classifier_of_their_own(search, rea
 BAD = {
     "--predictor magic": "allowed are",
     "--sec_obj gpu": "--lut must name a latency table",
-    "--sec_obj cpu --lut small.yml": "no table of KEY",
+    "--sec_obj cpu --lut small.yml": "not a table of KEY",
     "--space unified": "describes a space of kind elastic",
     "--vld_size 100000": "can be held out",
     "--supernet_path missing.pth": "there is no such checkpoint",
