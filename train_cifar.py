@@ -19,6 +19,8 @@ from model.sgnas.runs import newest_config
 from model.spaces.registry import completed, load_spec
 from model.trained import Named, check_options, named_network, target_of
 from model.training.from_scratch import ScratchRecipe, check_compiler, train_from_scratch
+from utils import distributed
+from utils.capacity import check_one_image
 from utils.command import (
     Parser,
     add_checkpoint_minutes,
@@ -75,6 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     resumed = run.continues and run.checkpoint("last").exists()  # it has its own weights then
     network = recipe.network(named.spec, inherit=not resumed)
     size = recipe.read_size(named.spec)
+    if config.batch_size == distributed.size():
+        check_one_image(network, config.network_size or size, f"batch_size: {config.batch_size}")
     source = (config.dataset, config.dataset_dir, size, config.classes)
     dataset = load_dataset(*source, strict=config.strict_data)
     run.check_data(DataRecord.of(config.dataset, config.dataset_dir, dataset))

@@ -32,6 +32,7 @@ from model.training.from_scratch import ScratchTraining
 from model.training.imagenet import MEAN, STD, build_training, loaders
 from model.training.imagenet_flags import add_imagenet_flags, flags_that_matter
 from utils import checkpoint, distributed
+from utils.capacity import check_one_image
 from utils.command import Parser, command
 from utils.config import load_config
 from utils.data import Dataset, load_dataset
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     size = args.img_size or spec.image_size
     started = run.checkpoint("last").exists()
     network = build_network(spec, args, context, from_checkpoint=not started)
+    if args.batch_size == 1 and not args.sync_bn:
+        check_one_image(network, size, "-b 1")
     source = (data_set(args), args.data, size, None)
     dataset = load_dataset(*source, strict=args.strict_data, in_memory=0)
     classes = len(dataset.names)

@@ -53,8 +53,9 @@ def errors_name(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or str(error.filename).endswith(UNFINISHED):
-            error.filename, error.filename2 = str(path), None
+        unnamed = error.filename is None or str(error.filename).endswith(UNFINISHED)
+        if unnamed and error.errno is not None:
+            error.filename = str(path)
         raise
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from utils import distributed
+from utils.capacity import lack
 from utils.claim import claims_released
 from utils.config import LEAST_RATE
 from utils.errors import UserError, printable
@@ -36,6 +37,10 @@ def command(main: Callable) -> Callable:
             # a full disk, a folder that cannot be written: nothing a traceback explains
             except OSError as error:
                 reason = f"{error.filename or 'input and output'}: {error.strerror or error}"
+            except (MemoryError, RuntimeError, ValueError) as error:
+                if (lacking := lack(error)) is None:
+                    raise
+                reason = str(lacking)
             except KeyboardInterrupt:
                 number = stop_signal()
                 say(f"{name}: stopped by {signal.Signals(number).name}")

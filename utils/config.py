@@ -376,6 +376,8 @@ class Config:
         config = replace(as_record(cls, _renamed(values, where), where, ""), where=where)
         if config.sampled_paths == 1:  # each is compared with the others
             config.refuse("sampled_paths", "0, or at least 2")
+        if config.bn_recalibration_images == 1:  # one image has no variance
+            config.refuse("bn_recalibration_images", "0, or at least 2")
         if config.cost == "latency" and config.latency_table is None:
             wanted = "a file that tools.profile_latency wrote, as cost is latency"
             config.refuse("latency_table", wanted)

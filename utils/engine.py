@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils import distributed
+from utils.capacity import batch_of
 from utils.loader import Loader
 from utils.stopping import check_stop
 
@@ -67,7 +68,7 @@ def evaluate(
     for images, labels in batches.epoch(0, first, every):
         check_stop()
         images, labels = context.batch(images, labels)
-        with context.autocast():
+        with context.autocast(), batch_of(len(labels)):
             logits = forward(images).float()
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         top1 = top1 + ranked[:, 0].sum().cpu()

@@ -234,7 +234,10 @@ class FileLoader(_Batches):
     balanced: bool = False
 
     def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[Batch]:
-        """As of `MemoryLoader`; UserError when a whole batch for training cannot be read."""
+        """As of `MemoryLoader`; a batch for training of which nothing can be read is empty.
+
+        UserError when that is so of a whole epoch.
+        """
         numbered, root = self.numbered(epoch, first, every), self.data.source.root
         loader = torch.utils.data.DataLoader(
             _Files(self.data, self.transform, (self.seed, epoch)),
@@ -243,17 +246,19 @@ class FileLoader(_Batches):
             collate_fn=_collate,
             worker_init_fn=ignore_signals,
         )
-        skipped = 0
+        skipped, good = 0, False
         for (number, _), (batch, broken) in zip(numbered, loader, strict=True):
             if isinstance(broken, UserError):
                 raise broken
             skipped += broken
             if batch is not None:
-                images, labels = batch
+                (images, labels), good = batch, True
                 rng = self.stream(epoch, number)
                 yield (cutout(images, self.cutout, rng) if self.cutout else images), labels
-            elif self.training:  # else the network would train on nothing
-                raise UserError(f"{root}: a whole batch of {broken} images cannot be read")
+            elif self.training:  # the step still counts
+                yield torch.empty(0, 3, 1, 1), torch.empty(0, dtype=torch.int64)
+        if self.training and skipped and not good:
+            raise UserError(f"{root}: none of {skipped} images can be read")
         if skipped:
             print(f"{root}: skipped {skipped} of {len(self.data.labels)} images", file=sys.stderr)
 
@@ -325,7 +330,7 @@ class Resized:
 
     def epoch(self, epoch: int = 0, first: int = 0, every: int = 1) -> Iterator[Batch]:
         for images, labels in self.batches.epoch(epoch, first, every):
-            yield resize(images, self.size, self.mode), labels
+            yield (resize(images, self.size, self.mode) if len(labels) else images), labels
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """How a network learns: the recipe, and an epoch of training. B denotes the batch size."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import distributed
+from utils.capacity import OneValue, batch_of
 from utils.config import OptimState
 from utils.engine import DeviceContext
 from utils.errors import UserError
@@ -106,22 +108,31 @@ def train_epoch(
         names = (*recipe.seed, epoch, meter.steps)
         rng = stream(*names)
         seed_global(stream(*names, distributed.rank()) if distributed.rank() else rng)
-        images, labels = context.batch(*recipe.mix(images, labels))
+        read = len(labels)  # fewer than usual where images are broken
+        if read:
+            images, labels = context.batch(*recipe.mix(images, labels))
         classes = labels.argmax(dim=1) if labels.ndim == 2 else labels
         recipe.schedule.apply(optimizer, epoch * len(batches) + meter.steps)
 
         # Each pass is differentiated before the next one starts: one graph is alive at a time.
         optimizer.zero_grad(set_to_none=False)
         passes, losses, hits, seen = 0, 0.0, 0, 0
-        for logits, targets in forwards(images, labels, rng):
-            with context.autocast():
-                loss = recipe.criterion(logits, targets)
-            scaler.scale(recipe.pass_share * loss).backward()
-            losses += float(loss.detach())
-            # a pass over a part of the batch: the parts come in the order of the batch
-            pass_classes = classes[seen % len(labels) :][: len(logits)]
-            hits += int((logits.argmax(dim=1) == pass_classes).sum())
-            passes, seen = passes + 1, seen + len(logits)
+        try:
+            with batch_of(read):
+                for logits, targets in forwards(images, labels, rng) if len(labels) else ():
+                    with context.autocast():
+                        loss = recipe.criterion(logits, targets)
+                    scaler.scale(recipe.pass_share * loss).backward()
+                    losses += float(loss.detach())
+                    # a pass over a part of the batch: the parts come in the order of the batch
+                    pass_classes = classes[seen % len(labels) :][: len(logits)]
+                    hits += int((logits.argmax(dim=1) == pass_classes).sum())
+                    passes, seen = passes + 1, seen + len(logits)
+        except OneValue:
+            passes, losses, hits, seen = 0, 0.0, 0, 0
+            optimizer.zero_grad(set_to_none=False)
+        if not passes:  # a broken image costs a batch, but no run
+            say_dropped(progress.title, meter.steps, read)
 
         # All processes step by the mean of their gradients, and agree on stopping and saving.
         distributed.average(parameter.grad for parameter in parameters)
@@ -129,21 +140,31 @@ def train_epoch(
             passes, losses, hits, seen, *pending_requests()
         )
         check_finite(losses, progress.title, meter.steps, recipe.checkpoint)
-        if recipe.clip_grad:
-            scaler.unscale_(optimizer)  # the norm is that of the true gradients
-            nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
-        scaler.step(optimizer)
-        scaler.update()
+        if passes:
+            if recipe.clip_grad:
+                scaler.unscale_(optimizer)  # the norm is that of the true gradients
+                nn.utils.clip_grad_norm_(parameters, recipe.clip_grad)
+            scaler.step(optimizer)
+            scaler.update()
 
         meter.add(int(passes), losses, int(hits), int(seen))
         recipe.after_step(epoch * len(batches) + meter.steps)
         lr = optimizer.param_groups[0]["lr"]
         progress.update(len(labels) * distributed.size(), loss=meter.loss, top1=meter.top1, lr=lr)
         handle_requests(*map(bool, requests))
+    if meter.steps and not meter.passes:
+        none = "no batch could be trained on; its images are broken, or too few"
+        raise UserError(f"{progress.title}: {none}: batch norms need at least 2 in each process")
     # The loss of the last step was computed before that step changed the weights.
     check_weights(parameters, progress.title, recipe.checkpoint)
     if distributed.size() > 1:  # several processes do not stop while they validate
         handle_requests(stop=False, save=True)
+
+
+def say_dropped(what: str, step: int, images: int) -> None:
+    """Say that a step was left out, whose batch has too few images that can be read."""
+    left = f"{images} images could be read, too few to train on"
+    print(f"{what}: step {step + 1} is left out: {left}", file=sys.stderr, flush=True)
 
 
 def average_norms(*networks: nn.Module) -> None:

@@ -10,10 +10,27 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from utils.capacity import batch_of
 from utils.engine import DeviceContext
 from utils.stopping import check_stop
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # images [B, 3, H, W] and labels
+
+
+def _of_several(batches: Batches) -> Batches:
+    """The batches without those of one image, unless there is no other.
+
+    One image has no variance where maps have one pixel.
+    """
+    single = None
+    for images, labels in batches:
+        if len(images) > 1:
+            single = ()
+            yield images, labels
+        elif single is None:
+            single = (images, labels)
+    if single:
+        yield single
 
 
 @contextmanager
@@ -33,12 +50,10 @@ def recalibrated(
     try:
         network.train()
         with torch.no_grad():
-            for count, (images, labels) in enumerate(batches, start=1):
-                if len(images) == 1 and count > 1:  # it has no variance where maps have one pixel
-                    continue
+            for count, (images, labels) in enumerate(_of_several(batches), start=1):
                 for norm in norms:
                     norm.momentum = 1 / count  # the running mean of all batches so far
-                with context.autocast():
+                with context.autocast(), batch_of(len(images)):
                     forward(context.batch(images, labels)[0])
         network.eval()
         yield
@@ -72,11 +87,9 @@ def reset_norms(network: nn.Module, batches: Batches, context: DeviceContext) ->
     try:
         for norm in norms:
             norm.momentum = 1.0  # the running statistics are those of the last batch
-        for images, labels in batches:
+        for images, labels in _of_several(batches):
             check_stop()
-            if len(images) == 1 and seen:  # one image has no variance where maps have one pixel
-                continue
-            with context.autocast():
+            with context.autocast(), batch_of(len(images)):
                 network(context.batch(images, labels)[0])
             seen += len(images)
             for norm, mean, variance, count in zip(norms, means, variances, values, strict=True):

@@ -14,11 +14,12 @@ from model.sgnas.hardware_loss import HardwareLoss
 from model.sgnas.prior_pool import PriorPool
 from model.spaces.contracts import CostTable
 from utils import distributed
+from utils.capacity import batch_of
 from utils.config import OptimState
 from utils.engine import DeviceContext
 from utils.loader import Loader
 from utils.optim import Schedule, make_optimizer, moving_average
-from utils.recipe import EpochMeter, check_finite, check_weights
+from utils.recipe import EpochMeter, check_finite, check_weights, say_dropped
 from utils.runtime import Progress, seed_global, stream
 from utils.stopping import check_stop_together, handle_requests, pending_requests
 
@@ -139,13 +140,22 @@ class GeneratorTraining:
             self.schedule.apply(self.optimizer, epoch * len(batches) + step)
             chosen = targets[step, rank].to(self.context.device)
             gumbel = stream(recipe.seed, "gumbel", epoch, step, *([rank] if rank else []))
-            loss, numbers = self.losses(*self.context.batch(images, labels), chosen, tau, gumbel)
             self.optimizer.zero_grad()
-            loss.backward()
+            if read := len(labels):
+                batch = self.context.batch(images, labels)
+                with batch_of(read):
+                    loss, numbers = self.losses(*batch, chosen, tau, gumbel)
+                    loss.backward()
+            else:  # a broken image costs a batch, but no run
+                numbers = {"loss": 0.0}
+                say_dropped(progress.title, step, read)
+                for parameter in self.generator.parameters():
+                    parameter.grad = torch.zeros_like(parameter)
             distributed.average(parameter.grad for parameter in self.generator.parameters())
-            total, *agreed = distributed.totals(numbers["loss"], *pending_requests())
+            total, read, *agreed = distributed.totals(numbers["loss"], read, *pending_requests())
             check_finite(total, progress.title, step, self.checkpoint)
-            self.optimizer.step()
+            if read:
+                self.optimizer.step()
             self.average.update_parameters(self.generator)
             self.meter.steps = step = step + 1
             progress.update(**numbers)
