@@ -367,7 +367,8 @@ class RunFolder:
         """Drop metrics of `stage` after `epoch`: of an epoch that a kill kept from being saved."""
         metrics = self.file("metrics.jsonl")
         if distributed.rank() == 0 and metrics.exists():
-            lines = metrics.read_text().splitlines(keepends=True)
+            text = metrics.read_text(encoding="utf-8", errors="replace")
+            lines = text.splitlines(keepends=True)
             kept = [line for line in lines if not _is_after(line, stage, epoch)]
             if len(kept) < len(lines):
                 self.write_text("metrics.jsonl", "".join(kept))

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.sgnas.answers import ReadyGenerator
@@ -13,6 +13,8 @@ from model.spaces.registry import Problem, kind_of
 from utils import checkpoint
 from utils.config import Config, load_config
 from utils.errors import UserError
+from utils.json_file import as_type
+from utils.ranges import Positive, Ranged
 
 # The checkpoint of a run that answers for it: the generator of least total hardware loss.
 GENERATOR_FILE = "generator_best_avg"
@@ -45,6 +47,16 @@ def newest_config(log_dir: Path, overrides: list[str] | tuple[str, ...] = ()) ->
     )
 
 
+@dataclass(frozen=True)
+class _Generator(Ranged):
+    """What the checkpoint of a generator says beside its weights."""
+
+    unit: str = "M"
+    table: str = ""  # the digest of the latency table
+    low: Positive | None = None
+    high: Positive | None = None
+
+
 def load_generator(
     path: str | Path, low: float, high: float, hc_dim: int, table: CostTable | None = None
 ) -> ArchitectureGenerator:
@@ -54,12 +66,16 @@ def load_generator(
     another latency table.
     """
     payload, unit = checkpoint.load(path), table.unit if table else "M"
-    its_unit = payload.get("unit", "M")
-    if its_unit != unit:
-        raise UserError(f"{path}: its targets are in {its_unit}; those of the config are in {unit}")
-    if payload.get("table", "") != (table.digest if table else ""):
+    about = as_type(payload, _Generator, str(path), "a generator")
+    if about.unit != unit:
+        raise UserError(
+            f"{path}: its targets are in {about.unit}; those of the config are in {unit}"
+        )
+    if about.table != (table.digest if table else ""):
         raise UserError(f"{path}: it was trained for another latency table than the config's")
-    low, high = payload.get("low", low), payload.get("high", high)
+    low, high = about.low or low, about.high or high
+    if not low < high:
+        raise UserError(f"{path}: its targets are {low:g} to {high:g}, which is no range")
     generator = ArchitectureGenerator(low, high, hc_dim)
     checkpoint.load_into(generator, checkpoint.weights(payload, path), path)
     return generator.eval()
