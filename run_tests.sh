@@ -6,4 +6,5 @@ source utils/environment.sh requirements.txt tests/requirements.txt
 ruff check .
 ruff format --check .
 lint-imports --no-cache
-python3 -m pytest -q "$@"
+export OMP_NUM_THREADS=1  # two workers of one thread each: more threads would wait for each other
+python3 -m pytest -q -n 2 --dist loadfile "$@"
