@@ -137,8 +137,10 @@ def _refuse_folder(error: OSError) -> NoReturn:
 
 def _is_image(file: str) -> bool:
     """Whether a file is an image by its content."""
+    if not os.path.isfile(file):  # a pipe would be waited for
+        return False
     try:
         with Image.open(file):
-            return os.path.isfile(file)
+            return True
     except Exception:  # all that Pillow raises on other files
         return False

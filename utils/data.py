@@ -27,6 +27,7 @@ from utils.images import (
     ImageData,
     Images,
     at_size,
+    check_readable,
     fitted,
     image_folder,
     labelled_as,
@@ -224,6 +225,8 @@ class _PartsOnDisk:
         if self.undivided:
             tests = self._tests(images, names)
             images = images.subset((~tests if part == "train" else tests).nonzero().flatten())
+            if part == "train":
+                check_readable(images, names, "training images")
         return (fitted(images) if size <= self.source.in_memory else images), names
 
     def _tests(self, images: EncodedImages, names: list[str]) -> Tensor:

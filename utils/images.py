@@ -4,6 +4,7 @@ N denotes the number of images, S their side in pixels.
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +58,10 @@ class FileSource:
         return self.paths[number]
 
     def open(self, number: int) -> BinaryIO:
-        return open(self.paths[number], "rb")
+        path = self.paths[number]
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise UserError(f"{path}: this is no file")
+        return open(path, "rb")
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ def image_folder(directory: Path, size: int, strict: bool) -> tuple[EncodedImage
     return images, files.classes
 
 
-def check_readable(images: EncodedImages, classes: Sequence[str]) -> None:
-    """UserError when not one image of a class can be read."""
+def check_readable(images: EncodedImages, classes: Sequence[str], what: str = "images") -> None:
+    """UserError when not one image of a class can be read; `what` is what it calls them."""
     order, counts = (
         images.labels.argsort(stable=True),
         images.labels.bincount(minlength=len(classes)),
@@ -128,7 +132,7 @@ def check_readable(images: EncodedImages, classes: Sequence[str]) -> None:
         own = positions.tolist()
         errors = (_broken(images, position) for position in own)
         if own and all(error is not None for error in errors):
-            none = f"class {one_line(name, 60)}: none of its images can be read"
+            none = f"class {one_line(name, 60)}: none of its {what} can be read"
             first = f"{images.name(own[0])}: {_broken(images, own[0])}"
             raise UserError(f"{images.source.root}: {none} ({len(own)}; the first: {first})")
 

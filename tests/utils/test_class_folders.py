@@ -152,6 +152,25 @@ def test_a_class_of_which_nothing_can_be_read_is_refused(tmp_path, size, undivid
     assert str(caught.value).endswith(f"{names[1]}/0.png: no image of a known format)")
 
 
+def test_a_class_of_which_nothing_is_left_to_train_is_refused(tmp_path):
+    write(tmp_path, *two_of_each("cat", "dog"))
+    [trains] = [
+        file
+        for file in sorted((tmp_path / "dog").glob("*.png"))
+        if Image.open(file).getpixel((0, 0))[0] in read(tmp_path).train.images[:, 0, 0, 0].tolist()
+    ]
+    trains.write_bytes(b"no image")
+    assert "class dog: none of its training images can be read" in says(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    write(tmp_path, *two_of_each("train/cat", "train/dog", "val/cat", "val/dog"))
+    os.mkfifo(tmp_path / "train" / "cat" / "pipe")
+    assert len(read(tmp_path).train.labels) == 4
+    os.mkfifo(tmp_path / "train" / "cat" / "2.png")
+    assert says(tmp_path) == "DIR/train/cat/2.png: this is no file"
+
+
 def test_such_a_class_is_not_packed_either(tmp_path, capsys):
     write(tmp_path, *two_of_each("train/cat", "train/dog"))
     for number in range(2):
