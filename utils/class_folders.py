@@ -90,11 +90,17 @@ def _kept(folder: str, names: list[str]) -> list[str]:
     not UTF-8: it could neither be printed nor stored.
     """
     kept = sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")
-    for name in kept if not _is_utf8("".join([folder, *kept])) else ():
-        if not _is_utf8(folder + name):
-            shown = os.path.join(folder, name).encode(errors="backslashreplace").decode()
-            raise UserError(f"{shown}: this name is not UTF-8; rename it")
+    if not _is_utf8("".join([folder, *kept])):
+        for name in kept or [""]:
+            check_utf8(os.path.join(folder, name))
     return kept
+
+
+def check_utf8(path: str) -> None:
+    """UserError when a path is not UTF-8."""
+    if not _is_utf8(path):
+        shown = path.encode(errors="backslashreplace").decode()
+        raise UserError(f"{shown}: this name is not UTF-8; rename it")
 
 
 def _is_utf8(text: str) -> bool:

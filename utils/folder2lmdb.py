@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from utils.class_folders import check_utf8
 from utils.command import Parser, command, positive
 from utils.decoding import UnreadableImage, decode
 from utils.errors import UserError
@@ -68,8 +69,13 @@ class Record(NamedTuple):
 
 
 def lmdb_file(directory: Path, part: str) -> Path:
-    """Where the images of a part lie, as published: DIR/train_lmdb/train.lmdb."""
-    return Path(directory) / f"{part}_lmdb" / f"{part}.lmdb"
+    """Where the images of a part lie, as published: DIR/train_lmdb/train.lmdb.
+
+    UserError when this path is not UTF-8.
+    """
+    file = Path(directory) / f"{part}_lmdb" / f"{part}.lmdb"
+    check_utf8(str(file))
+    return file
 
 
 # -- reading ---------------------------------------------------------------------------------------

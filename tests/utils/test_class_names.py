@@ -206,3 +206,9 @@ def test_numbered_folders_sort_otherwise_than_numbers():
     archive, folders = (list(map(str, range(1, 103))), sorted(map(str, range(1, 103))))
     images = ImageData(torch.zeros(3, 3, 1, 1), torch.tensor([0, 1, 2]))  # of 1, 10 and 100
     assert labelled_as(images, folders, "here", archive, "there").labels.tolist() == [0, 9, 99]
+
+
+def test_a_folder_is_refused_where_the_data_are_in_none(trained, tmp_path, capsys):
+    file = without_names(trained, tmp_path / "digits.pth", dataset="digits")
+    said = refused(capsys, validate.main, tmp_path, "--checkpoint", file)
+    assert said.endswith("digits.pth is of digits, which are in no folder")
