@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.json_file import one_line
 
 ENDINGS = (*IMG_EXTENSIONS, ".jfif")  # of the names of image files, in any case
+MUST_BE = "it must be a folder with a folder of images for each class"
 
 
 class LabelledFiles(NamedTuple):
@@ -30,28 +31,35 @@ def labelled_files(directory: Path) -> LabelledFiles:
     Images with other endings than `ENDINGS` are left out, counted and named. UserError when it is
     no such folder, a class has no images, or a name is not UTF-8.
     """
-    wrong = f"{directory}: it must be a folder with a folder of images for each class"
-    if not directory.is_dir():
-        raise UserError(f"{wrong} (it is {'no folder' if directory.exists() else 'not there'})")
-    classes = [folder.name for folder in sub_folders(directory)]
-    if not classes:
-        raise UserError(f"{wrong} (it has no folders)")
+    classes = _class_names(directory)
     paths, labels, others = [], [], []
     for label, name in enumerate(classes):
-        for file in _files(directory / name):
-            if is_image_name(file):
-                paths.append(file)
-                labels.append(label)
-            else:
-                others.append(file)
-    others = [os.path.relpath(file, directory) for file in others if _is_image(file)]
+        files = _files(directory / name)
+        images = [file for file in files if is_image_name(file)]
+        others += [file for file in files if not is_image_name(file) and _is_image(file)]
+        paths += images
+        labels += [label] * len(images)
     known = f"known are {', '.join(ENDINGS)}"
-    left_out = f"{len(others)} images have unknown endings: {few(others)}; {known}"
-    if empty := [classes[label] for label in sorted(set(range(len(classes))) - set(labels))]:
-        raise UserError(f"{wrong} (no images in {few(empty)}; {left_out if others else known})")
+    if others:
+        names = few([os.path.relpath(file, directory) for file in others])
+        known = f"left out, images of unknown endings: {len(others)} ({names}); {known}"
+    found = set(labels)
+    if empty := [name for label, name in enumerate(classes) if label not in found]:
+        raise UserError(f"{directory}: {MUST_BE} (no images in {few(empty)}; {known})")
     if others and distributed.rank() == 0:
-        print(f"{directory}: left out: {left_out}", file=sys.stderr)
+        print(f"{directory}: {known}", file=sys.stderr)
     return LabelledFiles(paths, labels, classes)
+
+
+def _class_names(directory: Path) -> list[str]:
+    """The names of the class folders; UserError when there are none."""
+    if not directory.is_dir():
+        what = "it is no folder" if directory.exists() else "it is not there"
+    elif names := [folder.name for folder in sub_folders(directory)]:
+        return names
+    else:
+        what = "it has no folders"
+    raise UserError(f"{directory}: {MUST_BE} ({what})")
 
 
 def is_image_name(name: str) -> bool:

@@ -250,7 +250,7 @@ def test_images_of_unknown_endings_are_counted_and_named(tmp_path, capsys):
     labelled_files(tmp_path)
     [line] = capsys.readouterr().err.splitlines()
     left_out = (
-        "left out: 3 images have unknown endings: a/2.JPG_large, b/3.png.bak, b/4; known are "
+        "left out, images of unknown endings: 3 (a/2.JPG_large, b/3.png.bak, b/4); known are "
     )
     assert line.startswith(f"{tmp_path}: {left_out}.jpg, .jpeg")
     assert line.endswith(".jfif")
@@ -266,7 +266,7 @@ def test_jfif_files_are_jpegs(tmp_path, capsys):
 def test_a_class_of_unknown_endings_alone_says_so(tmp_path):
     write(tmp_path, "train/a/0.png", "train/b/0.JPG_large", "val/a/0.png")
     assert re.search(
-        r"\(no images in b; 1 images have unknown endings: b/0\.JPG_large; known are",
+        r"\(no images in b; left out, images of unknown endings: 1 \(b/0\.JPG_large\); known are",
         says(tmp_path),
     )
 
