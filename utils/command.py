@@ -38,9 +38,10 @@ def command(main: Callable) -> Callable:
             except OSError as error:
                 reason = f"{error.filename or 'input and output'}: {error.strerror or error}"
             except (MemoryError, RuntimeError, ValueError) as error:
-                if (lacking := lack(error)) is None:
+                said = lack(error) or distributed.said_of_loss(error)
+                if said is None:
                     raise
-                reason = str(lacking)
+                reason = str(said)
             except KeyboardInterrupt:
                 number = stop_signal()
                 say(f"{name}: stopped by {signal.Signals(number).name}")

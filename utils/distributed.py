@@ -7,6 +7,8 @@ the same order. Only the first process, of rank 0, writes files and prints.
 import datetime
 import itertools
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,8 @@ from utils.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)  # for a process that is still busy where the others wait
+LEAVING = 30  # seconds to save in, once the launcher is gone
+ARRIVING = datetime.timedelta(minutes=5)  # for a process that still starts
 CONNECTING, TRIES = datetime.timedelta(seconds=20), 5
 
 _alone = ContextVar("alone", default=False)  # whether this process works for itself
@@ -53,6 +57,25 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
+def _end_with_launcher() -> None:
+    """End this process when `torchrun` is gone: nobody else would ever end it.
+
+    It is asked to stop first, as by SIGTERM, so that it can save; where that does not help within
+    `LEAVING` seconds, as it waits for a process that is gone already, it just ends.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LEAVING)
+        os.write(2, b"the launcher of this process is gone, and so is this process\n")
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Within, this process works together with those that its launcher has started.
@@ -62,6 +85,8 @@ def joined() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # by hand, the parent may be a shell that ends
+        _end_with_launcher()
     _connect()
     try:
         yield
@@ -73,9 +98,11 @@ def _connect() -> None:
     """Connect to the other processes; RuntimeError when that fails `TRIES` times.
 
     Connections of gloo are lost now and then where workers restart after one was killed, and gloo
-    would wait for them forever: so all try together, and again if any of them failed.
+    would wait for them forever: so all try together, and again if any of them failed. The store
+    outlives the workers, so that each start of them has keys of its own.
     """
     store, process, processes = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     failure = None
     for attempt in range(TRIES):
@@ -103,7 +130,7 @@ def _connect() -> None:
 def _meet(store: dist.Store, name: str, processes: int) -> None:
     """Wait for all processes, before they are connected."""
     store.add(name, 1)
-    deadline = time.monotonic() + PATIENCE.total_seconds()
+    deadline = time.monotonic() + ARRIVING.total_seconds()
     while store.add(name, 0) < processes:
         if time.monotonic() > deadline:
             raise RuntimeError(f"only {store.add(name, 0)} of {processes} processes have come")
@@ -154,6 +181,14 @@ def first_alone() -> Iterator[None]:
     yield
     if rank() == 0:
         wait()
+
+
+def said_of_loss(error: Exception) -> str | None:
+    """What an error of the connection between processes means; None for other errors."""
+    lost = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    if not lost or not launched():
+        return None
+    return "another process of this run has ended or cannot be reached; the same command resumes"
 
 
 def is_first_to_say(text: str) -> bool:
