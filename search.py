@@ -21,7 +21,7 @@ from model.sgnas.answers import (
     miss_table,
     rows_of,
 )
-from model.sgnas.dry_run import dry_run
+from model.sgnas.dry_run import data_of, dry_run
 from model.sgnas.generator_training import GeneratorRecipe, GeneratorTraining
 from model.sgnas.hardware_loss import HardwareLoss
 from model.sgnas.prior_pool import PoolRecipe, PriorPool, open_pool
@@ -51,18 +51,21 @@ def main(argv: list[str] | None = None) -> None:
     truth = open_benchmark(args.table, problem, config)
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
     supernet = problem.supernet(config).to(context.device)
-    if args.dry_run:
-        return dry_run(problem, supernet, config, context)
-
     load_pretrained(supernet, problem, config, args.cfg)
     source = (config.dataset, config.dataset_dir, config.input_size, config.classes)
-    dataset = load_dataset(*source, strict=config.strict_data)
-    split_for_search(dataset, config.train_portion, config.seed)  # bad portions show before writing
+    if args.dry_run:
+        dataset = data_of(config)
+    else:
+        dataset = load_dataset(*source, strict=config.strict_data)
+    if dataset is not None:  # bad portions show before writing
+        split_for_search(dataset, config.train_portion, config.seed)
     run = RunFolder.open("search", config, args.title or Path(args.cfg).stem, args.resume)
     run.minutes = args.checkpoint_minutes
     generates = problem.kind.has_generator
     pool = open_prior_pool(config, problem, run) if generates else None
     check_latencies(problem, run)
+    if args.dry_run:
+        return dry_run(problem, supernet, dataset, config, context)
     run.check_data(DataRecord.of(config.dataset, config.dataset_dir, dataset))
     run.begin(config, context.device)
     if generates:

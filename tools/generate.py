@@ -34,6 +34,10 @@ def main(argv: list[str] | None = None) -> None:
         found, unmet = ready.repaired(targets, at_most=True, max_params=args.max_params)
     else:
         found = ready.generate(targets)
+    if args.at_most and unmet:
+        asked = " and ".join(f"target {target:g} {ready.table.unit}" for target in unmet[:3])
+        near = "no architecture near the generated one stays below this ceiling"
+        raise UserError(f"{asked}: {near}; give a larger one, or targets without --at-most")
     if args.out:
         write_json(args.out, rows_of(found, ready.table.space), indent=1)
     print(format_table(*miss_table(found)))

@@ -357,6 +357,8 @@ class Config:
         """UserError when there are no layers, or layers that are not there are static."""
         if not self.l_cfgs:
             self.refuse("l_cfgs", "a list with a row for each layer")
+        if self.min_expansion > (most := max(row.expansion for row in self.l_cfgs)):
+            self.refuse("min_expansion", f"at most the largest expansion of l_cfgs ({most})")
         if any(not 0 <= layer < len(self.l_cfgs) for layer in self.static_layers):
             self.refuse("static_layers", f"numbers of layers, 0 to {len(self.l_cfgs) - 1}")
 

@@ -61,6 +61,10 @@ def known_set(name: str) -> ImageSet | None:
     return IMAGE_SETS.get(name.removesuffix("_lmdb"))
 
 
+class NotThere(UserError):
+    """A set that can be downloaded is not there."""
+
+
 def read_part(name: str, directory: str, training: bool, download: bool) -> Part:
     """A part of a set, and the names of its classes; UserError when it is missing."""
     known = IMAGE_SETS[name]
@@ -73,7 +77,7 @@ def read_part(name: str, directory: str, training: bool, download: bool) -> Part
         missing = f"{name} is not there{' and cannot be downloaded' * download}"
         reason = " ".join(str(error).split())
         todo = f"{known.layout} into {directory}"
-        raise UserError(f"dataset_dir: {directory}: {missing} ({reason}); {todo}") from None
+        raise NotThere(f"dataset_dir: {directory}: {missing} ({reason}); {todo}") from None
 
 
 # -- reading ---------------------------------------------------------------------------------------

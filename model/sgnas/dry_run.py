@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from model.spaces.registry import Problem
 from utils.config import Config
-from utils.data import HELD_OUT_BY_DEFAULT, load_dataset
+from utils.data import HELD_OUT_BY_DEFAULT, Dataset, load_dataset
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.forecast import forecast_steps, random_batch
+from utils.image_sets import NotThere, known_set
 from utils.runtime import stream
 
 MEASURED = 16  # images of a measured batch, at most
@@ -76,7 +77,30 @@ def forecast(
     return SearchForecast(peak, warmup.seconds, generator.seconds)
 
 
-def dry_run(problem: Problem, supernet: nn.Module, config: Config, context: DeviceContext) -> None:
+def data_of(config: Config) -> Dataset | None:
+    """The data set of a config; None where a run would download it.
+
+    UserError when it is missing, or has other classes.
+    """
+    source = (config.dataset, config.dataset_dir, config.input_size, config.classes)
+    try:
+        return load_dataset(*source, strict=config.strict_data, download=False)
+    except NotThere as error:
+        known = known_set(config.dataset).classes
+        if known != config.classes:
+            has = f"the config says {config.classes}, but {config.dataset} has {known}"
+            raise UserError(f"classes: {has}") from None
+        print(f"projected time    unknown: {error}")
+        return None
+
+
+def dry_run(
+    problem: Problem,
+    supernet: nn.Module,
+    dataset: Dataset | None,
+    config: Config,
+    context: DeviceContext,
+) -> None:
     """Print the reachable costs, the parameters, and the memory and time that a run would take."""
     needs, generates = forecast(problem, supernet, config, context), problem.kind.has_generator
     (least, most), unit = problem.table.reach(), problem.unit
@@ -92,11 +116,8 @@ def dry_run(problem: Problem, supernet: nn.Module, config: Config, context: Devi
     times += f", generator {needs.generator_seconds:.2f} s" * generates
     measured = f"scaled from a batch of {min(config.batch_size, MEASURED)}"
     print(f"time of a step    {times} on {context.device}, {measured}")
-    source = (config.dataset, config.dataset_dir, config.input_size, config.classes)
-    try:
-        dataset = load_dataset(*source, download=False)
-    except UserError as error:
-        return print(f"projected time    unknown: {error}")
+    if dataset is None:
+        return
     images = len(dataset.train.labels)
     portion = config.train_portion if config.train_portion < 1 else HELD_OUT_BY_DEFAULT
     train, held_out = portion * images, (1 - portion) * images
