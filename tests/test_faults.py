@@ -157,7 +157,7 @@ CONFIGS = {
     "negative epochs": ({"warmup_epochs": -1}, "warmup_epochs: -1 is not allowed"),
     "learning rate zero": (
         {"optim_state": {"lr": 0}},
-        "optim_state.lr: 0.0 is not allowed; it must be above 0",
+        "optim_state.lr: 0.0 is not allowed; it must be at least 1e-12",
     ),
     "unknown optimiser": (
         {"optim_state": {"optimizer": "x"}},
@@ -242,7 +242,7 @@ FILES = {
         RUN,
         "cannot resume from it",
     ),
-    "supernet of no weights": (payload_with(LAST, model=3), RUN, "cannot resume from it"),
+    "supernet of no weights": (payload_with(LAST, model=3), RUN, "it holds no weights"),
     "truncated generator": (
         cut(GENERATOR),
         ANSWER,
