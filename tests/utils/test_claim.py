@@ -94,6 +94,7 @@ def only_one_ran(ended: list[tuple[int, str]]) -> None:
     assert "another" in lines[0]
 
 
+@pytest.mark.slow
 def test_of_two_processes_under_one_title_one_runs_and_is_whole(tmp_path, tiny_config):
     given = ("--cfg", tiny_config, "--set", "search_epochs=0")
     only_one_ran(both(tmp_path, TESTS.parent / "search.py", *given, "--title", "two"))
@@ -127,6 +128,7 @@ def evolution(tmp_path, tiny_config) -> list[str]:
     return f"{given} --n_iter 2 --iterations 1 --vld_size 40".split()
 
 
+@pytest.mark.slow
 def test_of_two_evolutionary_searches_in_one_folder_one_runs(tmp_path, evolution):
     only_one_ran(both(tmp_path, TESTS.parent / "msunas.py", *evolution, "--save", "found"))
     assert len(json.loads((tmp_path / "found" / "iter_1.stats").read_text())["archive"]) == 8
@@ -221,6 +223,7 @@ def test_a_full_disk_names_the_file(tmp_path, tiny_config, capsys, monkeypatch, 
     assert line.endswith(f"{name}: No space left on device")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_resumes_at_once(tmp_path, tiny_config):
     given = ("--cfg", tiny_config, "--title", "run", "--set", "warmup_epochs=400")
     run = start(tmp_path, TESTS.parent / "search.py", *given)

@@ -66,6 +66,7 @@ def folder(tmp_path, tiny_config) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_how_often_two_processes_save_and_where_they_stop_changes_no_bit(folder):
     in_world(2, often_rarely_and_stopped, folder, folder)
     for stage, names in (("search", {"supernet_last"}), ("net", {"last", "ema"})):
