@@ -11,9 +11,14 @@ the results on the test images, by which nothing is chosen. The same command res
 
 import argparse
 import copy
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+
+# as a command, this file is found in its folder, and the rest one folder up
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from torch import Tensor, nn

@@ -4,6 +4,12 @@ python3 -m tools.config_page > docs/configuration.md
 """
 
 import dataclasses
+import sys
+from pathlib import Path
+
+# as a command, this file is found in its folder, and the rest one folder up
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from model.spaces.registry import KINDS
 from utils.command import Parser, command

@@ -7,7 +7,12 @@ skipped sub-blocks are empty. Of elastic networks a column is a block, as high a
 ratio.
 """
 
+import sys
 from pathlib import Path
+
+# as a command, this file is found in its folder, and the rest one folder up
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from model.spaces.registry import KINDS, load_spec
 from tools.reporting import figures

@@ -19,10 +19,15 @@ accuracy compared with that of single precision.
 
 import argparse
 import copy
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+# as a command, this file is found in its folder, and the rest one folder up
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from torch import Tensor, nn

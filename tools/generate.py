@@ -5,7 +5,12 @@ python3 -m tools.generate --cfg config_file/imagenet_config.yml --flops 300,320,
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+# as a command, this file is found in its folder, and the rest one folder up
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from torch import Tensor

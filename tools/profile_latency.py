@@ -17,10 +17,15 @@ that `tools.generate` wrote, or search.py (architectures.json), with an existing
 import argparse
 import io
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+# as a command, this file is found in its folder, and the rest one folder up
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch

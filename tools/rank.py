@@ -16,10 +16,15 @@ under torchrun the processes share the networks. Nothing is chosen by test image
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
+
+# as a command, this file is found in its folder, and the rest one folder up
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch

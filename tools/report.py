@@ -8,10 +8,15 @@ msunas.py, or the --out folder of tools.rank; the page goes into the first one. 
 the same bytes.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+# as a command, this file is found in its folder, and the rest one folder up
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

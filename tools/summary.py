@@ -3,8 +3,13 @@
 python3 -m tools.summary --architectures FILE.json --cfg CFG --result RUN/result.json
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+# as a command, this file is found in its folder, and the rest one folder up
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from model.sgnas.answers import read_generated
 from model.spaces.registry import costs_of, open_problem, spec_of

@@ -105,13 +105,15 @@ class SearchFolder:
 
         All processes call it.
         """
-        self._begin()
+        if distributed.of_first(self.path.exists()):
+            self._lock()
         last = _last(self.path)
-        if last is None:
-            record = {"settings": self.settings, "validation": self.validation}
-            self._write_once("search.json", record)
+        new = last is None
+        if new:
             last = _last(self.origin) if self.origin else None
         if last is None:
+            self.first_archive(search)  # what is broken shows before anything is written
+            self._begin()
             return -1
         done, file = last
         stats = read_archive(file)
@@ -128,13 +130,15 @@ class SearchFolder:
         search.predictions = stats["predictions"]
         same_cost = stats["sec_obj"] == search.objective.name
         self.reference = stats["reference"] if same_cost else search.worst()
+        if new:
+            self._begin()
         said = (
             f"resumes after iteration {done} of {file.parent}: {len(search.archive)} architectures"
         )
         print(said, flush=True)
         return done
 
-    def _begin(self) -> None:
+    def _lock(self) -> None:
         """Make the folder, lock it, and remove what a kill left; all processes call it."""
         distributed.wait()  # until all have looked
         if distributed.rank() == 0:
@@ -144,6 +148,13 @@ class SearchFolder:
                 remove_unfinished(self.path, inside)
         distributed.wait()
         self._claim = self._claim or Claim.of(self.path)
+
+    def _begin(self) -> None:
+        """Write what is searched; before all other files, and once all that is read is whole."""
+        if self._claim is None:
+            self._lock()
+        record = {"settings": self.settings, "validation": self.validation}
+        self._write_once("search.json", record)
 
     def first_archive(self, search: Search) -> list[Record]:
         """The archive in the net_*.subnet and .stats of `origin`; empty without."""
