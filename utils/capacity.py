@@ -25,12 +25,12 @@ def lack(error: BaseException, images: int | None = None) -> UserError | None:
 
     `images` is the batch size, where it is known.
     """
-    of = f"for a batch of {images} images" if images is not None else "for these sizes"
+    of = f" for a batch of {images} images" if images is not None else ": a size is too large"
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
     ):
-        return UserError(f"out of memory {of}; choose a smaller batch size (batch_size, -b)")
+        return UserError(f"out of memory{of}; choose a smaller batch size (batch_size, -b)")
     if isinstance(error, ValueError) and _ONE_VALUE in text:
         needs = "maps of one pixel need at least 2 images in each process for their batch norms"
         return OneValue(f"batch size: {images if images is not None else 1}: {needs}")
