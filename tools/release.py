@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -46,29 +47,38 @@ def main(argv: list[str] | None = None) -> None:
     where = {"required": True, "type": Path, "metavar": "DIR"}
     parser.add_argument("--out", **where, help="gets a folder of each run's name")
     args = parser.parse_args(argv)
-    rows = []
+    released: dict[Path, Callable[[Path], float | None]] = {}
     for run in args.runs:
         folder = args.out / run.resolve().name
-        if folder.exists():
+        if folder.exists() or folder in released:
             raise UserError(f"--out {args.out}: {folder} is there already")
         is_search = (run / "checkpoints" / f"{GENERATOR_FILE}.pth").exists()
-        top1 = whole_or_not(folder, partial(release_search if is_search else release_network, run))
+        released[folder] = partial(release_search if is_search else release_network, run)
+    rows = []
+    for folder, top1 in all_or_none(args.out, released).items():
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        rows.append([str(folder), f"{size / 1e6:.3f}", None if is_search else f"{top1:.2f}"])
+        rows.append([str(folder), f"{size / 1e6:.3f}", None if top1 is None else f"{top1:.2f}"])
     print(format_table(["folder", "MB", "test top-1 %"], rows))
 
 
-def whole_or_not(folder: Path, write: Callable[[Path], T]) -> T:
-    """Let `write` fill a folder that appears only when it is complete."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+def all_or_none(out: Path, writers: dict[Path, Callable[[Path], T]]) -> dict[Path, T]:
+    """Let each writer fill its folder in `out`; they appear only when all are complete."""
+    unfinished = {folder: folder.with_name(f".{folder.name}.unfinished") for folder in writers}
+    was_there, results = out.exists(), {}
     try:
-        unfinished.mkdir(parents=True)
-        result = write(unfinished)
-        unfinished.rename(folder)
-        return result
+        for folder, write in writers.items():
+            shutil.rmtree(unfinished[folder], ignore_errors=True)
+            unfinished[folder].mkdir(parents=True)
+            results[folder] = write(unfinished[folder])
+        for folder in writers:
+            unfinished[folder].rename(folder)
+        return results
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in unfinished.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        if not was_there:
+            with suppress(OSError):  # not empty: it holds what is released
+                out.rmdir()
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def copy(source: str | Path, target: str | Path) -> None:
 def load(path: str | Path) -> dict:
     """The payload of a checkpoint, on the CPU; UserError when the file is missing or damaged."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also of a name that no file can have
         raise UserError(f"{path}: there is no such checkpoint")
     try:
         # timm keeps its arguments in checkpoints

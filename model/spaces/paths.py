@@ -76,7 +76,9 @@ class Architecture:
 def _choice(value) -> Choice:
     if value in (None, "skip"):
         return None
-    return value if isinstance(value, str) and not value.isdigit() else int(value)
+    if isinstance(value, str) and not (value.isdecimal() and len(value) < 9):
+        return value
+    return int(value)
 
 
 class PathSpace(Ranged):
