@@ -345,17 +345,21 @@ class RunFolder:
         file = self.checkpoint(name)
         if not file.exists():
             return
+        state, broken = checkpoint.load(file), None
         try:
-            state = checkpoint.load(file)
-            as_type(state, _Progress, str(file), "the state of a training")
-            checkpoint.weights(state, file)
-            training.load_state(state)
-        except UserError:
-            raise
-        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            advice = "--resume none moves the run aside and starts again"
-            raise UserError(f"{file}: cannot resume from it ({reason}); {advice}") from None
+            as_type(state, _Progress, "its state", "that of a training")
+            checkpoint.weights(state, "its state")
+        except UserError as error:
+            broken = one_line(error)
+        if broken is None:
+            try:
+                return training.load_state(state)
+            except UserError:
+                raise
+            except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                broken = f"{type(error).__name__}: {one_line(error)}"
+        advice = "--resume none moves the run aside and starts again"
+        raise UserError(f"{file}: cannot resume from it ({broken}); {advice}")
 
     def _keep(self, name: str, training: Training) -> None:
         """Save what `_restore` reads, unless it is broken: then the last good checkpoint stays."""

@@ -101,6 +101,7 @@ def test_what_is_not_poisoned_is_exported(kind, tmp_path, monkeypatch):
     assert Path("out/net.py").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison", [POISON, [POISON, 1], {POISON: POISON}], ids=type)
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_in_any_number_of_a_checkpoint_is_refused_and_never_run(
