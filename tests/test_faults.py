@@ -499,7 +499,7 @@ def equal(one, other) -> bool:
 
 
 def assert_same_files(one: Path, other: Path) -> None:
-    """All that a run leaves behind, except TensorBoard's times.
+    """All that a run leaves behind, except TensorBoard's times, and which process wrote it.
 
     Checkpoints are compared tensor by tensor, all else byte by byte.
     """
@@ -509,7 +509,8 @@ def assert_same_files(one: Path, other: Path) -> None:
     )
     assert names == others
     for name in names:
-        if (one / name).is_dir() or name == "environment.json":  # which says the state of the code
+        own = ("environment.json", ".lock")  # the state of the code, and the process
+        if (one / name).is_dir() or name in own:
             continue
         if name.endswith(".pth"):
             assert equal(checkpoint.load(one / name), checkpoint.load(other / name)), name
