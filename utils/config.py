@@ -341,10 +341,13 @@ class Config:
                 raise UserError(f"{self.where}: {name}: this key is missing")
 
     def check_targets(self) -> None:
-        """UserError when the targets of a generator are no range, or their steps leave it."""
+        """UserError when the targets of a generator are no range."""
         self.require("low_flops", "high_flops")
         if not 0 < self.low_flops < self.high_flops:
             self.refuse("low_flops", f"above 0 and below high_flops ({self.high_flops:g})")
+
+    def check_steps(self) -> None:
+        """UserError when steps leave the range of targets, or are too many for it."""
         span = self.high_flops - self.low_flops
         for name in ("target_step", "target_jitter", "eval_step"):
             if getattr(self, name) > span:

@@ -92,6 +92,7 @@ def open_problem(config: Config) -> Problem:
             if not least <= getattr(config, key) <= most:
                 reach = f"this space reaches {least:.2f} to {most:.2f} {table.unit}"
                 raise UserError(f"{key}: {getattr(config, key):g} {table.unit}; {reach}")
+        config.check_steps()
     return Problem(space, table)
 
 
