@@ -10,6 +10,7 @@ import torch
 
 import train_cifar
 import validate
+from model.sgnas.answers import ReadyGenerator
 from model.sgnas.runs import find_generator, run_config, supernet_of
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace
 from model.spaces.registry import load_spec, open_problem, save_spec, spec_of
@@ -22,6 +23,11 @@ from utils import checkpoint
 from utils.engine import DeviceContext, evaluate
 
 DIGITS = Path(__file__).parents[2] / "release" / "digits"
+
+
+def generator_of(run: Path) -> ReadyGenerator:
+    config = run_config(run)
+    return find_generator(config, open_problem(config), run)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,7 @@ def test_a_released_network_validates_and_describes_itself(network, released, ca
 def test_a_released_search_generates_what_the_search_did(searched, released):
     targets = torch.tensor([0.12, 0.15, 0.18], dtype=torch.float64)
     runs = (searched / "logs" / "tiny", released / "tiny")
-    answers = [find_generator(run_config(run), run).logits(targets) for run in runs]
+    answers = [generator_of(run).logits(targets) for run in runs]
     assert torch.allclose(*answers, rtol=0.02, atol=0.01)
     config = run_config(released / "tiny")
     open_problem(config).trained_supernet(config, str(supernet_of(released / "tiny")))
@@ -108,7 +114,7 @@ def test_released_networks_are_as_accurate_as_they_say(name):
 
 def test_the_released_generator_hits_its_targets():
     run = DIGITS / "digits_config"
-    ready = find_generator(run_config(run), run)
+    ready = generator_of(run)
     found = ready.generate(torch.arange(3, 8.01, 0.5, dtype=torch.float64))
     misses = [abs(one.cost / one.target - 1) for one in found]
     assert sum(misses) / len(misses) < 0.02
