@@ -86,8 +86,8 @@ class LayerRow:
             columns = "max expansion, output channels, kernels, stride, kernels_nums, se"
             raise UserError(f"{where}: {name}: {row!r} is not [{columns}]")
         expansion, out_channels, stride = (
-            _convert(kind, row[i], where, f"{name}[{i}]")
-            for i, kind in ((0, Expansion), (1, Channels), (3, Stride))
+            _convert(allowed, row[i], where, f"{name}[{i}]")
+            for i, allowed in ((0, Expansion), (1, Channels), (3, Stride))
         )
         choices, place = row[2], f"{where}: {name}[2]: {row[2]!r}"
         if not isinstance(choices, (list, tuple)) or len(set(map(str, choices))) < len(choices):
