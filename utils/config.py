@@ -341,17 +341,18 @@ class Config:
                 raise UserError(f"{self.where}: {name}: this key is missing")
 
     def check_targets(self) -> None:
-        """UserError when the targets of a generator are no range."""
+        """UserError when the targets of a generator are no range, or their steps leave it."""
         self.require("low_flops", "high_flops")
         if not 0 < self.low_flops < self.high_flops:
             self.refuse("low_flops", f"above 0 and below high_flops ({self.high_flops:g})")
-
-    def check_steps(self) -> None:
-        """UserError when steps leave the range of targets, or are too many for it."""
         span = self.high_flops - self.low_flops
         for name in ("target_step", "target_jitter", "eval_step"):
             if getattr(self, name) > span:
                 self.refuse(name, f"at most high_flops - low_flops ({span:g})")
+
+    def check_steps(self) -> None:
+        """UserError when steps are too small for the range of targets."""
+        span = self.high_flops - self.low_flops
         for name in ("target_step", "eval_step"):
             if (least := span / MOST_TARGETS) > getattr(self, name):
                 self.refuse(name, f"at least {least:g}, for at most {MOST_TARGETS} targets")
