@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class Flags:
-    """What a run was begun with, as its results depend on it."""
+    """What a run was started with, as its results depend on it."""
 
     values: dict
     log_dir: str = ""

@@ -157,8 +157,9 @@ def check_options(spec: NetworkSpec, given: dict) -> dict:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network to be, its options, its data and its weights; `file` is the checkpoint, `payload`
-    what it holds.
+    """A network that can be built, its options, its data and its weights.
+
+    `file` is the checkpoint, `payload` what it holds.
     """
 
     file: Path

@@ -94,7 +94,10 @@ class Genome(Protocol):
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network that can be built: an architecture in its space."""
+    """A network that can be built: an architecture in its space.
+
+    Every kind gives `macs_m`, `network` and `to_json`.
+    """
 
     space: SearchSpace
     architecture: Any  # hashable
@@ -164,7 +167,11 @@ class Design:
 
 
 class SpaceKind:
-    """A kind of search space. Subclasses override what their kind can do."""
+    """A kind of search space.
+
+    Every kind gives the methods that raise NotImplementedError here. The others it overrides where
+    it can do what they ask; here they refuse it in one line.
+    """
 
     name: str
     keys: type | None = None  # a dataclass: what the config's key `space` holds

@@ -61,7 +61,8 @@ def layer_key(layer: Layer, size: int) -> str:
     """The key of a layer whose input has `size` pixels a side."""
     after = -(-size // layer.stride)
     return (
-        f"MBConv-input:{size}x{size}x{layer.in_channels}-output:{after}x{after}x{layer.out_channels}"
+        f"MBConv-input:{size}x{size}x{layer.in_channels}"
+        f"-output:{after}x{after}x{layer.out_channels}"
         f"-expand:{layer.expansion}-kernel:{layer.kernel}-stride:{layer.stride}"
         f"-idskip:{int(layer.residual)}-se:{int(layer.se)}"
     )
