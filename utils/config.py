@@ -185,8 +185,8 @@ class Config:
     )
     epochs: Count = key(
         200,
-        "of training from scratch, and the period of the cosine of both; that of a longer warm-up "
-        "is `warmup_epochs`",
+        "of training from scratch, and the period of the `lr_scheduler` of both; that of a longer "
+        "warm-up is `warmup_epochs`",
     )
     batch_size: Annotated[int, "at least 2"] = key(  # batch norm needs two images
         512, "images of a step, in all processes together"
@@ -205,7 +205,13 @@ class Config:
         2048, "images that re-estimate a path's batch norms to validate it (0: none, as published)"
     )
     optim_state: OptimState = key(OptimState(), "the optimiser")
-    lr_scheduler: Literal["cosine", "step"] = key("cosine", "per step, or every `step_size` epochs")
+    lr_scheduler: Literal["cosine", "linear", "step"] = key(
+        "cosine", "per step to 0, or every `step_size` epochs"
+    )
+    lr_by_complexity: bool = key(
+        False,
+        "the learning rate of a warm-up step falls earlier for smaller networks than for larger",
+    )
     step_size: Count = key(80, "epochs between two decays")
     decay_ratio: Positive = key(0.1, "the factor of a decay")
     lr_warmup_steps: Natural = key(0, "steps of linear warm-up of the learning rate")
@@ -244,6 +250,14 @@ class Config:
     )
     priors_per_target: Count = key(
         1, "nearest priors that answer a target, at most all; the answer of the nearest cost counts"
+    )
+    answer_ranking: Literal["none", "training-free", "supernet", "combined"] = key(
+        "none",
+        "of the priors' answers that meet a target, the one [ranked](ranking.md) best by these "
+        "signals answers it, in place of that of the nearest cost (none: published)",
+    )
+    answer_tolerance: Positive = key(
+        0.005, "share of a target that the cost of a ranked answer may be away from it"
     )
     targets_per_step: Count = key(1, "targets in a step; the first also goes through the supernet")
     tau: Positive = key(

@@ -1,6 +1,7 @@
 """What data a run started with, so that it does not resume with other images in silence."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from utils.errors import UserError
 from utils.folder2lmdb import LmdbSource, lmdb_file, lmdb_images
 from utils.images import FileSource, ImageData, Images
 
+DATA_FILE = "data.json"  # of the folder of a run
 FOLDERS = ("imagefolder", "imagenet")
 PARTS = ("train", "val", "test")
 Counts = dict[str, int]  # images by class
@@ -61,6 +63,10 @@ class DataRecord:
                     parts[part] = _count_images(images, seen)
         form = {PACKED: "LMDB"}.get(name, "folder" if name in FOLDERS else "set")
         return cls(form, seen.hexdigest(), {part: found for part, found in parts.items() if found})
+
+    def to_json(self) -> str:
+        """The text of `DATA_FILE`."""
+        return json.dumps(asdict(self), indent=1) + "\n"
 
     def changes(self, now: "DataRecord") -> str | None:
         """What has changed since this record, in words; None when nothing has."""

@@ -39,6 +39,7 @@ from utils.command import Parser, command, positive
 from utils.decoding import UnreadableImage, decode
 from utils.errors import UserError
 from utils.images import EncodedImages, FileSource, check_readable, image_folder
+from utils.places import output_folder
 from utils.runtime import Progress
 
 VERSION = 1
@@ -223,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     option = parser.add_argument
     option("data", type=Path, metavar="DATA_DIR")
     option("--split", default="train", help="folder inside DATA_DIR (default train)")
-    option("--out", type=Path, metavar="DIR", help="default: DATA_DIR")
+    option("--out", type=output_folder, metavar="DIR", help="default: DATA_DIR")
     option("--workers", type=positive, default=4, help="threads that read images (default 4)")
     smaller = "make larger images so small, as JPEG"
     option("--resize", type=positive, metavar="SHORT_SIDE", help=smaller)

@@ -20,7 +20,9 @@ def expand_home(path: str) -> str:
 
 
 def expand_argument(word: str) -> str:
-    """A word of a command line, of which a shell expands `~/x`, but not `--flag=~/x`."""
+    """A word of a command line, of which a shell expands `~/x`, but not `--flag=~/x`.
+
+    UserError for a `~user` that there is not.
+    """
     flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    home = value == "~" or value.startswith("~" + os.sep)
-    return flag + equals + expand_home(value) if home else word
+    return flag + equals + expand_home(value) if value.startswith("~") else word

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from utils.config import LEAST_RATE, OptimState
 from utils.errors import UserError
+
+if TYPE_CHECKING:  # slow to import
+    from timm.scheduler.scheduler import Scheduler
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], state: OptimState) -> torch.optim.Optimizer:
@@ -22,12 +25,45 @@ def make_optimizer(parameters: Iterable[nn.Parameter], state: OptimState) -> tor
     return torch.optim.SGD(parameters, state.lr, state.momentum, weight_decay=state.weight_decay)
 
 
+# entries of an optimiser's state that are numbers, or have the shape of their parameter
+ELEMENTWISE = frozenset({"step", "momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Continue from the `state_dict` of an optimiser of the same parameters.
+
+    ValueError when it would fail at a step: PyTorch itself compares neither shapes nor options.
+    """
+    options = [
+        {name: type(value) for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for known, group in zip(options, optimizer.param_groups, strict=True):
+        for name, kind in known.items():
+            if not isinstance(group.get(name), (int, float) if kind in (int, float) else kind):
+                raise ValueError(f"the {name} of the optimizer is {group.get(name)!r}")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries = {tuple(sorted(optimizer.state[p])) for p in parameters if optimizer.state.get(p)}
+    # optimisers that factor their statistics keep others for vectors than for matrices
+    if len(entries) > 1 and all(set(names) <= ELEMENTWISE for names in entries):
+        raise ValueError(f"the state of the optimizer has {' and '.join(map(str, entries))}")
+    for parameter in parameters:
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if value is None:
+                continue
+            shapes = ((), parameter.shape)
+            fits = name not in ELEMENTWISE or torch.as_tensor(value).shape in shapes
+            if not fits or not torch.as_tensor(value).isfinite().all():
+                raise ValueError(f"{name} of the optimizer does not fit its parameter")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate as a function of the step, so that a resumed run needs no state of it.
 
-    "constant" stays at `lr`; "cosine" falls to 0 over `epochs`, and stays there, so that no
-    training may be longer; "step" multiplies by `decay_ratio` every `step_size` epochs. All rise
+    "constant" stays at `lr`; "cosine" and "linear" fall to 0 over `epochs`, and stay there, so that
+    no training may be longer; "step" multiplies by `decay_ratio` every `step_size` epochs. All rise
     linearly over the first `warmup_steps`.
     """
 
@@ -46,9 +82,11 @@ class Schedule:
     def _decayed(self, step: int) -> float:
         if self.name == "constant":
             return self.lr
+        done = min(step / (self.epochs * self.steps_per_epoch), 1.0)
         if self.name == "cosine":
-            done = min(step / (self.epochs * self.steps_per_epoch), 1.0)
             return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        if self.name == "linear":
+            return self.lr * (1 - done)
         return self.lr * self.decay_ratio ** (step // self.steps_per_epoch // self.step_size)
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -72,7 +110,7 @@ class Schedule:
 class TimmSchedule:
     """A schedule of timm, as a function of the step."""
 
-    scheduler: Scheduler
+    scheduler: "Scheduler"
     steps_per_epoch: int
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:

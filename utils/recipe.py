@@ -254,7 +254,7 @@ class LearningRecipe:
         return self.epochs
 
     def schedule(self, steps_per_epoch: int) -> Schedule:
-        """The learning rates; a cosine does not end before the training."""
+        """The learning rates; a schedule does not end before the training."""
         return Schedule(
             self.lr_scheduler,
             self.optim_state.lr,

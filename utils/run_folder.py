@@ -17,9 +17,10 @@ import yaml
 
 from utils import checkpoint, distributed
 from utils.claim import Claim
-from utils.data_record import DataRecord
+from utils.data_record import DATA_FILE, DataRecord
 from utils.errors import UserError, one_line
 from utils.json_file import as_type, parse_json, read_json
+from utils.places import check_file, check_folder
 from utils.ranges import Natural, Ranged
 from utils.recipe import EpochMeter, check_weights
 from utils.runtime import describe_environment
@@ -35,8 +36,6 @@ _STATE = (
     "architecture.json",
     "checkpoints/*.pth",
 )
-
-DATA_FILE = "data.json"
 
 
 class Training(Protocol):
@@ -155,10 +154,17 @@ class RunFolder:
             if recorded.stage not in (stage, None):
                 raise UserError(f"{named}: this is a run of {recorded.stage}; {other}")
             _refuse_changes(type(config).read(saved), config, title)
-        for key, value in config.to_dict().items():
-            if key.startswith("path_to_") and value and Path(value).is_dir():
-                raise UserError(f"{key}: {value}: a file is to be written here, but it is a folder")
+        run._check_places(config)
         return run
+
+    def _check_places(self, config: Settings) -> None:
+        """UserError that names the key of a place where nothing can be written."""
+        check_folder(self.path, "log_dir")
+        if config.write_dir:
+            check_folder(self._events, "write_dir")
+        for key, value in config.to_dict().items():
+            if key.startswith("path_to_") and value:
+                check_file(value, key)
 
     def _provenance(self) -> Provenance:
         file = self.file("environment.json")
@@ -187,7 +193,7 @@ class RunFolder:
                     self._move_aside()
                 self._create(config)
             if self._data and not self.file(DATA_FILE).exists():
-                self.write_text(DATA_FILE, _as_json(self._data))
+                self.write_text(DATA_FILE, self._data.to_json())
             provenance = Provenance(self.stage, self._provenance().origin)
             record = {**asdict(provenance), **describe_environment(device)}
             self.write_text("environment.json", json.dumps(record, indent=1) + "\n")
@@ -210,7 +216,7 @@ class RunFolder:
             checkpoint.write_text(new / "config.yml", text)
             checkpoint.write_text(new / "environment.json", json.dumps(asdict(provenance)))
             if self._data:
-                checkpoint.write_text(new / DATA_FILE, _as_json(self._data))
+                checkpoint.write_text(new / DATA_FILE, self._data.to_json())
             for file in self._inherited_files(config) if self.origin else ():
                 checkpoint.copy(file, new / file.relative_to(self.origin))
             with suppress(OSError):
@@ -332,7 +338,7 @@ class RunFolder:
         one, and when SIGTERM or Ctrl-C comes.
         """
         self._restore(name, training)
-        self._forget_after(stage, training.epochs)
+        self.forget_after(stage, training.epochs)
         with saved_when_stopped(partial(self._keep, name, training), self.minutes):
             for epoch in range(training.epochs, total):
                 check_stop_together()
@@ -367,7 +373,7 @@ class RunFolder:
         check_weights(state["model"].values(), str(self.path), self.checkpoint(name))
         self.save(name, state)
 
-    def _forget_after(self, stage: str, epoch: int) -> None:
+    def forget_after(self, stage: str, epoch: int) -> None:
         """Drop metrics of `stage` after `epoch`: of an epoch that a kill kept from being saved."""
         metrics = self.file("metrics.jsonl")
         if distributed.rank() == 0 and metrics.exists():
@@ -376,10 +382,6 @@ class RunFolder:
             kept = [line for line in lines if not _is_after(line, stage, epoch)]
             if len(kept) < len(lines):
                 self.write_text("metrics.jsonl", "".join(kept))
-
-
-def _as_json(record: DataRecord) -> str:
-    return json.dumps(asdict(record), indent=1) + "\n"
 
 
 def _run_folder_of(path: Path) -> Path:

@@ -1,5 +1,7 @@
 """Batches that a machine or a network cannot take: a line, or a batch that is left out."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from model.ranking.bn_recalibration import recalibrated
 from model.spaces.registry import open_problem
 from tests.conftest import TINY_CONFIG
 from tests.support import CPU, Batches, recipe_of, refused, trained
+from tests.worlds import in_world
 from utils import capacity, checkpoint
 from utils.capacity import check_one_image
 from utils.config import load_config
@@ -130,6 +133,7 @@ def one_pixel(tmp_path) -> Path:
     return tmp_path / "one.yml"
 
 
+@pytest.mark.slow
 def test_a_search_with_a_last_batch_of_one_goes_on(one_pixel, capsys):
     given = ["--cfg", str(one_pixel), "--set", "batch_size=73", "bn_recalibration_images=74"]
     search.main(given)
@@ -137,6 +141,20 @@ def test_a_search_with_a_last_batch_of_one_goes_on(one_pixel, capsys):
     line = refused(capsys, search.main, *given[:-1], "bn_recalibration_images=1", "--title", "x")
     assert "bn_recalibration_images: 1 is not allowed; it must be 0, or at least 2" in line
     assert not (one_pixel.parent / "logs" / "x").exists()
+
+
+def search_with_two_images(config: Path) -> str:
+    """What a process of two says, which would get one image of each batch."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit, match="2"):
+        search.main(["--cfg", str(config), "--set", "batch_size=2"])
+    return said.getvalue()
+
+
+def test_a_search_refuses_one_image_for_each_process_before_it_begins(one_pixel, tmp_path):
+    said = "".join(in_world(2, search_with_two_images, tmp_path, one_pixel))
+    assert said.count("batch_size: 2: one image for each process; at 8 pixels") == 1
+    assert not (tmp_path / "logs").exists()
 
 
 def test_norms_are_re_estimated_without_batches_of_one_wherever_they_stand():

@@ -5,8 +5,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,41 +18,36 @@ from model.nsganetv2.archive import SearchFolder
 from model.sgnas.warm_up import supernet_payload
 from model.spaces.registry import open_problem
 from model.spaces.unified.supernet import UnifiedSupernet
-from tests.conftest import TESTS, rng
+from tests.conftest import rng
 from tests.support import refused, run_weights, same, wait_for
+from tests.worlds import Child, script
 from utils import checkpoint
 from utils.claim import Claim, claims_released
 from utils.config import load_config
 from utils.errors import UserError
 from utils.run_folder import RunFolder
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from utils.claim import Claim
-Claim.lock(Path(sys.argv[1]))
-print("held", flush=True)
-time.sleep(600)
-"""
+
+def hold(folder: str, seconds: float = 600) -> None:
+    Claim.lock(Path(folder))
+    print("held", flush=True)
+    time.sleep(seconds)
 
 
-def start(folder: Path, *command) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=folder, env=environment, **pipes
-    )
+def holding(folder: Path, tmp_path: Path) -> Child:
+    """A process that holds a folder."""
+    process = Child(tmp_path, hold, str(folder))
+    wait_for(lambda: process.said == "held\n")
+    return process
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds `held`."""
     (tmp_path / "held").mkdir()
-    process = start(tmp_path, "-c", HOLD, "held")
-    assert process.stdout.readline() == "held\n"
+    process = holding(tmp_path / "held", tmp_path)
     yield process
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 def test_a_claim_ends_with_its_process(tmp_path, holder):
@@ -66,8 +60,7 @@ def test_a_claim_ends_with_its_process(tmp_path, holder):
 
 def test_a_process_may_claim_again_and_gives_all_up_at_the_end(tmp_path):
     def others_may() -> bool:
-        other = start(tmp_path, "-c", HOLD.replace("600", "0"), tmp_path)
-        return other.wait() == 0
+        return Child(tmp_path, hold, str(tmp_path), 0).wait() == 0
 
     with claims_released():
         Claim.lock(tmp_path)
@@ -79,11 +72,12 @@ def test_a_process_may_claim_again_and_gives_all_up_at_the_end(tmp_path):
 # -- two processes -------------------------------------------------------------------------------
 
 
-def both(folder: Path, *command) -> list[tuple[int, str]]:
+def both(folder: Path, line: str) -> list[tuple[int, str]]:
     """Exit status and errors of two processes that start together, the good one first."""
-    processes = [start(folder, *command) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in processes]
-    return sorted((p.returncode, errors) for p, (_, errors) in zip(processes, said, strict=True))
+    for name in ("1", "2"):
+        (folder / name).mkdir()
+    processes = [Child(folder / name, script, line) for name in ("1", "2")]
+    return sorted((process.wait(), process.errors) for process in processes)
 
 
 def only_one_ran(ended: list[tuple[int, str]]) -> None:
@@ -96,26 +90,26 @@ def only_one_ran(ended: list[tuple[int, str]]) -> None:
 
 @pytest.mark.slow
 def test_of_two_processes_under_one_title_one_runs_and_is_whole(tmp_path, tiny_config):
-    given = ("--cfg", tiny_config, "--set", "search_epochs=0")
-    only_one_ran(both(tmp_path, TESTS.parent / "search.py", *given, "--title", "two"))
-    search.main([*map(str, given), "--title", "one"])
+    given = f"--cfg {tiny_config} --set search_epochs=0 --title"
+    only_one_ran(both(tmp_path, f"search.py {given} two"))
+    search.main(f"{given} one".split())
     two, one = (run_weights(tmp_path / "logs" / title, "supernet_last") for title in ("two", "one"))
     assert same(two, one)
     assert not list((tmp_path / "logs").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_run_in_progress_is_neither_resumed_nor_moved_aside(tmp_path, tiny_config, capsys):
     given = ["--cfg", tiny_config, "--title", "run", "--set", "search_epochs=0"]
     search.main([str(word) for word in given])
-    other = start(tmp_path, "-c", HOLD, tmp_path / "logs" / "run")
-    assert other.stdout.readline() == "held\n"
+    other = holding(tmp_path / "logs" / "run", tmp_path)
     capsys.readouterr()
     for resume in ("auto", "none"):
         line = refused(capsys, search.main, *given, "--resume", resume)
         assert "logs/run: another run is writing there" in line
     assert [folder.name for folder in (tmp_path / "logs").iterdir()] == ["run"]
     other.kill()
-    other.communicate()
+    other.wait()
     search.main([str(word) for word in given])
 
 
@@ -130,7 +124,7 @@ def evolution(tmp_path, tiny_config) -> list[str]:
 
 @pytest.mark.slow
 def test_of_two_evolutionary_searches_in_one_folder_one_runs(tmp_path, evolution):
-    only_one_ran(both(tmp_path, TESTS.parent / "msunas.py", *evolution, "--save", "found"))
+    only_one_ran(both(tmp_path, f"msunas.py {' '.join(evolution)} --save {tmp_path}/found"))
     assert len(json.loads((tmp_path / "found" / "iter_1.stats").read_text())["archive"]) == 8
 
 
@@ -155,6 +149,7 @@ def test_a_kill_leaves_no_temporary_files_behind(tmp_path, evolution):
     assert not list((tmp_path / "chosen").rglob(".*.unfinished"))
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_run_folder_that_was_being_made_is_removed(tmp_path, tiny_config):
     logs = tmp_path / "logs"
     for name in (".run.unfinished", ".run.0123abcd.unfinished", ".run2.unfinished"):
@@ -166,6 +161,7 @@ def test_what_is_left_of_a_run_folder_that_was_being_made_is_removed(tmp_path, t
 # -- a folder that goes away -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_deleted_ends_a_stage_in_a_line(
     tmp_path, tiny_config, capsys, monkeypatch
 ):
@@ -209,6 +205,7 @@ def test_so_does_the_folder_of_an_evolutionary_search(tmp_path, evolution, capsy
     assert not list((tmp_path / "found").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yml", "metrics.jsonl", "supernet_last.pth"])
 def test_a_full_disk_names_the_file(tmp_path, tiny_config, capsys, monkeypatch, name):
     flush = os.fsync
@@ -225,9 +222,9 @@ def test_a_full_disk_names_the_file(tmp_path, tiny_config, capsys, monkeypatch, 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_resumes_at_once(tmp_path, tiny_config):
-    given = ("--cfg", tiny_config, "--title", "run", "--set", "warmup_epochs=400")
-    run = start(tmp_path, TESTS.parent / "search.py", *given)
+    line = f"search.py --cfg {tiny_config} --title run --set warmup_epochs=400"
+    run = Child(tmp_path, script, line)
     wait_for((tmp_path / "logs" / "run" / "checkpoints" / "supernet_last.pth").exists)
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate()
+    run.kill()
+    run.wait()
     Claim.lock(tmp_path / "logs" / "run")

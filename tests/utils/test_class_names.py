@@ -14,6 +14,7 @@ import train_cifar
 import train_imagenet
 import validate
 from model.spaces.registry import open_problem, save_spec, spec_of
+from model.trained import load_network
 from tests.conftest import TINY_CONFIG, rng
 from tests.support import refused
 from tools import adapt, export
@@ -171,6 +172,7 @@ def test_a_network_trained_by_the_other_script_has_them_too(world, tmp_path, cap
     assert "x (only here); rows (only there)" in said
 
 
+@pytest.mark.slow
 def test_exports_carry_them(trained, tmp_path):
     out = tmp_path / "net.pt2"
     line = ["--checkpoint", str(trained), "--runs", "0", "--out"]
@@ -212,3 +214,9 @@ def test_a_folder_is_refused_where_the_data_are_in_none(trained, tmp_path, capsy
     file = without_names(trained, tmp_path / "digits.pth", dataset="digits")
     said = refused(capsys, validate.main, tmp_path, "--checkpoint", file)
     assert said.endswith("digits.pth is of digits, which are in no folder")
+
+
+def test_hub_networks_carry_them(trained):
+    assert load_network(None, trained, "sgnas", {}).class_names == ["cols", "disc", "rows"]
+    alone = trained.parent.parent / "architecture.json"
+    assert load_network(alone, None, "sgnas", {}).class_names is None

@@ -114,7 +114,10 @@ def test_a_row_of_l_cfgs_overrides_the_global_keys(tiny_config):
         ("space=3", "space: 3 is not a mapping"),
         ("static_layers=[2]", "static_layers: .* 0 to 1"),
         ("generator=gan", "generator: 'gan' is not allowed; it must be singan"),
-        ("lr_scheduler=poly", "lr_scheduler: 'poly' is not allowed; it must be cosine or step"),
+        (
+            "lr_scheduler=poly",
+            "lr_scheduler: 'poly' is not allowed; it must be cosine or linear or step",
+        ),
         ("l_cfgs=[]", "l_cfgs: this key is missing"),
         ("l_cfgs=[[6, 8, [4, skip], 1]]", "kernel sizes must be odd"),
         ("l_cfgs=[[6, 8, [3, jump], 1]]", "l_cfgs.0..2.: 'jump' is not a whole number"),

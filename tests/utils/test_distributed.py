@@ -1,23 +1,29 @@
 """Several processes are one run."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
-import subprocess
-from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import msunas
 import search
+import train_cifar
+import validate
 from model.sgnas.warm_up import supernet_payload
 from model.spaces.registry import KINDS, open_problem
 from model.spaces.unified.supernet import UnifiedSupernet
-from tests.conftest import TESTS, mixed_space, rng
-from tests.support import CPU, Batches, recipe_of, torchrun, trained, wait_for
-from tests.worlds import in_world
+from tests.conftest import TESTS, TINY_CONFIG, mixed_space, rng
+from tests.support import CPU, Batches, recipe_of, stop_after, torchrun, trained, wait_for
+from tests.worlds import Child, in_world, launcher
+from tools import rank, score
 from utils import checkpoint, distributed
 from utils.config import load_config
 from utils.engine import evaluate
@@ -56,8 +62,8 @@ def talk():
 
 def fails_in_one_process(index: int) -> str:
     """Fails where it is tried first."""
-    store = torch.distributed.distributed_c10d._get_default_store()
-    if store.add("tries", 1) == 1:
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(f"tried{os.environ['MASTER_PORT']}", os.O_CREAT | os.O_EXCL))
         raise ValueError("not here")
     return "done elsewhere"
 
@@ -116,7 +122,11 @@ def supernet_steps(steps: int, lr: float) -> dict:
     recipe = recipe_of(supernet, lr=lr)
     recipe.optimizer.param_groups[0]["momentum"] = 0.9
     batches = MemoryLoader(images(8 * steps), 8, PLAIN, Augmentation(0, False), seed=3)
-    forwards = partial(KINDS["unified"].passes, supernet, 4, "fair", CPU)
+
+    def forwards(images, labels, rng):
+        paths = supernet.space.sample_fair(4, rng)
+        return KINDS["unified"].passes(supernet, paths, CPU, images, labels)
+
     meter = trained(forwards, batches, recipe)
     own = {key: value.clone() for key, value in supernet.state_dict().items() if "running" in key}
     average_norms(supernet)
@@ -150,6 +160,7 @@ def test_the_gradient_is_the_mean_of_the_shards(tmp_path):
         assert (found["meter"].passes, found["meter"].seen) == (2 * 4, 2 * 4 * 4)
 
 
+@pytest.mark.slow
 def test_processes_stay_the_same_to_the_bit(tmp_path):
     first, second = in_world(2, supernet_steps, tmp_path, 20, 0.05)
     assert first["meter"] == second["meter"]
@@ -204,95 +215,153 @@ def test_a_batch_that_cannot_be_shared_is_named(tmp_path):
 # -- whole stages ----------------------------------------------------------------------------------
 
 
-def ended(run: subprocess.Popen) -> str:
-    """What a run says that must end well."""
-    said = run.communicate(timeout=300)[0]
-    assert run.returncode == 0, said
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A config, an architecture and a supernet; what two processes, and one alone, make of them."""
+    folder = tmp_path_factory.mktemp("together")
+    (folder / "tiny.yml").write_text(TINY_CONFIG.format(log_dir="logs"))
+    found = {"target": 0.15, "macs_m": 0.15, "params_m": 0.01}
+    found["choices"] = [[3, 5, None, None, None, None]] * 2
+    (folder / "found.json").write_text(json.dumps([found]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        space = open_problem(load_config("tiny.yml")).space
+        payload = supernet_payload(UnifiedSupernet(space, rng()), 1)
+        checkpoint.save(Path("supernet.pth"), payload)
+    return folder
+
+
+def said_by(main, words: str) -> str:
+    """What a stage prints in this process, with its exit status unless that is 0."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            main(words.split())
+    except SystemExit as ended:
+        return f"{said.getvalue()}\nstatus {ended.code}"
+    return said.getvalue()
+
+
+SEARCH = "--cfg tiny.yml --title search --set batch_size=32"
+SCRATCH = "--cfg tiny.yml --flops 0.15 --architecture found.json --set epochs=2"
+EVOLVE = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --n_doe 4 --n_iter 2"
+EVOLVE += " --iterations 1 --vld_size 40 --save found"
+RANK = "logs/search --count 3 --set epochs=1 --out ranking"
+SCORE = "logs/search --count 3 --images 2 --out scores"
+
+
+def all_stages(folder: Path) -> dict[str, str]:
+    """What each stage prints in a process of several."""
+    os.chdir(folder)
+    said = {"refused": said_by(search.main, "--cfg tiny.yml --set classes=7")}
+    said["search"] = said_by(search.main, SEARCH)
+    said["train"] = said_by(train_cifar.main, f"{SCRATCH} --title two")
+    said["validate"] = said_by(validate.main, "--checkpoint logs/two/checkpoints/last.pth --json")
+    said["msunas"] = said_by(msunas.main, f"{EVOLVE}2")
+    said["rank"] = said_by(rank.main, f"{RANK}2")
+    said["score"] = said_by(score.main, f"{SCORE}2.jsonl")
     return said
 
 
-@pytest.fixture
-def folder(tmp_path, tiny_config):
-    found = {"target": 0.15, "macs_m": 0.15, "params_m": 0.01}
-    found["choices"] = [[3, 5, None, None, None, None]] * 2
-    (tmp_path / "found.json").write_text(json.dumps([found]))
-    return tmp_path
+@pytest.fixture(scope="module")
+def said(folder) -> list[dict[str, str]]:
+    return in_world(2, all_stages, folder, folder)
 
 
-def script(name: str, options: str) -> list:
-    return [TESTS.parent / name, *options.split()]
+@pytest.mark.slow
+def test_the_first_process_speaks_for_all(said):
+    first, second = said
+    # of two epochs and of the report
+    assert first["search"].count("mean miss") == 3, first["search"]
+    both = first["refused"] + second["refused"]
+    assert both.count("error: classes: the config says 7") == 1, "whoever comes first says it"
+    assert both.count("status 2") == 2
+    for name in first.keys() - {"refused"}:
+        assert "status" not in first[name], first[name]
+        assert second[name] == "", name
 
 
-def scratch(title: str, *settings):
-    options = f"--cfg tiny.yml --flops 0.15 --architecture found.json --title {title}"
-    return [*script("train_cifar.py", options), "--set", "epochs=4", *settings]
-
-
-def test_the_stages_run_in_two_processes(folder):
-    options = "--cfg tiny.yml --title search --set batch_size=32"
-    said = ended(torchrun(2, folder, *script("search.py", options)))
-    assert said.count("mean miss") == 3, said  # of two epochs and of the report: one process speaks
-    ended(torchrun(2, folder, *scratch("two")))
+@pytest.mark.slow
+def test_a_network_that_two_processes_train_is_validated_by_them(said, folder):
     result = json.loads((folder / "logs" / "two" / "result.json").read_text())
-    options = f"--checkpoint {result['checkpoint']} --json"
-    said = ended(torchrun(2, folder, *script("validate.py", options)))
-    scored = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
-    assert scored["top1"] == result["top1"]
+    line = next(line for line in said[0]["validate"].splitlines() if line.startswith("{"))
+    assert json.loads(line)["top1"] == result["top1"]
 
 
-def test_two_processes_search_as_one_does(folder):
-    space = open_problem(load_config(folder / "tiny.yml")).space
-    checkpoint.save(folder / "supernet.pth", supernet_payload(UnifiedSupernet(space, rng()), 1))
-    given = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --n_doe 6 --n_iter 2"
-    given += " --iterations 2 --vld_size 40 --save"
-    archives = []
-    for processes in (1, 2):
-        ended(torchrun(processes, folder, *script("msunas.py", f"{given} found{processes}")))
-        stats = json.loads((folder / f"found{processes}" / "iter_2.stats").read_text())
-        archives.append(stats["archive"])
-    assert archives[0] == archives[1]
-    assert len(archives[0]) == 6 + 2 * 2
+def evolve_alone(folder: Path) -> None:
+    os.chdir(folder)
+    msunas.main(f"{EVOLVE}1".split())
 
 
-def test_two_processes_rank_as_one_does(folder):
-    search.main(["--cfg", str(folder / "tiny.yml"), "--title", "search"])
-    results = []
-    for processes in (1, 2):
-        options = f"logs/search --out ranking{processes} --count 3 --set epochs=1"
-        ended(torchrun(processes, folder, "-m", "tools.rank", *options.split()))
-        results.append((folder / f"ranking{processes}" / "results.jsonl").read_text())
-    assert results[0] == results[1]
-    assert results[0].count("\n") == 3
+@pytest.mark.slow
+def test_two_processes_search_as_one_does(said, folder, tmp_path):
+    in_world(1, evolve_alone, tmp_path, folder)
+    one, two = (
+        json.loads((folder / name / "iter_1.stats").read_text())["archive"]
+        for name in ("found1", "found2")
+    )
+    assert one == two
+    assert len(one) == 4 + 2
 
 
-def test_an_error_is_printed_once(folder):
-    done = torchrun(2, folder, *script("search.py", "--cfg tiny.yml --set classes=7"))
-    said = done.communicate(timeout=300)[0]
-    assert done.returncode != 0
-    assert said.count("search.py: error: classes: the config says 7") == 1, said
+@pytest.mark.slow
+def test_two_processes_rank_and_score_as_one_does(said, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    rank.main(f"{RANK}1".split())
+    score.main(f"{SCORE}1.jsonl".split())
+    for name, count in (("ranking{}/results.jsonl", 3), ("scores{}.jsonl", 3), ("scores{}.csv", 4)):
+        one, two = ((folder / name.format(n)).read_text() for n in (1, 2))
+        assert one == two
+        assert one.count("\n") == count
 
 
+def stopped_in_the_second_epoch(folder: Path, title: str) -> None:
+    """As by a signal, which all processes obey."""
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 60)
+        with pytest.raises(SystemExit):
+            train_cifar.main(f"{SCRATCH} batch_size=32 --title {title}".split())
+
+
+def resumed(folder: Path, title: str) -> None:
+    os.chdir(folder)
+    train_cifar.main(f"{SCRATCH} batch_size=32 --title {title}".split())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
-def test_a_run_resumes_in_another_number_of_processes(folder, processes):
-    """Stopped by SIGTERM in the second epoch or later, and ended by others."""
-    first, then = processes
-    command = scratch("net", "batch_size=16")
-    stopped = torchrun(first, folder, *command)
-    metrics = folder / "logs" / "net" / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n"))
-    stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait(120) != 0
-    kept = checkpoint.load(folder / "logs" / "net" / "checkpoints" / "last.pth")
-    ended(torchrun(then, folder, *command))
-    assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]
-    assert kept["epoch"] >= 1
+def test_a_run_resumes_in_another_number_of_processes(folder, processes, tmp_path):
+    title = "from{}to{}".format(*processes)
+    in_world(processes[0], stopped_in_the_second_epoch, tmp_path, folder, title)
+    kept = checkpoint.load(folder / "logs" / title / "checkpoints" / "last.pth")
+    assert kept["epoch"] == 1
+    assert kept["tally"]["steps"] > 0
+    in_world(processes[1], resumed, tmp_path, folder, title)
+    metrics = (folder / "logs" / title / "metrics.jsonl").read_text()
+    assert [json.loads(line)["epoch"] for line in metrics.splitlines()] == [1, 2]
 
 
-def test_a_killed_worker_is_replaced(folder):
-    run = torchrun(2, folder, *scratch("net", "batch_size=16"), restarts=3)
-    metrics = folder / "logs" / "net" / "metrics.jsonl"
+# -- launchers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_stage_and_says_an_error_once(folder):
+    command = [TESTS.parent / "search.py", *["--cfg", "tiny.yml", "--set", "classes=7"]]
+    done = torchrun(2, folder, *command)
+    text = done.communicate(timeout=300)[0]
+    assert done.returncode != 0
+    assert text.count("search.py: error: classes: the config says 7") == 1, text
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced(folder, tmp_path):
+    for name in ("tiny.yml", "found.json"):
+        shutil.copy(folder / name, tmp_path)
+    line = f"train_cifar.py {SCRATCH} epochs=4 batch_size=16 --title net"
+    run = Child(tmp_path, launcher, 2, 3, line)
+    metrics = tmp_path / "logs" / "net" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n"))
-    workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
-    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
-    ended(run)
+    os.kill(run.workers[-1], signal.SIGKILL)
+    assert run.wait() == 0, run.errors
     assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3, 4]

@@ -1,12 +1,8 @@
 """Image folders in one LMDB file."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import lmdb
 import numpy as np
@@ -14,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import TESTS
-from tests.utils.test_data import PLAIN, write_folder, write_parts
+from tests.support import refused, wait_for
+from tests.utils.image_files import PLAIN, write_folder, write_parts
+from tests.worlds import Child, script
 from utils import folder2lmdb
 from utils.data import load_dataset, load_test_images
 from utils.errors import UserError
@@ -45,15 +42,6 @@ def unreadable(folder) -> str:
         load_dataset("imagenet_lmdb", str(folder), 80, 3)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def refused(capsys, *argv) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        folder2lmdb.main(list(map(str, argv)))
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said
 
 
 @pytest.mark.parametrize(("size", "workers"), [(16, 0), (80, 0), (80, 2)])
@@ -120,17 +108,16 @@ def test_a_stopped_run_resumes(folder, monkeypatch):
     pack(folder), pack(folder, "--verify")
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes(tmp_path):
-    write_folder(tmp_path / "train", classes=8, images=400, size=(60, 60))
-    command = [sys.executable, "utils/folder2lmdb.py", str(tmp_path)]
-    killed = subprocess.Popen(command, cwd=TESTS.parent, stdout=subprocess.DEVNULL)
-    file, until = lmdb_file(tmp_path, "train"), time.monotonic() + 60
-    while not (file.exists() and file.stat().st_size > 2**20) and time.monotonic() < until:
-        time.sleep(0.001)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    subprocess.run(command, cwd=TESTS.parent, check=True, stdout=subprocess.DEVNULL)
-    assert About.read(file).written == 3200
+    write_folder(tmp_path / "train", classes=4, images=300, size=(60, 60))
+    line = f"utils/folder2lmdb.py {tmp_path}"
+    killed, file = Child(tmp_path, script, line), lmdb_file(tmp_path, "train")
+    wait_for(lambda: file.exists() and file.stat().st_size > 2**19)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert Child(tmp_path, script, line).wait() == 0
+    assert About.read(file).written == 1200
     pack(tmp_path, "--verify")
 
 
@@ -150,7 +137,9 @@ def test_a_file_that_cannot_be_written_is_one_line(folder, capsys, monkeypatch):
         raise lmdb.DiskError("No space left on device")
 
     monkeypatch.setattr(folder2lmdb, "commit", full)
-    assert "train.lmdb: cannot be written (No space left on device)" in refused(capsys, folder)
+    assert "train.lmdb: cannot be written (No space left on device)" in refused(
+        capsys, folder2lmdb.main, folder
+    )
 
 
 def test_resized_images_have_the_short_side(folder):
@@ -167,14 +156,18 @@ def test_verify_names_what_differs(folder, capsys):
     file = pack(folder)
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "train" / "class1" / "2.png")
     capsys.readouterr()
-    assert "record 6 is not class1/2.png" in refused(capsys, folder, "--verify")
+    assert "record 6 is not class1/2.png" in refused(capsys, folder2lmdb.main, folder, "--verify")
     (folder / "train" / "class1" / "2.png").unlink()
-    assert f"{file}: it has 12 images of 3 classes, other than the 11" in refused(capsys, folder)
+    assert f"{file}: it has 12 images of 3 classes, other than the 11" in refused(
+        capsys, folder2lmdb.main, folder
+    )
 
 
 def test_another_resize_is_refused(folder, capsys):
     pack(folder)
-    assert "it was started with --resize None, not 8" in refused(capsys, folder, "--resize", 8)
+    assert "it was started with --resize None, not 8" in refused(
+        capsys, folder2lmdb.main, folder, "--resize", 8
+    )
 
 
 def test_foreign_and_truncated_files_are_named(folder, capsys):
@@ -183,7 +176,7 @@ def test_foreign_and_truncated_files_are_named(folder, capsys):
     for content in (b"", b"no LMDB file" * 1000, whole[: len(whole) // 2], whole[:100]):
         file.write_bytes(content)
         assert re.search(r"train\.lmdb: it is (no LMDB file|cut short)", unreadable(folder))
-        refused(capsys, folder)
+        refused(capsys, folder2lmdb.main, folder)
     file.unlink()
     with lmdb.open(str(file), subdir=False) as environment:
         write(environment, None, b"__len__", b"12")

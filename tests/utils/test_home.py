@@ -125,3 +125,11 @@ def test_an_unknown_user_is_refused_before_anything_is_written(home, capsys):
     said = refused(capsys, search.main, "--cfg", "~/tiny.yml")
     assert "log_dir: ~nobody-here/runs: ~nobody-here is no home folder" in said
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_user_that_there_is_not_is_refused_on_a_command_line():
+    parser = Parser("")
+    parser.add_argument("--out")
+    for line in (["--out", "~nobody-here/x"], ["--out=~nobody-here/x"]):
+        with pytest.raises(UserError, match="~nobody-here is no home folder"):
+            parser.parse_args(line)

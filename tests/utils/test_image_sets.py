@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from tests.conftest import rng
 from tests.support import write_cifar, write_cifar10
-from tests.utils.test_data import write_folder
+from tests.utils.image_files import write_folder
 from utils.data import load_dataset, load_test_images
 from utils.errors import UserError
 from utils.image_sets import IMAGE_SETS

@@ -56,9 +56,11 @@ def test_training_from_scratch_has_its_own_length():
     assert rates(recipe, 10)[25] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_longer_warm_up_trains_to_its_end_and_says_so(tiny_config, capsys):
     given = ["warmup_epochs=3", "epochs=1", "search_epochs=0", "lr_scheduler=cosine"]
-    search.main(["--cfg", str(tiny_config), "--title", "long", "--set", *given, "print_freq=1"])
+    given += ["print_freq=1", "batch_size=256"]
+    search.main(["--cfg", str(tiny_config), "--title", "long", "--set", *given])
     said = capsys.readouterr().out
     assert said.count("epochs: 1, warmup_epochs: 3: the cosine covers the 3 of the warm-up") == 1
     shown = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import rng
-from tests.utils.test_data import PLAIN, coded_images, read, write_parts
+from tests.utils.image_files import PLAIN, coded_images, read, write_parts
 from utils.errors import UserError
 from utils.images import EncodedImages
 from utils.loader import (

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,24 +10,20 @@ import pytest
 from model.sgnas.warm_up import supernet_payload
 from model.spaces.registry import open_problem
 from model.spaces.unified.supernet import UnifiedSupernet
-from tests.conftest import TESTS, rng
-from tests.support import torchrun, wait_for
+from tests.conftest import rng
+from tests.support import wait_for
+from tests.worlds import Child, launcher
 from utils import checkpoint, distributed
 from utils.config import load_config
 
 
-def evolution(folder: Path, candidates: int, restarts: int) -> subprocess.Popen:
+def evolution(folder: Path, candidates: int, restarts: int) -> Child:
     """An evolutionary search in two processes, which fine-tunes so many candidates."""
     space = open_problem(load_config(folder / "tiny.yml")).space
     checkpoint.save(folder / "supernet.pth", supernet_payload(UnifiedSupernet(space, rng()), 1))
-    given = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 2 --iterations 0"
-    given += f" --n_doe {candidates} --vld_size 100 --save found"
-    return torchrun(2, folder, TESTS.parent / "msunas.py", *given.split(), restarts=restarts)
-
-
-def workers(run: subprocess.Popen) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
-    return [int(process) for process in found.stdout.split()]
+    line = "msunas.py --cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --iterations 0"
+    line += f" --n_doe {candidates} --vld_size 100 --save found"
+    return Child(folder, launcher, 2, restarts, line)
 
 
 def runs(process: int) -> bool:
@@ -49,11 +44,11 @@ def measured(folder: Path) -> int:
 def test_workers_end_when_their_launcher_is_killed(tmp_path, tiny_config):
     run = evolution(tmp_path, 200, restarts=0)
     wait_for(lambda: measured(tmp_path))
-    own = workers(run)
+    own = run.workers
     assert len(own) == 2
     os.kill(run.pid, signal.SIGKILL)
     wait_for(lambda: not any(map(runs, own)), seconds=60)
-    said = run.communicate()[0]
+    said = run.said + run.errors
     assert "the same command resumes" in said
     assert "Traceback" not in said
     assert measured(tmp_path) < 200
@@ -61,15 +56,14 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path, tiny_config):
 
 @pytest.mark.slow
 def test_both_processes_may_be_killed_one_after_the_other(tmp_path, tiny_config):
-    run = evolution(tmp_path, 24, restarts=3)
+    run = evolution(tmp_path, 12, restarts=3)
     for rank in (1, 0):  # those that start again must not meet what the first ones left
         before = measured(tmp_path)
         wait_for(lambda before=before: measured(tmp_path) > before)
-        os.kill(workers(run)[rank], signal.SIGKILL)
-        wait_for(lambda: len(workers(run)) == 2)
-    said = run.communicate(timeout=200)[0]
-    assert run.returncode == 0, said
-    assert len(json.loads((tmp_path / "found" / "iter_0.stats").read_text())["archive"]) == 24
+        os.kill(run.workers[rank], signal.SIGKILL)
+        wait_for(lambda: len(run.workers) == 2)
+    assert run.wait() == 0, run.errors
+    assert len(json.loads((tmp_path / "found" / "iter_0.stats").read_text())["archive"]) == 12
 
 
 def test_a_lost_connection_is_a_line(monkeypatch):

@@ -246,6 +246,7 @@ def test_an_error_is_one_short_line_whatever_it_holds(capsys, tmp_path):
     assert len(refused(capsys, search.main, "--cfg", file)) < 2200
 
 
+@pytest.mark.slow
 def test_a_closed_stderr_changes_no_exit_status(tmp_path):
     command = f"{sys.executable} {ROOT / 'search.py'} --cfg nowhere 2>&-"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
@@ -260,6 +261,7 @@ def test_every_tool_finds_the_project_when_it_is_run_as_a_file():
         assert "sys.path[0] =" in (ROOT / "tools" / f"{name}.py").read_text(), name
 
 
+@pytest.mark.slow
 def test_a_tool_runs_as_a_file(tmp_path):
     command = [sys.executable, str(ROOT / "tools" / "generate.py"), "--run", "x", "--flops", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

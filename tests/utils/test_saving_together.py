@@ -18,12 +18,12 @@ EVERY_STEP = "1e-9"
 
 def search_run(folder: Path, title: str, minutes: str) -> None:
     options = f"--cfg {folder / 'tiny.yml'} --title {title} --checkpoint-minutes {minutes}"
-    search.main([*options.split(), "--set", "batch_size=32", "warmup_epochs=1", "search_epochs=0"])
+    search.main([*options.split(), "--set", "batch_size=96", "warmup_epochs=1", "search_epochs=0"])
 
 
 def scratch_run(folder: Path, title: str, minutes: str) -> None:
     options = f"--cfg {folder / 'tiny.yml'} --flops 0.15 --architecture {folder / 'found.json'}"
-    options += f" --title {title} --checkpoint-minutes {minutes} --ema 0.9 --batch-size 64"
+    options += f" --title {title} --checkpoint-minutes {minutes} --ema 0.9 --batch-size 96"
     train_cifar.main([*options.split(), "--epochs", "1"])
 
 
@@ -79,6 +79,7 @@ def test_how_often_two_processes_save_and_where_they_stop_changes_no_bit(folder)
                 assert same(weights, found[name]), (stage, other, name)
 
 
+@pytest.mark.slow
 def test_one_process_saves_its_own_statistics(folder):
     search_run(folder, "one", "60")
     kept = checkpoint.load(folder / "logs" / "one" / "checkpoints" / "supernet_last.pth")

@@ -38,6 +38,7 @@ def test_few_samples_have_no_interval():
     assert np.isnan(high)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [12, 20])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(count):
     """Pairs of normal numbers of correlation 0.8 have a tau of 2 / pi arcsin 0.8 = 0.590."""
