@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from model.ranking.supernet_accuracy import AccuracyRecipe, SupernetAccuracy
+from model.sgnas.answer_ranking import answer_ranking
 from model.sgnas.answers import (
     Answers,
     Generated,
+    Rank,
     ReadyGenerator,
     answers,
     evaluated_targets,
@@ -29,6 +31,7 @@ from model.sgnas.runs import GENERATOR_FILE, LATENCY_FILE, find_generator
 from model.sgnas.warm_up import WarmUp, WarmUpRecipe, supernet_payload
 from model.spaces.registry import Problem, completed, open_problem
 from utils import distributed
+from utils.capacity import check_one_image
 from utils.command import Parser, add_checkpoint_minutes, add_config_options, command
 from utils.config import Config, load_config
 from utils.data import SearchImages, load_dataset, split_for_search
@@ -52,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
     supernet = problem.supernet(config).to(context.device)
     load_pretrained(supernet, problem, config, args.cfg)
+    if config.batch_size < 2 * distributed.size():
+        kind, flag = problem.kind, f"batch_size: {config.batch_size}"
+        check_one_image(kind.largest(supernet), kind.image_size(supernet), flag)
     source = (config.dataset, config.dataset_dir, config.input_size, config.classes)
     if args.dry_run:
         dataset = data_of(config)
@@ -77,9 +83,10 @@ def main(argv: list[str] | None = None) -> None:
     if generates and config.search_epochs:
         train_generator(supernet, pool, problem, images, config, run, context)
         ready = find_generator(config, problem, run.path)
-        report(ready, config, run)
+        rank = answer_ranking(config, problem, run.path)
+        report(ready, rank, config, run)
         if truth is not None:
-            look_up(truth, ready, targets_of(config), run)
+            look_up(truth, ready, rank, targets_of(config), run)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -174,9 +181,9 @@ def warm_up(
         kind, supernet, images, config.part(AccuracyRecipe), context
     )
     last = run.checkpoint("supernet_last")
-    training = WarmUp(kind, supernet, len(batches), recipe, context, last)
-    if recipe.lr_scheduler == "cosine" and recipe.length > recipe.epochs:
-        covered = f"the cosine covers the {recipe.length} of the warm-up"
+    training = WarmUp(problem, supernet, len(batches), recipe, context, last)
+    if recipe.lr_scheduler != "step" and recipe.length > recipe.epochs:
+        covered = f"the {recipe.lr_scheduler} covers the {recipe.length} of the warm-up"
         print(f"epochs: {recipe.epochs}, warmup_epochs: {recipe.length}: {covered}", flush=True)
 
     def one_epoch(epoch: int) -> None:
@@ -294,9 +301,10 @@ def write_validated(found: Generated, top1: float, run: RunFolder, mirror: str |
 # -- results -------------------------------------------------------------------------------------
 
 
-def report(ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
+def report(ready: ReadyGenerator, rank: Rank | None, config: Config, run: RunFolder) -> None:
     """The answers of the generator of least hardware loss: a table and its files."""
-    answered = answers(ready, config.part(HardwareLoss), targets_of(config))
+    chosen = (rank, config.answer_tolerance)
+    answered = answers(ready, config.part(HardwareLoss), targets_of(config), *chosen)
     found = answered.found
     listed = json.dumps(rows_of(found, ready.table.space)) + "\n"
     run.write_text("architectures.json", listed)
@@ -312,20 +320,27 @@ def report(ready: ReadyGenerator, config: Config, run: RunFolder) -> None:
     print(f"all files are in {run.path}")
 
 
-def look_up(truth, ready: ReadyGenerator, targets: Tensor, run: RunFolder) -> None:
+def look_up(
+    truth, ready: ReadyGenerator, rank: Rank | None, targets: Tensor, run: RunFolder
+) -> None:
     """The true accuracy of each answer, and the best that its target, a ceiling, allows."""
-    found, _ = ready.repaired(targets, at_most=True)
+    found, unmet = ready.within(targets, rank)
     paths = torch.stack([ready.table.space.encode(g.architecture) for g in found])
     columns = ("target M", "cost M", "true top-1 %", "optimum %", "regret")
     rows = []
     for g, accuracy in zip(found, truth.accuracy(paths).tolist(), strict=True):
         best = truth.optimum(g.target)
-        numbers = (f"{accuracy:.2f}", f"{best:.2f}", f"{best - accuracy:.2f}")
+        regret = "" if g.target in unmet else f"{best - accuracy:.2f}"
+        numbers = (f"{accuracy:.2f}", f"{best:.2f}", regret)
         rows.append((f"{g.target:g}", f"{g.macs_m:.3f}", *numbers))
     run.write_csv("true_accuracy.csv", columns, rows, None)
     print(format_table(list(columns), [list(row) for row in rows]))
-    mean = sum(float(row[-1]) for row in rows) / len(rows)
-    print(f"mean regret {mean:.2f} points; {run.file('true_accuracy.csv')}")
+    regrets = [float(row[-1]) for row in rows if row[-1]]
+    mean = f"{sum(regrets) / len(regrets):.2f} points" if regrets else "unknown"
+    over = (
+        f" of {len(regrets)} targets; {len(unmet)} answers cost more than theirs" if unmet else ""
+    )
+    print(f"mean regret {mean}{over}; {run.file('true_accuracy.csv')}")
 
 
 if __name__ == "__main__":

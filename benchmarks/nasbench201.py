@@ -88,10 +88,21 @@ def targets_of(config: Config) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Cells `[N, L, E, K]`, and the supernet accuracy of each, validation top-1 in % `[N]`."""
+    """Cells `[N, L, E, K]`, and what the supernet says of each on held-out images.
+
+    Args:
+        accuracy: top-1 in % `[N]`.
+        loss: cross entropy `[N]`, by which cells are ranked; NaN in older files.
+    """
 
     paths: Tensor
-    predicted: NDArray
+    accuracy: NDArray
+    loss: NDArray
+
+    @property
+    def predicted(self) -> NDArray:
+        """What ranks `[N]`, more is better."""
+        return self.accuracy if np.isnan(self.loss).any() else -self.loss
 
     @classmethod
     def read(cls, file: Path, count: int) -> "Ranking":
@@ -104,7 +115,8 @@ class Ranking:
         try:
             first = list(scores.items())[:count]
             paths = torch.stack([CellSpace().encode(from_string(cell)) for cell, _ in first])
-            return cls(paths, np.array([values["top1"] for _, values in first]))
+            rows = [(values["supernet"], values.get("supernet_loss")) for _, values in first]
+            return cls(paths, *np.array(rows, dtype=float).T)
         except (UserError, KeyError) as error:
             raise UserError(f"{file}: not scores of cells ({error})") from None
 
@@ -128,7 +140,7 @@ def taus(ranking: Ranking, table: CellTable) -> dict[str, float]:
     """
     true, costs = table.accuracy(ranking.paths).numpy(), table.cost(ranking.paths).numpy()
     bins = np.array_split(np.argsort(costs, kind="stable"), BINS)
-    found = {"cells": len(true), "top1": float(ranking.predicted.mean())}
+    found = {"cells": len(true), "top1": float(ranking.accuracy.mean())}
     for name, inside, values in (
         ("tau", "inside bins", ranking.predicted),
         ("cost", "cost inside bins", costs),
@@ -157,11 +169,11 @@ def generated(run: Path, config: Config, targets: Tensor) -> Tensor:
     return torch.stack([ready.table.space.encode(g.architecture) for g in found])
 
 
-def best_within(ranking: Ranking, targets: Tensor, table: CellTable) -> Tensor:
-    """For each of `targets [N]` the cell of the best supernet accuracy that costs no more."""
-    allowed = table.cost(ranking.paths) <= targets[:, None]
-    predicted = torch.from_numpy(ranking.predicted).double().expand(allowed.shape)
-    return ranking.paths[predicted.masked_fill(~allowed, float("-inf")).argmax(dim=1)]
+def best_within(paths: Tensor, scores: NDArray, targets: Tensor, table: CellTable) -> Tensor:
+    """For each of `targets [N]` the one of `paths [P, L, E, K]` of the best score within it."""
+    allowed = table.cost(paths) <= targets[:, None]
+    expanded = torch.from_numpy(scores).double().expand(allowed.shape)
+    return paths[expanded.masked_fill(~allowed, float("-inf")).argmax(dim=1)]
 
 
 def true_accuracies(paths: Tensor, targets: Tensor, table: CellTable) -> list[float | None]:
@@ -181,8 +193,8 @@ def numbers_of(
         answers["generator"] = generated(run, config, targets)
     if search is not None:
         paths, errors = searched_paths(search, CellSpace(), digest)
-        answers["msunas"] = best_within(Ranking(paths, -errors.numpy()), targets, table)
-    answers["best ranked"] = best_within(ranking, targets, table)
+        answers["msunas"] = best_within(paths, -errors.numpy(), targets, table)
+    answers["best ranked"] = best_within(ranking.paths, ranking.predicted, targets, table)
     numbers = {"run": run.name, "seed": config.seed, "ranking": args.ranking}
     numbers |= {"supernet": digest[:DIGITS], **taus(ranking, table), "targets": targets.tolist()}
     return numbers | {

@@ -96,7 +96,8 @@ class SupernetOracle:
         self.name, self.genome = Path(cfg).stem, problem.kind.genome(problem.space)
         self.objective = Objective("flops", self.genome)
         context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
-        self.accuracy = msunas.open_accuracy(args, searched, context)
+        dataset = msunas.open_dataset(args, searched)
+        self.accuracy = msunas.open_accuracy(args, searched, dataset, context)
         files = {"supernet": checkpoint.digest(supernet_path), "config": checkpoint.digest(cfg)}
         validated = repr((self.accuracy.images.validated, data)).encode()
         self.known = _Known(known, files | {"images": hashlib.sha256(validated).hexdigest()})

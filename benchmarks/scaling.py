@@ -46,14 +46,14 @@ def main(argv: list[str] | None = None) -> None:
     supernet = problem.supernet(config).to(context.device).train()
     part, rng = config.batch_size // distributed.size(), stream(0, "images")
     batch = random_batch(part, config.input_size, context, rng)
-    how = (config.paths_per_step, config.path_sampling, context)
-    passes = partial(problem.kind.passes, supernet, *how, *batch)
+    sampled = (config.paths_per_step, config.path_sampling)
     parameters = list(supernet.parameters())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
 
     def compute(rng: torch.Generator) -> None:
-        for logits, targets in passes(rng):
+        choices = problem.kind.step_choices(problem.space, *sampled, rng)
+        for logits, targets in problem.kind.passes(supernet, choices, context, *batch):
             F.cross_entropy(logits, targets).backward()
 
     def exchange() -> None:

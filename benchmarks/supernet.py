@@ -160,8 +160,8 @@ def hard_step(task: Task) -> Step:
     supernet, (images, labels) = task.supernet.train(), task.batch
 
     def forwards() -> Iterable[Tensor]:
-        rng = torch.Generator().manual_seed(1)
-        passes = KIND.passes(supernet, PATHS, "fair", CPU, images, labels, rng)
+        paths = KIND.step_choices(task.space, PATHS, "fair", torch.Generator().manual_seed(1))
+        passes = KIND.passes(supernet, paths, CPU, images, labels)
         return (logits for logits, _ in passes)
 
     return training_step(supernet, forwards, labels)

@@ -6,7 +6,7 @@ a checkpoint of ours: all of them name a network, and all stages and tools ask h
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import torch
 from torch import nn
 
+from model.sgnas.answer_ranking import answer_ranking
 from model.sgnas.answers import read_generated
 from model.sgnas.runs import find_generator
 from model.spaces.contracts import NetworkSpec
@@ -71,8 +72,9 @@ def named_network(config: Config, target: float | None, file: Path | None) -> Na
         ready = find_generator(config, problem)
         targets = torch.tensor([target], dtype=torch.float64)
         ready.check(targets)
-        architecture = ready.generate(targets)[0].architecture
-        found = Named(spec_of(problem.space, architecture), target, ready.source)
+        rank = answer_ranking(config, problem, ready.run)
+        [answer] = ready.answer(targets, rank, config.answer_tolerance)
+        found = Named(spec_of(problem.space, answer.architecture), target, ready.source)
     else:
         raise UserError(
             f"--architecture: a space of kind {problem.kind.name} has no generator; "
@@ -365,7 +367,7 @@ def own_data(payload: dict, spec: NetworkSpec) -> dict:
     if names is not None and len(names) != classes:
         raise ValueError(f"class_names are {len(names)}, the network's classes {classes}")
     return {
-        **vars(data),
+        **asdict(data),
         "dataset_dir": expand_home(data.dataset_dir),
         "image_size": data.image_size or spec.image_size,
         "network_size": data.network_size or 0,
@@ -414,9 +416,10 @@ def load_network(
 ) -> nn.Module:
     """The network of an architecture.json or net.config, or of the checkpoint `file`.
 
-    In evaluation mode, with the weights in `file`, or without one with initial weights; its
-    `options` are what the checkpoint says, unless they are given. UserError when the network is of
-    another `paper`, or anything does not fit.
+    In evaluation mode, with the weights in `file`, or without one with initial weights; with an
+    attribute `class_names`, those of the checkpoint, None where it says none. Its `options` are
+    what the checkpoint says, unless they are given. UserError when the network is of another
+    `paper`, or anything does not fit.
     """
     if architecture is None and file is None:
         raise UserError("architecture or checkpoint must be given")
@@ -437,9 +440,14 @@ def load_network(
         allowed = ", ".join(spec.options) or "none"
         raise UserError(f"option {unknown[0]}: networks of kind {spec.kind} have {allowed}")
     if file is None:
-        return spec.network(options).eval()
+        network = spec.network(options).eval()
+        network.class_names = None
+        return network
     weights = checkpoint.weights(payload, file)
     kept = {name: own[name] for name in own if name in spec.options}
     network = spec.fitted_to(weights).network({**kept, **options})
     checkpoint.load_into(network, weights, file)
+    network.class_names = None
+    if "data" in payload and architecture is None:
+        network.class_names = described(str(file), lambda: own_data(payload, spec))["class_names"]
     return network.eval()

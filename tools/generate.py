@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
+from model.sgnas.answer_ranking import answer_ranking
 from model.sgnas.answers import ReadyGenerator, miss_table, rows_of
 from model.sgnas.runs import find_generator, run_config
 from model.spaces.registry import open_problem
@@ -22,6 +23,7 @@ from utils.command import Parser, add_config_options, command, positive_number
 from utils.config import load_config
 from utils.errors import UserError
 from utils.json_file import write_json
+from utils.places import output_file
 from utils.table import format_table
 
 
@@ -30,15 +32,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     targets = parse_targets(args.flops)
     config = load_config(args.cfg, args.set) if args.cfg else run_config(args.run, args.set)
-    ready = find_generator(config, open_problem(config), args.run)
+    problem = open_problem(config)
+    ready = find_generator(config, problem, args.run)
     ready.check(targets, args.at_most)
+    rank = answer_ranking(config, problem, ready.run)
     unmet = []
-    if args.exact:
-        found, unmet = ready.repaired(targets)
-    elif args.at_most:
-        found, unmet = ready.repaired(targets, at_most=True, max_params=args.max_params)
+    if args.at_most:
+        found, unmet = ready.within(targets, rank, args.max_params)
+    elif args.exact:
+        found, unmet = ready.ranked(targets, rank) if rank else ready.repaired(targets)
     else:
-        found = ready.generate(targets)
+        found = ready.answer(targets, rank, config.answer_tolerance)
     if args.at_most and unmet:
         asked = " and ".join(f"target {target:g} {ready.table.unit}" for target in unmet[:3])
         near = "no architecture near the generated one stays below this ceiling"
@@ -65,7 +69,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     source.add_argument("--run", type=Path, metavar="DIR", help=run)
     targets = "in M, or in ms where cost is latency: 270:450:5 (with its stop) or 300,320,365"
     parser.add_argument("--flops", "--targets", required=True, help=targets)
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="for the architectures")
+    parser.add_argument(
+        "--out", type=output_file, metavar="FILE.json", help="for the architectures"
+    )
     how = parser.add_mutually_exclusive_group()
     exact = "within 0.5 %% of each target, by the least change"
     how.add_argument("--exact", action="store_true", help=exact)

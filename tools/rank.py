@@ -56,6 +56,7 @@ from utils.data_record import DataRecord
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.json_file import read_json
+from utils.places import output_folder
 from utils.run_folder import RunFolder
 from utils.runtime import pick_device, stream
 from utils.stopping import check_stop
@@ -84,10 +85,13 @@ def main(argv: list[str] | None = None) -> None:
     supernet = supernet_scores(args.run, problem, config, dataset, paths, file)
     tests = train_all(answers, args.seeds, table, dataset, config)
     pairs = zip(answers, tests, strict=True)
-    judged = [Judged(answer, supernet[answer.name], reached) for answer, reached in pairs]
+    judged = [Judged.of(answer, supernet[answer.name], reached) for answer, reached in pairs]
     write_results(judged, table, config, args.out)
     print_tables(judged, table.unit, config.epochs, args.out)
-    others = {target: np.array([supernet[a.name] for a in own]) for target, own in scored.items()}
+    others = {
+        target: np.array([supernet[a.name]["supernet"] for a in own])
+        for target, own in scored.items()
+    }
     print_standing(judged, others)
 
 
@@ -95,7 +99,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add, folder = parser.add_argument, {"type": Path, "metavar": "DIR"}
     add("run", type=Path, metavar="RUN", help="run folder of search.py")
-    add("--out", required=True, **folder, help="where networks and results go")
+    add(
+        "--out",
+        required=True,
+        type=output_folder,
+        metavar="DIR",
+        help="where networks and results go",
+    )
     count = {"type": not_negative, "default": 12}
     add("--count", **count, help="random architectures to rank (default 12)")
     add("--targets", help="at which answers are compared: a,b,c or start:stop:step")
@@ -237,7 +247,7 @@ def write_results(judged: list[Judged], table: CostTable, config: Config, folder
         record = {"method": answer.method, "target": answer.target, "network": answer.name}
         record |= {"cost": round(answer.cost, 6), "params_m": round(answer.params_m, 6), **recipe}
         for seed, test in enumerate(one.tests):
-            top1 = {"supernet_top1": one.supernet, "test_top1": test}
+            top1 = {"supernet_top1": one.supernet, "supernet_loss": one.loss, "test_top1": test}
             line = RankedTraining(
                 **record, **top1, seed=seed, kind=spec.kind, architecture=spec.to_json()
             )

@@ -63,6 +63,10 @@ class SupernetAccuracy:
         with recalibrated(self.supernet, forward, self.recalibration.epoch(), self.context):
             return evaluate(forward, self.validation, self.context)
 
+    def scores(self, choices: Sequence[Choice]) -> list[Score]:
+        """The score of each of `choices`, divided among all processes, which call it together."""
+        return results(divided(len(choices), lambda index: self.score(choices[index])))
+
     def top1_of_all(self, choices: Sequence[Choice]) -> list[float]:
-        """Top-1 in % of each of `choices`, divided among all processes, which call it together."""
-        return results(divided(len(choices), lambda index: self.score(choices[index]).top1))
+        """Their top-1 in %."""
+        return [score.top1 for score in self.scores(choices)]

@@ -3,11 +3,13 @@
 Axes: N targets, P priors, L layers, E sub-blocks, K choices.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.costs.lookup_table import LookUpTable
@@ -22,6 +24,7 @@ from utils.errors import UserError
 from utils.json_file import read_json
 from utils.statistics import kendall_tau
 
+Rank = Callable[[Tensor], NDArray]  # paths [M, L, E, K] -> scores [M], more is better
 # Answers of the generator in one forward pass, so that memory stays bounded.
 MOST_AT_ONCE = 2048
 
@@ -51,8 +54,9 @@ class Generated:
 class ReadyGenerator:
     """A generator on any device with all it needs to answer; the table is on the CPU.
 
-    `source` says where it comes from. Each target is answered from each of its
-    `priors_per_target` nearest priors; the answer that costs nearest to it counts.
+    `source` says where it comes from, `run` is the folder of its run, if any. Each target is
+    answered from each of its `priors_per_target` nearest priors; the answer that costs nearest to
+    it counts, or of those that meet it the one that is ranked best.
     """
 
     generator: ArchitectureGenerator
@@ -60,19 +64,24 @@ class ReadyGenerator:
     table: CostTable
     source: str
     priors_per_target: int = 1
+    run: Path | None = None
 
-    def logits(self, targets: Tensor) -> Tensor:
-        """Logits `[N, L, E, K]` on the CPU, a forward pass for each `MOST_AT_ONCE` answers."""
+    def candidates(self, targets: Tensor) -> Tensor:
+        """Logits `[N, P, L, E, K]` on the CPU, a forward pass for each `MOST_AT_ONCE` answers."""
         parts = targets.split(max(1, MOST_AT_ONCE // self.priors_per_target))
-        return torch.cat([self._logits(part) for part in parts])
+        return torch.cat([self._candidates(part) for part in parts])
 
     @torch.no_grad()
-    def _logits(self, targets: Tensor) -> Tensor:
+    def _candidates(self, targets: Tensor) -> Tensor:
         on_device = targets.to(self.generator.tail[0].weight)
         priors = self.pool.near(on_device, self.priors_per_target)
         count = priors.shape[1]
         answers = self.generator(priors.flatten(0, 1), on_device.repeat_interleave(count))
-        answers = answers.cpu().unflatten(0, (-1, count))
+        return answers.cpu().unflatten(0, (-1, count))
+
+    def logits(self, targets: Tensor) -> Tensor:
+        """Logits `[N, L, E, K]` of the candidates that cost nearest to `targets [N]`."""
+        answers = self.candidates(targets)
         costs = self.table(self.table.space.discretize(answers)).double()
         nearest = (costs - targets[:, None]).abs().argmin(dim=1)
         return answers[torch.arange(len(targets)), nearest]
@@ -95,6 +104,47 @@ class ReadyGenerator:
         met = zip(targets.tolist(), results, strict=True)
         unmet = [target for target, (_, is_met) in met if not is_met]
         return self._described(targets, torch.stack([path for path, _ in results])), unmet
+
+    def answer(
+        self, targets: Tensor, rank: Rank | None, tolerance: float = 0.005
+    ) -> list[Generated]:
+        """As `generate`; with `rank` the best of what costs each target within `tolerance`."""
+        if rank is None:
+            return self.generate(targets)
+        return self.ranked(targets, rank, tolerance=tolerance)[0]
+
+    def within(
+        self, targets: Tensor, rank: Rank | None, max_params: float | None = None
+    ) -> tuple[list[Generated], list[float]]:
+        """Answers to targets that are ceilings, ranked where `rank` is given.
+
+        Second: the targets that are not met.
+        """
+        demand = {"at_most": True, "max_params": max_params}
+        if rank is None:
+            return self.repaired(targets, **demand)
+        return self.ranked(targets, rank, **demand)
+
+    def ranked(self, targets: Tensor, rank: Rank, **demand) -> tuple[list[Generated], list[float]]:
+        """Of the candidates that meet `Demand(target, **demand)`, repaired, the best by `rank`.
+
+        Second: the targets that none meets; they are answered by the nearest in cost.
+        """
+        space, chosen, unmet = self.table.space, [], []
+        for target, logits in zip(targets.tolist(), self.candidates(targets), strict=True):
+            paths, asked = space.discretize(logits), Demand(target, **demand)
+            pairs = zip(logits, paths, strict=True)
+            results = [repair(self.table, row, path, asked) for row, path in pairs]
+            met = [path for path, is_met in results if is_met]
+            if met:
+                different = torch.stack(met).unique(dim=0)
+                best = int(rank(different).argmax()) if len(different) > 1 else 0
+                chosen.append(different[best])
+            else:
+                costs = self.table(torch.stack([path for path, _ in results])).double()
+                chosen.append(results[int((costs - target).abs().argmin())][0])
+                unmet.append(target)
+        return self._described(targets, torch.stack(chosen)), unmet
 
     def _described(self, targets: Tensor, paths: Tensor) -> list[Generated]:
         space, parameters = self.table.space, self.table.parameters_m(paths).tolist()
@@ -157,9 +207,15 @@ class Answers:
         return self.found[len(self.found) // 2]
 
 
-def answers(ready: ReadyGenerator, hardware_loss: HardwareLoss, targets: Tensor) -> Answers:
-    """What `ready` answers to `targets [N]`."""
-    found = ready.generate(targets)
+def answers(
+    ready: ReadyGenerator,
+    hardware_loss: HardwareLoss,
+    targets: Tensor,
+    rank: Rank | None = None,
+    tolerance: float = 0.005,
+) -> Answers:
+    """What `ready` answers to `targets [N]`; see `ReadyGenerator.answer`."""
+    found = ready.answer(targets, rank, tolerance)
     costs = torch.tensor([g.cost for g in found], dtype=torch.float64)
     return Answers(
         found,

@@ -47,9 +47,8 @@ def forecast(
 
     def warmup_step(draw: int) -> None:
         sampled = (config.paths_per_step, config.path_sampling)
-        drawn = stream(config.seed, "dry run", draw)
-        passes = kind.passes(supernet, *sampled, context, images, labels, drawn)
-        for logits, targets in passes:
+        choices = kind.step_choices(problem.space, *sampled, stream(config.seed, "dry run", draw))
+        for logits, targets in kind.passes(supernet, choices, context, images, labels):
             F.cross_entropy(logits, targets).backward()
 
     supernet.train()

@@ -18,7 +18,7 @@ from utils.capacity import batch_of
 from utils.config import OptimState
 from utils.engine import DeviceContext
 from utils.loader import Loader
-from utils.optim import Schedule, make_optimizer, moving_average
+from utils.optim import Schedule, load_optimizer, make_optimizer, moving_average
 from utils.recipe import EpochMeter, check_finite, check_weights, say_dropped
 from utils.runtime import Progress, seed_global, stream
 from utils.stopping import check_stop_together, handle_requests, pending_requests
@@ -118,7 +118,7 @@ class GeneratorTraining:
 
     def load_state(self, state: dict) -> None:
         self.generator.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.average.load_state_dict(state["average"])
         self.epochs, self.meter = state["epoch"], EpochMeter(**state["tally"])
         self.best_loss, self.best_top1 = state["best_loss"], state["best_top1"]

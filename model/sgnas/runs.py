@@ -91,18 +91,21 @@ def find_generator(config: Config, problem: Problem, run: Path | None = None) ->
     for folder in [run] if run is not None else _runs_of(problem, Path(config.log_dir)):
         file = folder / "checkpoints" / f"{GENERATOR_FILE}.pth"
         if file.exists():
-            return _ready(config, problem, file, folder / "prior_pool.json")
+            return _ready(config, problem, file, folder / "prior_pool.json", folder)
     raise UserError(
         f"no trained generator: generator_pretrained is {named}, and {run or config.log_dir} "
         "holds no run of this space and cost with one; run search.py first"
     )
 
 
-def _ready(config: Config, problem: Problem, file: Path, pool: Path) -> ReadyGenerator:
+def _ready(
+    config: Config, problem: Problem, file: Path, pool: Path, run: Path | None = None
+) -> ReadyGenerator:
     ends = (config.low_flops, config.high_flops)
     generator = load_generator(file, *ends, config.hc_dim, problem.table)
     priors = PriorPool.load(pool, problem.space)
-    return ReadyGenerator(generator, priors, problem.table, str(file), config.priors_per_target)
+    how = (problem.table, str(file), config.priors_per_target, run)
+    return ReadyGenerator(generator, priors, *how)
 
 
 def _runs_with_generator(log_dir: Path) -> list[Path]:

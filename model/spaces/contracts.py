@@ -10,8 +10,10 @@ sub-blocks of a layer, K choices of a sub-block, G genes.
 A *choice* is an architecture as a supernet takes it: a path `[L, E, K]`, or a row of genes `[G]`.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -124,9 +126,19 @@ class NetworkSpec:
         return self
 
     @property
+    def name(self) -> str:
+        """The published name where its kind has one, else a digest of its architecture."""
+        return sha256(json.dumps(self.to_json()).encode()).hexdigest()[:8]
+
+    @property
     def macs_m(self) -> float:
         """Multiply-adds in M, by the convention of its space."""
         raise NotImplementedError
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that compute something: the simplest predictor of accuracy there is."""
+        raise UserError(f"space: networks of kind {self.kind} do not count their blocks")
 
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         """With initial weights; `options` are those that `options` names."""
@@ -263,17 +275,21 @@ class SpaceKind:
         """One architecture of a supernet, on its shared weights."""
         raise NotImplementedError
 
+    def step_choices(
+        self, space: SearchSpace, count: int, sampling: str, rng: torch.Generator
+    ) -> Sequence[Choice]:
+        """The architectures of a warm-up step; `sampling` is that of the config."""
+        raise NotImplementedError
+
     def passes(
         self,
         supernet: nn.Module,
-        count: int,
-        sampling: str,
+        choices: Sequence[Choice],
         context: DeviceContext,
         images: Tensor,
         labels: Tensor,
-        rng: torch.Generator,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The passes of a warm-up step: logits and targets for each of `count` architectures."""
+        """The passes of a warm-up step: logits and targets for each of `choices`."""
         raise NotImplementedError
 
     def soft(self, supernet: nn.Module) -> nn.Module:
@@ -315,6 +331,12 @@ class SpaceKind:
     def design_of(self, spec: NetworkSpec) -> Design:
         """As `design`, of a network whose space is known."""
         return self.design(spec.architecture)
+
+    def block_modules(self, network: nn.Module) -> list[nn.Module]:
+        """Stem and blocks of a stand-alone network, as a forward pass calls them: the first on the
+        images, each other one on the output of the one before.
+        """
+        raise self.cannot("it does not say which modules are blocks; training-free terms need them")
 
     def published_files(self, network: nn.Module) -> dict[str, str]:
         """Files by which the published code describes a network: name -> text."""

@@ -392,6 +392,10 @@ class PathSpec(NetworkSpec):
     def macs_m(self) -> float:
         return float(LookUpTable(self.space)(self.space.encode(self.architecture)))
 
+    @property
+    def blocks(self) -> int:
+        return sum(map(len, self.architecture.kernels))
+
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         return self.supernet_type.network_type(self.space, self.architecture, **options, rng=rng)
 
@@ -526,26 +530,28 @@ class PathKind(SpaceKind):
     def forward(self, supernet: PathSupernet, choice: Tensor) -> Forward:
         return lambda images: supernet(images, choice)
 
+    def step_choices(
+        self, space: PathSpace, count: int, sampling: str, rng: torch.Generator
+    ) -> Tensor:
+        """`count` single paths `[N, L, E, K]`, sampled fairly or uniformly (section 3.2)."""
+        return space.sample_fair(count, rng) if sampling == "fair" else space.sample(count, rng)
+
     def passes(
         self,
         supernet: PathSupernet,
-        count: int,
-        sampling: str,
+        choices: Tensor,
         context: DeviceContext,
         images: Tensor,
         labels: Tensor,
-        rng: torch.Generator,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`count` single paths, sampled fairly or uniformly, one after another (section 3.2).
+        """One path after another.
 
         All paths share the stem, which is computed once, and differentiated once all paths are.
         """
         with context.autocast():
             features = supernet.stem(images)
         shared = features.detach().requires_grad_()
-        space = supernet.space
-        sample = space.sample_fair if sampling == "fair" else space.sample
-        for path in sample(count, rng):
+        for path in choices:
             with context.autocast():
                 logits = supernet.classify(shared, path)
             yield logits, labels
@@ -556,7 +562,7 @@ class PathKind(SpaceKind):
 
     def parse(self, record) -> Architecture:
         """From rows of choices, or from {"choices": rows}, as older archives have it."""
-        rows = record.get("choices") if isinstance(record, dict) else record
+        rows = record.get("choices", record) if isinstance(record, dict) else record
         kind, what = list[list[int | str | None]], "the choices of each layer"
         return Architecture.of(as_type(rows, kind, "architecture", what))
 

@@ -202,9 +202,13 @@ def upgraded(record: dict) -> dict:
 
 
 def parse_architecture(record, kind: str | None = None) -> tuple[SpaceKind, Any]:
-    """Kind and architecture of a JSON form; of older files, the first kind that reads it."""
-    kinds = [kind_named(kind, "kind")] if kind else KINDS.values()
-    for candidate in kinds:
+    """Kind and architecture of a JSON form; without `kind`, as in older files, the first kind that
+    reads it.
+    """
+    if kind:
+        named = kind_named(kind, "kind")
+        return named, named.parse(record)
+    for candidate in KINDS.values():
         with suppress(UserError):
             return candidate, candidate.parse(record)
     raise UserError(f"architecture: no kind of space reads {str(record)[:60]}")

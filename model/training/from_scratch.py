@@ -16,7 +16,7 @@ from utils.data import Dataset
 from utils.engine import DeviceContext, Score, evaluate
 from utils.errors import UserError
 from utils.loader import Augmentation, BatchRecipe, Loader, Normalisation, Resized, loader
-from utils.optim import moving_average
+from utils.optim import load_optimizer, moving_average
 from utils.recipe import (
     EpochMeter,
     Forwards,
@@ -79,7 +79,7 @@ class ScratchTraining:
 
     def load_state(self, state: dict) -> None:
         self.network.load_state_dict(state["model"])
-        self.recipe.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.recipe.optimizer, state["optimizer"])
         self.recipe.scaler.load_state_dict(state.get("scaler", {}))
         if self.average is not None:
             self.average.load_state_dict(state["average"])

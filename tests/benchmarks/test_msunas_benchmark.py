@@ -10,7 +10,8 @@ from benchmarks import msunas as benchmark
 from benchmarks import nsga_oracle, rugged_oracle
 from benchmarks.oracles import ModuleOracle
 from tests.conftest import golden
-from tests.model.nsganetv2.test_msunas import CONFIG, supernet_file
+from tests.model.nsganetv2.problems import CONFIG, supernet_file
+from tests.support import refused
 
 ORACLES = Path(benchmark.__file__).parent
 BASELINE = golden("nsga_baseline.json")
@@ -19,12 +20,6 @@ BASELINE = golden("nsga_baseline.json")
 def run(capsys, line: str) -> dict:
     benchmark.main([*line.split(), "--json"])
     return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
-def refused(capsys, line: str) -> str:
-    with pytest.raises(SystemExit, match="2"):
-        benchmark.main(line.split())
-    return capsys.readouterr().err
 
 
 def draws(seed: int) -> np.random.Generator:
@@ -74,16 +69,19 @@ def test_an_oracle_may_have_choices_of_its_own(tmp_path):
 # -- what searches reach ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("full_searches")
 def test_the_search_reaches_what_was_measured_of_it(capsys):
     """Ten seeds gave a mean of 0.217; the published search 0.2125 +- 0.0014, 0.2036 after 148."""
-    found = run(capsys, "--seeds 0-1")
-    assert set(found["hypervolume"]) == {"148", "204", "260", "340"}
-    assert found["hypervolume"]["340"] == pytest.approx(np.mean(found["per_seed"]))
-    assert found["hypervolume"]["340"] > 0.2150
+    found = run(capsys, "--seeds 0 --evaluations 260")
+    assert set(found["hypervolume"]) == {"148", "204", "260"}
+    assert found["hypervolume"]["260"] == pytest.approx(np.mean(found["per_seed"]))
     assert found["hypervolume"]["260"] > 0.2125
-    assert len(found["per_seed"]) == 2
+    assert len(found["per_seed"]) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("full_searches")
 def test_the_published_setting_is_not_inferior_to_the_published_search(capsys):
     """Published: 0.2125 +- 0.0014, ten seeds; below 0.2113 is worse at two standard errors."""
     found = run(capsys, "--seeds 0-1 --methods published nsga2 random")
@@ -124,9 +122,10 @@ def test_what_cannot_be_benchmarked_is_said_in_a_line(options, tmp_path, monkeyp
     (tmp_path / "empty.py").touch()
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "number.py").write_text("decode = complexity = evaluate = print\nREF = 5\n")
-    assert BAD[options] in refused(capsys, options)
+    assert BAD[options] in refused(capsys, benchmark.main, *options.split())
 
 
+@pytest.mark.slow
 def test_a_supernet_is_searched_on_held_out_images_and_nothing_is_evaluated_twice(
     tmp_path, monkeypatch, capsys
 ):
@@ -135,7 +134,7 @@ def test_a_supernet_is_searched_on_held_out_images_and_nothing_is_evaluated_twic
     supernet_file(tmp_path / "supernet.pth")
     known = tmp_path / "known.jsonl"
     options = "--cfg small.yml --supernet_path supernet.pth --vld_size 40 --known known.jsonl "
-    options += "--n_doe 8 --n_iter 3 --evaluations 14 --seeds 0-1 --methods ours published random"
+    options += "--n_doe 6 --n_iter 3 --evaluations 9 --seeds 0 --methods ours random"
     first = run(capsys, options)
     lines = known.read_text().splitlines()
     assert len({tuple(json.loads(line)[0]) for line in lines[1:]}) == len(lines) - 1
@@ -148,12 +147,12 @@ def test_a_supernet_is_searched_on_held_out_images_and_nothing_is_evaluated_twic
     assert strip(again) == strip(first)
     assert sorted(known.read_text().splitlines()) == sorted(lines)
     foreign = "of another supernet, config or other images"
-    assert foreign in refused(capsys, f"{options} --vld_size 20")
+    assert foreign in refused(capsys, benchmark.main, *(f"{options} --vld_size 20").split())
     (tmp_path / "small.yml").write_text(CONFIG.replace("[0.3, 0.3, 0.3]", "[0.5, 0.3, 0.3]"))
-    assert foreign in refused(capsys, options)
+    assert foreign in refused(capsys, benchmark.main, *options.split())
     nan = lines[0] + "\n[[0], NaN]\n"
     broken = lines[0] + "\n[[0], 1]\nbroken\n[[1], 1]\n"
     for text in ("", "no json\n", "{}\n5\n", broken, nan):
         known.write_text(text)
-        assert "known.jsonl: " in refused(capsys, options)
+        assert "known.jsonl: " in refused(capsys, benchmark.main, *options.split())
         assert known.read_text() == text, "nothing is lost"

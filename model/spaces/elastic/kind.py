@@ -17,7 +17,12 @@ from model.spaces.elastic.latency import ElasticLatency, parts_of
 from model.spaces.elastic.net_config import published_files
 from model.spaces.elastic.network import MobileNetV3
 from model.spaces.elastic.space import ElasticArchitecture, ElasticSpace, ElasticTable
-from model.spaces.elastic.supernet import ElasticSupernet, from_published, sandwich
+from model.spaces.elastic.supernet import (
+    ElasticSupernet,
+    from_published,
+    sandwich,
+    sandwich_choices,
+)
 from utils import checkpoint
 from utils.config import Config
 from utils.engine import DeviceContext
@@ -44,6 +49,10 @@ class ElasticSpec(NetworkSpec):
     def macs_m(self) -> float:
         genes = np.array([self.space.encode(self.architecture)])
         return float(ElasticTable(self.space)(genes)[0])
+
+    @property
+    def blocks(self) -> int:
+        return sum(self.architecture.d)
 
     def network(self, options: dict, rng: torch.Generator | None = None) -> nn.Module:
         return MobileNetV3.of(self.space, self.architecture, **options, rng=rng)
@@ -148,17 +157,20 @@ class ElasticKind(SpaceKind):
         architecture = supernet.space.decode(genes)
         return lambda images: supernet(resize(images, architecture.r), architecture)
 
+    def step_choices(
+        self, space: ElasticSpace, count: int, sampling: str, rng: torch.Generator
+    ) -> Genes:
+        return sandwich_choices(space, count, rng)
+
     def passes(
         self,
         supernet: ElasticSupernet,
-        count: int,
-        sampling: str,
+        choices: Genes,
         context: DeviceContext,
         images: Tensor,
         labels: Tensor,
-        rng: torch.Generator,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        return sandwich(supernet, count, context, images, labels, rng)
+        return sandwich(supernet, choices, context, images, labels)
 
     # -- architectures ---------------------------------------------------------------------------
 
@@ -182,6 +194,9 @@ class ElasticKind(SpaceKind):
         ends = zip(accumulate(architecture.d), architecture.d, strict=True)
         stages = tuple(pairs[end - depth : end] for end, depth in ends)
         return Design(stages=stages, resolution=architecture.r)
+
+    def block_modules(self, network: MobileNetV3) -> list[nn.Module]:
+        return [network.first_conv, *network.blocks]
 
     def published_files(self, network: MobileNetV3) -> dict[str, str]:
         return published_files(network)

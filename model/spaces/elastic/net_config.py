@@ -267,6 +267,10 @@ class NetConfigSpec(NetworkSpec):
         """Of the convolutions."""
         return count_macs(self.network({}), self.image_size)
 
+    @property
+    def blocks(self) -> int:
+        return len(self.architecture["blocks"])
+
     def with_classes(self, classes: int) -> "NetConfigSpec":
         classifier = {**self.architecture["classifier"], "out_features": classes}
         return replace(self, architecture={**self.architecture, "classifier": classifier})
@@ -317,6 +321,9 @@ class NetConfigKind(SpaceKind):
         config.require("network_config")
         size = config.network_size or config.input_size
         return NetConfigSpec.load(config.network_config, size).with_classes(config.classes)
+
+    def block_modules(self, network: MobileNetV3) -> list[nn.Module]:
+        return [network.first_conv, *network.blocks]
 
     def design(self, architecture: dict) -> Design:
         layers = network_of(architecture).layers[1:]  # the first is fixed

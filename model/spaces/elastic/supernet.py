@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from model.layers.blocks import conv, initialise
 from model.layers.depthwise import DepthwiseConv, depthwise_conv
+from model.spaces.contracts import Genes
 from model.spaces.elastic.network import (
     ACTIVATIONS,
     Block,
@@ -220,27 +221,34 @@ class ElasticSupernet(nn.Module):
         return network.train(self.training)
 
 
+def sandwich_choices(space: ElasticSpace, count: int, rng: torch.Generator) -> Genes:
+    """The largest sub-network, the smallest and `count - 2` random ones, at one resolution."""
+    draw = np.random.default_rng(rng.initial_seed())
+    smallest, largest = space.extremes()
+    resolution = draw.integers(len(space.resolutions))
+    genes = np.stack([largest, smallest, *space.sample(max(0, count - 2), draw)])
+    genes[:, -1] = resolution
+    return genes
+
+
 def sandwich(
     supernet: ElasticSupernet,
-    networks: int,
+    choices: Genes,
     context: DeviceContext,
     images: Tensor,
     labels: Tensor,
-    rng: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The passes of a training step by the sandwich rule, all at one random resolution.
+    """The passes of a training step by the sandwich rule; `choices` are those of one step.
 
     The largest sub-network learns the labels; the smallest, and random ones, its answers. Source:
     Yu and Huang, "Universally Slimmable Networks", ICCV 2019 (the sandwich rule, in-place
     distillation).
     """
-    space, draw = supernet.space, np.random.default_rng(rng.initial_seed())
-    smallest, largest = space.extremes()
-    resolution = space.resolutions[draw.integers(len(space.resolutions))]
-    images, answers = resize(images, resolution), None
-    for genes in [largest, smallest, *space.sample(max(0, networks - 2), draw)]:
+    architectures, answers = [supernet.space.decode(genes) for genes in choices], None
+    images = resize(images, architectures[0].r)
+    for architecture in architectures:
         with context.autocast():
-            logits = supernet(images, space.decode(genes))
+            logits = supernet(images, architecture)
         yield logits, (labels if answers is None else answers)
         answers = logits.detach().float().softmax(dim=1) if answers is None else answers
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.costs.lookup_table import LookUpTable
-from model.spaces.nasbench201.space import EDGES, CellSpace, from_string
+from model.spaces.nasbench201.space import EDGES, CellSpace, from_string, positions
 from utils.errors import UserError
 
 COLUMNS = ("architecture", "cifar10_test_accuracy")
@@ -34,13 +34,15 @@ class CellTable:
         """From a CSV file with the columns `architecture` and `cifar10_test_accuracy`; UserError
         when it is none.
         """
-        space, found = CellSpace(), torch.full((5 ** len(EDGES),), float("nan"))
+        places, found = positions(), torch.full((5 ** len(EDGES),), float("nan"))
         try:
             with Path(path).open(newline="", encoding="utf-8") as file:
                 for number, row in enumerate(csv.DictReader(file), start=2):
                     try:
                         cell, accuracy = (row[column] for column in COLUMNS)
-                        position = _position(space.encode(from_string(cell)))
+                        if cell not in places:
+                            from_string(cell)  # raises the error that names it
+                        position = places[cell]
                         if not found[position].isnan():
                             raise ValueError(f"{cell} stands there twice")
                         if not 0 <= float(accuracy) <= 100:

@@ -17,4 +17,5 @@ class CellKeys:
     channels: Channels = key(16, "of the network's first stage")
     cells: Depth = key(5, "in each stage of the network")
     supernet_cells: Depth = key(1, "in each stage of the supernet")
+    supernet_channels: Channels | None = key(None, "of its first stage; none: `channels`")
     image_size: Pixels = key(32, "side of the network's images; the supernet's is `input_size`")

@@ -10,7 +10,7 @@ from model.spaces.contracts import Design, Genes, SpaceKind
 from model.spaces.nasbench201.benchmark_table import CellTable
 from model.spaces.nasbench201.keys import CellKeys
 from model.spaces.nasbench201.space import CellSpace, from_string, to_string
-from model.spaces.nasbench201.supernet import CellSupernet
+from model.spaces.nasbench201.supernet import CONVOLUTIONS, CellNetwork, CellSupernet
 from model.spaces.paths import Architecture, PathGenome, PathKind, PathSpec
 from utils import checkpoint
 from utils.config import Config
@@ -35,8 +35,18 @@ class CellSpec(PathSpec):
             )
         return super().inherited(supernet, options, rng)
 
-    def to_json(self) -> str:
+    @property
+    def name(self) -> str:
+        """The published string of the cell."""
         return to_string(self.architecture)
+
+    @property
+    def blocks(self) -> int:
+        """Convolutions of a cell."""
+        return sum(choice in CONVOLUTIONS for (choice,) in self.architecture.choices)
+
+    def to_json(self) -> str:
+        return self.name
 
 
 class CellGenome(PathGenome):
@@ -53,7 +63,9 @@ class CellKind(PathKind):
     supernet_of_checkpoint = SpaceKind.supernet_of_checkpoint
 
     def supernet(self, space: CellSpace, config: Config, rng: torch.Generator) -> CellSupernet:
-        return CellSupernet(space, rng, self.space_keys(config).supernet_cells, config.input_size)
+        keys = self.space_keys(config)
+        size = (keys.supernet_cells, config.input_size, keys.supernet_channels)
+        return CellSupernet(space, rng, *size)
 
     def image_size(self, supernet: CellSupernet) -> int:
         return supernet.image_size
@@ -62,6 +74,9 @@ class CellKind(PathKind):
         """From the published string, or in a form of older files: {"cell": string}, or rows."""
         record = record.get("cell", record) if isinstance(record, dict) else record
         return from_string(record) if isinstance(record, str) else super().parse(record)
+
+    def block_modules(self, network: CellNetwork) -> list[nn.Module]:
+        return network.blocks()
 
     def design(self, architecture: Architecture) -> Design:
         return Design(cell=to_string(architecture))

@@ -7,8 +7,9 @@ Reproducible Neural Architecture Search", ICLR 2020.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import ClassVar
 
 import torch
@@ -93,12 +94,22 @@ class CellSpace(PathSpace):
 
 def to_string(architecture: Architecture) -> str:
     """As the benchmark writes it: `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
+    return _written([choice or "none" for (choice,) in architecture.choices])
+
+
+def _written(operations: Sequence[str]) -> str:
     edges = [
-        (to, f"|{choice or 'none'}~{source}")
-        for (to, source), (choice,) in zip(EDGES, architecture.choices, strict=True)
+        (to, f"|{name}~{source}") for (to, source), name in zip(EDGES, operations, strict=True)
     ]
     nodes = ("".join(text for to, text in edges if to == node) for node in range(1, NODES))
     return "+".join(f"{node}|" for node in nodes)
+
+
+@cache
+def positions() -> dict[str, int]:
+    """Where each cell, as the benchmark writes it, stands in `CellSpace.all`."""
+    cells = itertools.product((*OPERATIONS, "none"), repeat=len(EDGES))
+    return {_written(cell): position for position, cell in enumerate(cells)}
 
 
 def from_string(text: str) -> Architecture:

@@ -84,7 +84,10 @@ class Reduction(nn.Module):
 
 
 class _CellStack(nn.Module):
-    """Stem, three stages of `cells` cells with reductions between them, classifier."""
+    """Stem, three stages of `cells` cells with reductions between them, classifier.
+
+    `channels` are those of the first stage. Without them and `cells`, it is the network of `space`.
+    """
 
     def __init__(
         self,
@@ -92,10 +95,12 @@ class _CellStack(nn.Module):
         offered: Sequence[tuple[str, ...]],
         rng: torch.Generator | None = None,
         cells: int | None = None,
+        channels: int | None = None,
     ):
         super().__init__()
         self.space, self.cells = space, cells or space.cells
-        widths = [space.channels << stage for stage in range(3)]
+        self.channels = channels or space.channels
+        widths = [self.channels << stage for stage in range(3)]
         self.first = nn.Sequential(conv(3, widths[0], 3), nn.BatchNorm2d(widths[0]))
         self.stages = nn.ModuleList(
             nn.ModuleList(Cell(C, offered) for _ in range(self.cells)) for C in widths
@@ -111,14 +116,16 @@ class _CellStack(nn.Module):
         """Features `[B, channels, H, W]` that all paths share."""
         return self.first(images)
 
+    def blocks(self) -> list[nn.Module]:
+        """Stem, cells and reductions in the order of a forward pass."""
+        (a, b, c), (ab, bc) = self.stages, self.reductions
+        return [self.first, *a, ab, *b, bc, *c]
+
     def mix(self, features: Tensor, shares: Shares) -> Tensor:
         """Logits from the features of `stem`."""
         shares = [row for (row,) in shares]
-        for index, stage in enumerate(self.stages):
-            for cell in stage:
-                features = cell(features, shares)
-            if index < len(self.reductions):
-                features = self.reductions[index](features)
+        for block in self.blocks()[1:]:
+            features = block(features, shares) if isinstance(block, Cell) else block(features)
         return self.classifier(self.last_bn(features).relu().mean(dim=(2, 3)))
 
 
@@ -129,8 +136,8 @@ class CellNetwork(PathNetwork, _CellStack):
 class CellSupernet(_CellStack, PathSupernet):
     """`supernet(images [B, 3, H, W], path [L, 1, K]) -> logits [B, classes]` of a hard path.
 
-    `cells` in each stage may be fewer than those of `space`, of which the costs are; `image_size`
-    is that of the images it is trained on.
+    `cells` in each stage, and `channels`, may be fewer than those of `space`, of which the costs
+    are; `image_size` is that of the images it is trained on.
     """
 
     network_type = CellNetwork
@@ -141,9 +148,10 @@ class CellSupernet(_CellStack, PathSupernet):
         rng: torch.Generator | None = None,
         cells: int | None = None,
         image_size: int = 32,
+        channels: int | None = None,
     ):
-        super().__init__(space, len(EDGES) * [OPERATIONS], rng, cells)
+        super().__init__(space, len(EDGES) * [OPERATIONS], rng, cells, channels)
         self.image_size = image_size
 
     def extract(self, path: Tensor, **options) -> CellNetwork:
-        return super().extract(path, cells=self.cells, **options)
+        return super().extract(path, cells=self.cells, channels=self.channels, **options)

@@ -10,6 +10,7 @@ from model.costs.lookup_table import LookUpTable
 from model.spaces.contracts import CostTable
 from model.spaces.paths import PathKind, PathSpec
 from model.spaces.unified.latency import UnifiedLatency, parts_of
+from model.spaces.unified.network import SubNet
 from model.spaces.unified.published import from_published, is_published
 from model.spaces.unified.soft_supernet import SoftSupernet
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
@@ -94,6 +95,9 @@ class UnifiedKind(PathKind):
 
     def soft(self, supernet: UnifiedSupernet) -> SoftSupernet:
         return SoftSupernet(supernet)
+
+    def block_modules(self, network: SubNet) -> list[nn.Module]:
+        return [network.first, network.first_mb, *network.stages]
 
     def extract(self, supernet: UnifiedSupernet, path: Tensor) -> nn.Module:
         return supernet.extract(path, dropout=0.0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.nsganetv2.archive import SearchFolder, last_archive
-from tests.model.nsganetv2.test_nsga2_search import searched, toy_search
+from tests.model.nsganetv2.problems import searched, toy_search
 from utils.errors import UserError
 
 

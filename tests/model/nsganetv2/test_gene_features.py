@@ -5,7 +5,7 @@ import numpy as np
 from model.nsganetv2.gene_features import features
 from model.spaces.elastic.kind import ElasticGenome
 from model.spaces.elastic.space import ElasticSpace
-from tests.model.nsganetv2.test_msunas import SPACE, TINY
+from tests.model.nsganetv2.problems import SPACE, TINY
 
 
 def test_features_are_one_hot_and_levels_and_say_nothing_of_layers_that_are_not_there():

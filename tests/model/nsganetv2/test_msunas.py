@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 
 import msunas
 import post_search
@@ -13,36 +12,14 @@ from model.nsganetv2.pareto import non_dominated
 from model.ranking.candidates import CandidateAccuracy
 from model.spaces.elastic.kind import ElasticGenome
 from model.spaces.elastic.latency import ElasticLatency
-from model.spaces.elastic.space import ElasticSpace
-from model.spaces.elastic.supernet import ElasticSupernet
 from model.spaces.registry import load_spec, open_problem
-from tests.conftest import TINY_CONFIG, rng
+from tests.conftest import TINY_CONFIG
+from tests.model.nsganetv2.problems import CONFIG, SPACE, supernet_file
 from tools import profile_latency
 from utils import checkpoint
 from utils.config import load_config
 
-# one elastic stage of two ratios; the rest is for a test to say
-TINY = {"stages": (8,), "strides": (2,), "activations": ("relu",), "se": (False,)}
-TINY |= {"expansions": (3, 4), "classes": 2}
-CONFIG = """
-dataset: digits
-classes: 10
-input_size: 16
-cuda: false
-supernet: elastic
-mean: [0.3, 0.3, 0.3]
-std: [0.37, 0.37, 0.37]
-space: {stages: [8, 16], strides: [2, 2], activations: [relu, h_swish], se: [false, true],
-  head: [16, 24], stem_channels: 8, depths: [1, 2], resolutions: [12, 16]}
-"""
-KEYS = yaml.safe_load(CONFIG)["space"].items()
-SPACE = ElasticSpace(classes=10, **{k: tuple(v) if k != "stem_channels" else v for k, v in KEYS})
 SUPERNET = ["--cfg", "small.yml", "--supernet_path", "supernet.pth"]
-
-
-def supernet_file(path, seed: int = 0) -> None:
-    state = ElasticSupernet(SPACE, rng(seed)).state_dict()
-    checkpoint.save(path, {"kind": "supernet", "model": state})
 
 
 @pytest.fixture
@@ -73,6 +50,7 @@ def break_networks(monkeypatch, which) -> None:
     monkeypatch.setattr(CandidateAccuracy, "score", sometimes)
 
 
+@pytest.mark.slow
 def test_a_search_from_end_to_end_and_what_is_chosen_from_it(search, read, tmp_path):
     search("--iterations 2 --save found")
     stats = read("found/iter_2.stats")
@@ -98,6 +76,7 @@ def test_a_search_from_end_to_end_and_what_is_chosen_from_it(search, read, tmp_p
         assert (folder / "architecture.json").exists()
 
 
+@pytest.mark.slow
 def test_a_table_is_measured_and_searched_with(search, read, tmp_path):
     few = ["--runs", "1", "--calibration", "2", "--networks", "3"]
     profile_latency.main(["--cfg", "small.yml", "--out", "lut.yaml", *few])
@@ -116,6 +95,7 @@ def same_end(tmp_path, name: str) -> bool:
     return whole == parts
 
 
+@pytest.mark.slow
 def test_a_search_that_stopped_ends_as_one_that_did_not(search, tmp_path, monkeypatch):
     search("--iterations 2 --save whole")
     search("--iterations 1 --save parts")
@@ -138,6 +118,7 @@ def test_a_search_that_stopped_ends_as_one_that_did_not(search, tmp_path, monkey
     assert same_end(tmp_path, "iter_2.stats")
 
 
+@pytest.mark.slow
 def test_a_new_search_can_start_with_the_archive_of_another(search, read):
     search("--iterations 0 --save first")
     for number, source in enumerate(("first", "first/iter_0")):
@@ -164,6 +145,7 @@ def test_another_search_is_not_overwritten(search, tmp_path, capsys, changed):
     assert files() == before
 
 
+@pytest.mark.slow
 def test_a_search_with_failures_that_stopped_ends_as_one_that_did_not(
     search, tmp_path, monkeypatch
 ):
@@ -204,6 +186,7 @@ def test_what_fails_is_kept_apart_and_never_scored(search, read, tmp_path, monke
         assert record["architecture"] not in [row[0] for row in archive]
 
 
+@pytest.mark.slow
 def test_what_failed_in_the_search_started_from_is_not_forgotten(search, read, monkeypatch):
     break_networks(monkeypatch, lambda row: row @ range(len(row)) % 3 == 0)
     search("--iterations 1 --save first")
@@ -224,6 +207,7 @@ def test_a_search_in_which_all_fail_stops_with_the_reason(search, monkeypatch, c
 # -- command lines ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unified_candidates_are_searched_and_fine_tuned_by_the_same_command(
     read, tmp_path, monkeypatch
 ):
@@ -274,3 +258,21 @@ def test_bad_input_ends_in_one_line(search, tmp_path, capsys, options):
 def test_the_elastic_configs_load():
     for name in ("digits_elastic_config", "cifar10_elastic_config"):
         assert load_config(f"config_file/{name}.yml").supernet == "elastic"
+
+
+@pytest.mark.slow
+def test_a_search_does_not_resume_with_other_images(search, read, tmp_path, capsys):
+    """A record of the images is kept; older searches take the first one that they see."""
+    search("--iterations 1 --save found")
+    file = tmp_path / "found" / "data.json"
+    whole = read("found/data.json")
+    file.unlink()
+    search("--iterations 1 --save found")
+    assert read("found/data.json") == whole
+    changed = {**whole["parts"], "train": {**whole["parts"]["train"], "3": 7}}
+    file.write_text(json.dumps({**whole, "parts": changed}))
+    with pytest.raises(SystemExit, match="2"):
+        search("--iterations 2 --save found")
+    said = capsys.readouterr().err
+    assert "its data have changed since it started: train: class '3' had 7 images" in said
+    assert not (tmp_path / "found" / "iter_2").exists()

@@ -4,37 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from model.nsganetv2.nsga2_search import SELECTIONS, Objective, Record, Search
+from model.nsganetv2.nsga2_search import SELECTIONS, Record
 from model.nsganetv2.surrogate import SURROGATES
 from model.spaces.elastic.kind import ElasticGenome
 from model.spaces.elastic.space import ElasticSpace
-from tests.model.nsganetv2.test_msunas import SPACE, TINY
-
-GENOME = ElasticGenome(SPACE)
-
-
-def draws(*seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def toy_search(selection="hypervolume", predictor="ard", genome=GENOME) -> Search:
-    return Search(genome, Objective("flops", genome), predictor, SELECTIONS[selection])
-
-
-def toy_records(search: Search, genes: np.ndarray) -> list[Record]:
-    """The larger the genes, the less the error."""
-    errors, costs = 50.0 - genes.sum(axis=1), search.objective(genes)
-    rows = map(tuple, genes.tolist())
-    return list(map(Record, rows, errors.tolist(), costs.tolist()))
-
-
-def searched(iterations: int, seed: int = 0, **options) -> Search:
-    search = toy_search(**options)
-    search.add(toy_records(search, search.doe(12, draws(seed))))
-    for iteration in range(iterations):
-        proposal = search.propose(4, draws(seed, iteration))
-        search.add(toy_records(search, proposal.genes), proposal.predicted.tolist())
-    return search
+from tests.model.nsganetv2.problems import (
+    GENOME,
+    TINY,
+    draws,
+    searched,
+    toy_records,
+    toy_search,
+)
 
 
 def test_the_design_of_experiments_has_both_extremes_and_no_doubles():
@@ -49,6 +30,7 @@ def test_proposals_are_new_canonical_and_as_many_as_asked_for():
     assert (GENOME.canonical(X) == X).all()
 
 
+@pytest.mark.slow
 def test_a_search_beats_as_many_random_architectures_on_a_toy():
     reference, random = (60.0, 5.0), []
     ours = np.mean([searched(8, seed).hypervolume(reference) for seed in range(3)])
@@ -102,6 +84,7 @@ def test_a_search_that_starts_with_cheap_architectures_finds_expensive_ones():
     assert search.objective(found).max() > 1.01 * costs[cheap].max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_both_selections_work_with_any_surrogate(selection):
     for predictor in SURROGATES:

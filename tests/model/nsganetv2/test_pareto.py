@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from model.nsganetv2.pareto import front_by_cost, hypervolume, non_dominated
-
-
-def dice(n, m, sides=8, seed=0):
-    """Points on a grid, so that many are equal in one objective or in all."""
-    return np.random.default_rng(seed).integers(0, sides, (n, m)).astype(float)
+from tests.model.nsganetv2.problems import dice
 
 
 def test_a_front_by_eye():

@@ -12,7 +12,7 @@ from model.nsganetv2.subset_selection import (
     select_by_gain,
     select_even_gaps,
 )
-from tests.model.nsganetv2.test_pareto import dice
+from tests.model.nsganetv2.problems import dice
 
 REFERENCE, NOTHING = np.array([10.0, 12.0]), np.empty((0, 2))
 
@@ -100,6 +100,7 @@ def test_the_subset_is_the_most_even_of_all(seed):
     assert unevenness(front, costs[chosen]) == pytest.approx(least, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_no_genetic_algorithm_finds_a_more_even_subset(seed):
     rng = np.random.default_rng(seed)

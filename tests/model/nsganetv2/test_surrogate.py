@@ -70,12 +70,14 @@ def test_networks_are_ranked_as_well_as_published(networks, name):
     assert quality(learned(name, X, y, at), true).tau >= published - 0.01
 
 
+@pytest.mark.slow
 def test_the_perceptron_ranks_where_the_published_one_does_not(networks):
     X, y, at, true = networks
     published = golden("surrogates.json")["mlp"]["taus"]
     assert quality(learned("mlp", X, y, at), true).tau > 0.7 > max(published)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SURROGATES)
 def test_the_seed_decides_every_bit_and_the_global_streams_stay(networks, name):
     X, y, at, _ = networks
@@ -93,6 +95,7 @@ def test_the_seed_decides_every_bit_and_the_global_streams_stay(networks, name):
     assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["carts", "mlp"])
 def test_another_seed_is_another_model(networks, name):
     X, y, at, _ = networks
@@ -114,6 +117,7 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DEGENERATE)
 @pytest.mark.parametrize("name", SURROGATES)
 def test_poor_data_give_numbers_and_no_warnings(name, case):
@@ -132,6 +136,7 @@ def test_a_plane_in_a_column_that_varies_is_found_next_to_one_that_does_not():
     np.testing.assert_allclose(predicted, [8.5, 28, 28], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SURROGATES)
 def test_integer_encodings_are_read(name):
     X = np.array([[0, 2, 16], [1, 1, 3], [2, 0, 9], [0, 1, 1]])
@@ -165,6 +170,7 @@ def test_in_cross_validation_each_row_is_predicted_by_a_model_that_has_not_seen_
     assert np.ptp(sizes) <= 1
 
 
+@pytest.mark.slow
 def test_adaptive_switching_takes_the_candidate_that_suits_the_data():
     X = np.random.default_rng(0).integers(0, 2, (60, 6)).astype(np.float64)
     logic = 4 * (X[:, 0] != X[:, 1]) + (X[:, 0] != X[:, 1]) * X[:, 2]

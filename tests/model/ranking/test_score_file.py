@@ -90,10 +90,37 @@ def test_older_formats_are_converted(tmp_path):
         with pytest.raises(UserError, match="images was 10, now it is 9"):
             ScoreFile.open(tmp_path / name, {**BY, "images": 9})
         scores = ScoreFile.open(tmp_path / name, BY)
-        assert scores.values == {"a": {"top1": 50.0}, "b": {"top1": 60.0}}
-        scores.add("c", {"top1": 1.0})
+        assert scores.values == {"a": {"supernet": 50.0}, "b": {"supernet": 60.0}}
+        scores.add("c", {"supernet": 1.0})
         assert list(ScoreFile.open(tmp_path / name, BY).values) == ["a", "b", "c"]
     (tmp_path / "supernet.json").write_text("{}")
     (tmp_path / "supernet.jsonl").unlink()
     with pytest.raises(UserError, match=r"supernet\.json: not scores of architectures"):
         ScoreFile.open(tmp_path / "supernet.jsonl", BY)
+
+
+def test_a_line_holds_names_and_values_side_by_side(tmp_path):
+    """And the architecture, where it was given; nested values, as older files have them, too."""
+    file = tmp_path / "s.jsonl"
+    ScoreFile.open(file, BY).fill("a", lengths, "some", {"a": [[3, None]]})
+    [line] = file.read_text().splitlines()
+    assert json.loads(line) == {
+        **{"id": "a", "length": 1, "first": 97},
+        **{"architecture": [[3, None]], "by": BY},
+    }
+    older = {"id": "b", "values": {"top1": 7.5}, "by": BY}
+    file.write_text(f"{line}\n{json.dumps(older)}\n")
+    scores = ScoreFile.open(file, BY)
+    assert scores.values == {"a": {"length": 1, "first": 97}, "b": {"supernet": 7.5}}
+    assert scores.architectures == {"a": [[3, None]]}
+
+
+def test_lines_that_lack_a_column_are_scored_again(tmp_path):
+    file = tmp_path / "s.jsonl"
+    ScoreFile.open(file, BY).fill("ab", lambda ids: [{"length": 1.0} for _ in ids], "some")
+    ScoreFile.open(file, BY).add("c", {"length": 1.0, "first": 2.0})
+    scores = ScoreFile.open(file, BY, ("first", "length"))
+    assert scores.missing("abc") == ["a", "b"]
+    scores.fill("abc", lengths, "again")
+    assert ScoreFile.open(file).values["a"] == {"length": 1, "first": 97}
+    assert len(file.read_text().splitlines()) == 3

@@ -41,6 +41,7 @@ def supernet(request) -> nn.Module:
     return supernet
 
 
+@pytest.mark.slow
 def test_in_place_and_stand_alone_agree(supernet, digits):
     """The supernet's own forward, norms re-estimated in place; the extracted network, norms reset.
 
@@ -79,6 +80,7 @@ def test_a_supernet_is_left_as_it_was(supernet, digits):
     assert plain.score(choice) == evaluate(kind.forward(supernet, choice), batches, CPU) != score
 
 
+@pytest.mark.slow
 def test_many_are_scored_on_the_validation_part_of_a_search(supernet, digits):
     kind = KINDS[supernet.space.kind]
     images = split_for_search(digits, 0.8, 0)

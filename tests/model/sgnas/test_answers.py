@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from model.sgnas.answers import (
 from model.sgnas.generator import ArchitectureGenerator
 from model.sgnas.hardware_loss import HardwareLoss
 from model.sgnas.prior_pool import PriorPool
+from model.sgnas.repair import Demand, repair
 from model.sgnas.runs import load_generator
 from model.spaces.nasbench201.space import CellSpace
 from model.spaces.paths import Architecture
@@ -93,6 +96,7 @@ def test_a_target_is_answered_from_its_nearest_priors_by_the_one_that_costs_near
     assert misses[0] <= misses[1]
 
 
+@pytest.mark.slow
 def test_repaired_answers_meet_their_demand_and_the_others_are_named(ready):
     targets = targets_of(ready)
     found, unmet = ready.repaired(targets)
@@ -105,6 +109,47 @@ def test_repaired_answers_meet_their_demand_and_the_others_are_named(ready):
         with pytest.raises(UserError, match="no architecture meets it; this space reaches"):
             ready.check(torch.tensor([wrong]))
     ready.check(torch.tensor([2 * most]), at_most=True)
+
+
+def blocks(space, paths: torch.Tensor) -> np.ndarray:
+    """A rank solved by eye: the number of active sub-blocks, and the kernel of the first one."""
+    return (space.active(paths).sum(dim=1) - 0.01 * paths[:, 0, 0].argmax(dim=-1)).numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_most", [False, True])
+def test_of_the_answers_that_meet_a_target_the_one_ranked_best_is_given(ready, at_most):
+    """The reference repairs the answer to each prior alone."""
+    space, table, targets = ready.table.space, ready.table, targets_of(ready)
+    ready = dataclasses.replace(ready, priors_per_target=5)
+    found, unmet = ready.ranked(targets, partial(blocks, space), at_most=at_most)
+    assert unmet == []
+    for target, answer in zip(targets.tolist(), found, strict=True):
+        demand, values = Demand(target, at_most=at_most), []
+        for prior in ready.pool.paths:
+            with torch.no_grad():
+                logits = ready.generator(prior[None], torch.tensor([target], dtype=torch.float32))
+            path, met = repair(table, logits[0], space.discretize(logits)[0], demand)
+            values += blocks(space, path[None]).tolist() if met else []
+        own = space.encode(answer.architecture)
+        assert float(demand.miss(table, own[None])) == 0
+        assert blocks(space, own[None])[0] == pytest.approx(max(values))
+    same = ready.within(targets, partial(blocks, space)) if at_most else None
+    assert same is None or same[0] == found
+
+
+def test_without_a_rank_answers_are_those_of_before(ready):
+    targets = targets_of(ready)
+    assert ready.answer(targets, None) == ready.generate(targets)
+    assert ready.within(targets, None) == ready.repaired(targets, at_most=True)
+
+
+@pytest.mark.slow
+def test_a_target_that_no_answer_meets_is_named_and_answered_by_the_nearest(ready):
+    target = torch.tensor([ready.table.reach()[0] / 1000], dtype=torch.float64)
+    found, unmet = ready.ranked(target, partial(blocks, ready.table.space))
+    assert unmet == target.tolist()
+    assert found[0].macs_m >= float(target)
 
 
 def test_how_well_a_generator_answers(ready):

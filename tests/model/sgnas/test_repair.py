@@ -71,6 +71,7 @@ def test_ceilings_on_cost_and_parameters_hold_together(cifar_space):
     assert float(table.parameters_m(found)) <= 0.95 * parameters
 
 
+@pytest.mark.slow
 def test_random_answers_in_the_published_space_are_repaired_to_half_a_percent(cifar_space):
     table = LookUpTable(cifar_space)
     for seed, target in enumerate((80.0, 97.3, 120.0)):

@@ -195,6 +195,13 @@ def test_an_architecture_of_no_form_is_refused():
         parse_architecture(3)
 
 
+def test_an_architecture_of_a_named_kind_is_refused_with_the_reason():
+    with pytest.raises(UserError, match="it has 1 layers; the space has 6"):
+        parse_architecture("|none~0|", "nasbench201")
+    with pytest.raises(UserError, match="the choices of each layer"):
+        parse_architecture(3, "unified")
+
+
 # -- spaces and problems -------------------------------------------------------------------------
 
 
@@ -259,6 +266,7 @@ def test_a_checkpoint_that_says_too_little_is_refused(tmp_path):
             open_supernet(str(tmp_path / "supernet.pth"))
 
 
+@pytest.mark.slow
 def test_a_released_supernet_shows_its_width(tmp_path):
     published = ElasticSupernet(KINDS["elastic"].space_from_dict({"width": 1.2, "classes": 10}))
     checkpoint.save(tmp_path / "ofa", {"state_dict": published.state_dict()})

@@ -153,6 +153,7 @@ def test_hard_soft_and_stand_alone_agree():
     torch.testing.assert_close(mixed, supernet.train()(images, hard))
 
 
+@pytest.mark.slow
 def test_it_goes_through_all_stages_and_tools(tmp_path, capsys):
     config = ["--cfg", "toy.yml"]
     search.main([*config, "--dry-run"])

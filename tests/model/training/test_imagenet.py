@@ -3,8 +3,8 @@
 import csv
 import json
 import os
+import shlex
 import signal
-import subprocess
 from dataclasses import replace
 from functools import partial
 
@@ -27,17 +27,17 @@ from model.spaces.registry import open_problem
 from model.spaces.unified.supernet import UnifiedSupernet
 from model.training import imagenet as imagenet_training
 from model.training.imagenet_flags import add_imagenet_flags
-from tests.conftest import TESTS, rng
+from tests.conftest import rng
 from tests.support import (
     CPU,
     Batches,
     imagenet_command,
     recipe_of,
     stop_after,
-    torchrun,
     trained,
     wait_for,
 )
+from tests.worlds import Child, launcher
 from utils import checkpoint, folder2lmdb
 from utils.command import Parser
 from utils.config import load_config
@@ -73,6 +73,7 @@ def validated(file, capsys) -> dict:
 # -- a run ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_leaves_checkpoints_that_validate_alone(folder, capsys):
     run = train(folder, "--epochs", 3)
     result = json.loads((run / "result.json").read_text())
@@ -86,6 +87,7 @@ def test_a_run_leaves_checkpoints_that_validate_alone(folder, capsys):
         assert (scored["top1"], scored["images"]) == (pytest.approx(result[name]["top1"]), 30)
 
 
+@pytest.mark.slow
 def test_averages_of_short_runs_move_where_asked(folder):
     far = []
     for more in ([], ["--model-ema-warmup"]):
@@ -98,6 +100,7 @@ def test_averages_of_short_runs_move_where_asked(folder):
     assert far[1] < 0.9 * far[0]
 
 
+@pytest.mark.slow
 def test_a_run_starts_with_the_state_of_another(folder):
     first = train(folder)
     longer = train(folder, "--epochs", 3, "--resume", first, experiment="longer")
@@ -123,6 +126,7 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
 
 
+@pytest.mark.slow
 def test_lmdb_workers_and_folders_give_the_same_bits(folder):
     recipe = ["--aa", "rand-m9-mstd0.5", "--reprob", "0.5", "--mixup", "0.2", "--cutmix", "0.5"]
     plain = state_of(train(folder, *recipe))
@@ -132,6 +136,7 @@ def test_lmdb_workers_and_folders_give_the_same_bits(folder):
     assert same(plain, state_of(packed))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_inside_an_epoch_resumes_to_the_same_bits(folder, monkeypatch):
     unbroken = state_of(train(folder))
     with monkeypatch.context() as patch:
@@ -143,6 +148,7 @@ def test_a_run_stopped_inside_an_epoch_resumes_to_the_same_bits(folder, monkeypa
     assert same(unbroken, state_of(train(folder, experiment="broken")))
 
 
+@pytest.mark.slow
 def test_checkpoints_come_by_the_clock(folder, monkeypatch):
     kept, save = [], train_imagenet.RunFolder.save
 
@@ -155,6 +161,7 @@ def test_checkpoints_come_by_the_clock(folder, monkeypatch):
     assert kept == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 0)]
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(folder, capsys):
     network = timm.create_model("resnet18", num_classes=10)
     checkpoint.save(folder / "teacher.pth", {"state_dict": network.state_dict()})
@@ -166,12 +173,14 @@ def test_a_dry_run_writes_nothing(folder, capsys):
     assert not (folder / "logs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_mixed_precision_learns(folder, dtype):
     run = train(folder, "--amp", "--amp-dtype", dtype, "--clip-grad", 5)
     assert np.isfinite(json.loads((run / "result.json").read_text())["last"]["loss"])
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_another_batch_size_after_as_many_images(folder, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
@@ -181,20 +190,21 @@ def test_a_run_resumes_with_another_batch_size_after_as_many_images(folder, monk
     assert last(train(folder, "-b", 16))["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_inside_an_epoch(folder):
-    run, script = folder / "logs" / "net", TESTS.parent / "train_imagenet.py"
+    run = folder / "logs" / "net"
     more = ["--epochs", 4, "-b", 4, "--checkpoint-minutes", 0.001, "--cooldown-epochs", 0]
-    launched = torchrun(2, folder, script, *imagenet_command(folder, *more), restarts=3)
+    line = shlex.join(["train_imagenet.py", *imagenet_command(folder, *more)])
+    launched = Child(folder, launcher, 2, 3, line)
     metrics = run / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n"))
-    workers = subprocess.run(["pgrep", "-P", str(launched.pid)], capture_output=True, text=True)
-    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
-    said = launched.communicate(timeout=300)[0]
-    assert launched.returncode == 0, said
+    os.kill(launched.workers[-1], signal.SIGKILL)
+    assert launched.wait() == 0, launched.errors
     assert epochs_of(run) == [1, 2, 3, 4]
-    assert said.count("run folder") == 2, said  # it was started twice
+    assert launched.said.count("run folder") == 2, launched.said  # it was started twice
 
 
+@pytest.mark.slow
 def test_squeeze_excite_is_as_the_flag_says(folder):
     for said, expected in (("True", True), ("False", False)):
         run = train(folder, "--se", said, "--epochs", 1, "--cooldown-epochs", 0, experiment=said)
@@ -210,6 +220,7 @@ def test_a_supernet_teaches(folder):
     assert json.loads((run / "result.json").read_text())["last"]["images"] == 30
 
 
+@pytest.mark.slow
 def test_a_published_network_is_tuned_from_what_it_inherited(folder, capsys):
     space = ElasticSpace(classes=1000)
     network = MobileNetV3.of(space, space.decode(space.extremes()[0]))

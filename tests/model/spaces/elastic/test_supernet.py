@@ -9,7 +9,12 @@ import torch
 from model.ranking.bn_recalibration import reset_norms
 from model.spaces.elastic.kind import KIND
 from model.spaces.elastic.space import ElasticSpace
-from model.spaces.elastic.supernet import ElasticSupernet, from_published, sandwich
+from model.spaces.elastic.supernet import (
+    ElasticSupernet,
+    from_published,
+    sandwich,
+    sandwich_choices,
+)
 from tests.conftest import golden, rng
 from tests.support import CPU, SMALL_ELASTIC, parameters, shapes
 
@@ -102,7 +107,8 @@ def test_a_sandwich_is_the_largest_the_smallest_and_random_networks_at_one_resol
     """The largest learns the labels, the others its answers."""
     supernet, batch = ElasticSupernet(SMALL_ELASTIC, rng()).eval(), images(0, 4, 20)
     labels = torch.arange(4)
-    passes = list(sandwich(supernet, 4, CPU, batch, labels, rng(1)))
+    choices = sandwich_choices(SMALL_ELASTIC, 4, rng(1))
+    passes = list(sandwich(supernet, choices, CPU, batch, labels))
     assert len(passes) == 4
     (logits, targets), (smallest, taught) = passes[:2]
     assert targets is labels

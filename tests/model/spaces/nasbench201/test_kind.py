@@ -49,6 +49,7 @@ def test_accuracies_are_known_of_the_published_cells_alone(tmp_path):
         KIND.benchmark("t.csv", CellSpace(channels=8))
 
 
+@pytest.mark.slow
 def test_cells_are_searched_evolved_and_trained_by_the_same_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cells.yml").write_text(CELLS_CONFIG)

@@ -10,7 +10,7 @@ from model.costs.lookup_table import LookUpTable
 from model.sgnas.generator import ArchitectureGenerator
 from model.sgnas.prior_pool import PriorPool
 from model.sgnas.repair import Demand, repair
-from model.spaces.nasbench201.space import OPERATIONS, CellSpace, from_string, to_string
+from model.spaces.nasbench201.space import OPERATIONS, CellSpace, from_string, positions, to_string
 from model.spaces.nasbench201.supernet import CellNetwork
 from model.spaces.paths import PathSpace
 from tests.conftest import published_table, rng
@@ -43,6 +43,7 @@ def test_costs_are_the_published_ones():
     assert table.reach() == pytest.approx((7.78305, 220.11969))
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_every_row_of_the_published_table():
     with published_table().open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -65,6 +66,14 @@ def test_costs_are_those_counted_of_the_network(seed):
 
 
 # -- strings -------------------------------------------------------------------------------------
+
+
+def test_cells_stand_where_the_space_lists_them():
+    places = positions()
+    assert list(places.values()) == list(range(15625))
+    paths = SPACE.all()
+    for position in range(0, 15625, 977):
+        assert places[to_string(SPACE.decode(paths[position]))] == position
 
 
 def test_strings_are_written_as_published_and_read_back():

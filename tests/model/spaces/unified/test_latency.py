@@ -136,6 +136,7 @@ def slower(tmp_path) -> str:
     return (tmp_path / "lut.yaml").read_text().replace("mean: 0.1", "mean: 0.11")
 
 
+@pytest.mark.slow
 def test_a_generator_is_trained_for_milliseconds_and_used(timed, tmp_path, capsys):
     search.main(timed)
     assert "target ms" in capsys.readouterr().out
@@ -155,6 +156,7 @@ def test_a_generator_is_trained_for_milliseconds_and_used(timed, tmp_path, capsy
     assert json.loads((tmp_path / "logs/tiny_0.9ms/result.json").read_text())["target"] == 0.9
 
 
+@pytest.mark.slow
 def test_a_generator_for_milliseconds_does_not_answer_in_multiply_adds(timed, tmp_path, capsys):
     search.main(timed)
     tiny = ["--cfg", "tiny.yml"]
@@ -176,6 +178,7 @@ def test_a_generator_for_milliseconds_does_not_answer_in_multiply_adds(timed, tm
     assert "found.json: its targets are in ms; those of the config are in M" in line
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_table_and_notices_another(timed, tmp_path, capsys):
     search.main(timed)
     kept, table = tmp_path / "logs/tiny/latency_table.yaml", tmp_path / "lut.yaml"
@@ -188,6 +191,7 @@ def test_a_run_keeps_its_table_and_notices_another(timed, tmp_path, capsys):
     generate.main(["--run", "logs/tiny", "--targets", "1"])
 
 
+@pytest.mark.slow
 def test_the_evolutionary_search_in_milliseconds(timed, tmp_path):
     search.main(["--cfg", "tiny.yml", "--set", "search_epochs=0"])
     flags = "--cfg tiny.yml --supernet_path logs/tiny/checkpoints/supernet_best.pth --n_epochs 0"

@@ -19,10 +19,32 @@ def test_sampled_paths_keep_min_expansion(small_space):
     assert (small_space.active(small_space.sample(200, rng())) >= least).all()
 
 
-def test_sampling_reaches_every_legal_entry(small_space):
-    seen = small_space.sample(400, rng()).any(dim=0)
-    assert torch.equal(seen, small_space.mask & seen)
+@pytest.mark.parametrize("fair", [False, True])
+def test_sampling_reaches_every_legal_entry_and_no_other(small_space, fair):
+    """A sub-block skips where its layer has more than its least number, or is not there at all."""
+    sample = small_space.sample_fair if fair else small_space.sample
+    seen = sample(600, rng()).any(dim=0)
     assert seen[..., :-1].equal(small_space.mask[..., :-1])
+    for layer, spec in enumerate(small_space.layers):
+        spare = spec.least_active(small_space.min_expansion) < spec.expansion
+        skips = [spare] * spec.expansion + [True] * (len(seen[layer]) - spec.expansion)
+        if not fair:  # the first one of a layer that may not vanish is active
+            skips[0] = bool(spare and small_space.mask[layer, 0, -1])
+        assert seen[layer, :, -1].tolist() == skips
+
+
+def test_uniform_sampling_gives_each_choice_its_share(cifar_space):
+    """Of six sub-blocks, 2 to 6 are active, each number as likely, and the first one always."""
+    paths = cifar_space.sample(4000, rng())
+    active = cifar_space.active(paths)
+    for number in range(2, 7):
+        assert (active == number).float().mean() == pytest.approx(1 / 5, abs=0.01)
+    share = paths.mean(dim=0)  # of each choice [L, E, K]
+    others = (4 + 3 + 2 + 1 + 0) / 5 / 5  # skip in the mean over those numbers
+    for block in range(6):
+        skips = others if block else 0.0
+        assert (share[:, block, -1] - skips).abs().max() < 0.05
+        assert (share[:, block, :-1] - (1 - skips) / 3).abs().max() < 0.05
 
 
 def test_fair_sampling_repeats_no_expansion_before_all_have_come(cifar_space):

@@ -109,6 +109,7 @@ def test_extracting_expansion_one_is_refused_unless_it_need_not_be_exact(cifar_s
 # -- alignment -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_aligned_choices_begin_as_nearly_the_same_function(cifar_space):
     def spread(alignment: float) -> float:
         """How much the logits of random paths differ, compared with those of images."""
