@@ -19,7 +19,8 @@ def sgnas(architecture=None, checkpoint=None, **options):
     `architecture` is the path of an architecture.json, `checkpoint` that of weights: a checkpoint
     of this project, which describes its network, so that `architecture` may be left out, or a plain
     state dict. Without it the weights are random. `options` are se (bool), activation ("relu6" or
-    "hswish"), dropout and drop_path; those of a checkpoint are its own unless they are given.
+    "hswish"), dropout and drop_path; those of a checkpoint are its own unless they are given. The
+    network's `class_names` are those of the checkpoint, None where it says none.
     Raises a ValueError that says what is wrong in one line.
     """
     return _load("sgnas", architecture, checkpoint, options)

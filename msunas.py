@@ -38,13 +38,15 @@ from utils.command import (
     not_negative,
     positive,
 )
-from utils.data import PACKED, load_dataset, split_for_search
+from utils.data import PACKED, Dataset, load_dataset, split_for_search
+from utils.data_record import DataRecord
 from utils.distributed import divided, of_first, rank
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.image_sets import known_set
 from utils.images import decoded
 from utils.loader import Augmentation, Normalisation
+from utils.places import output_folder
 from utils.runtime import pick_device, stream
 from utils.stopping import check_stop, check_stop_together, saved_when_stopped
 from utils.table import format_table
@@ -61,10 +63,12 @@ def main(argv: list[str] | None = None) -> None:
     genome = problem.kind.genome(problem.space)
     context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
     objective = open_objective(args, searched, genome)
-    accuracy = open_accuracy(args, searched, context)
+    dataset = open_dataset(args, searched)
+    accuracy = open_accuracy(args, searched, dataset, context)
     lut = args.lut or (problem.kind.published_latency if args.sec_obj == "cpu" else None)
     folder = SearchFolder.open(Path(args.save), settings(args, lut), args.resume)
     folder.validation = accuracy.images.validated
+    folder.check_data(DataRecord.of(config.dataset, config.dataset_dir, dataset))
     search = Search(genome, objective, args.predictor, SELECTIONS[args.selection])
     genes = len(genome.largest_genes)
     if args.predictor == "rbf" and args.iterations > 0 and args.n_doe <= genes + 1:
@@ -78,7 +82,13 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     option = parser.add_argument
-    option("--save", default=".tmp", metavar="DIR", help="where results go (default .tmp)")
+    option(
+        "--save",
+        type=output_folder,
+        default=".tmp",
+        metavar="DIR",
+        help="where results go (default .tmp)",
+    )
     resume = (
         "auto: resume the search in --save; none: refuse if there is one; DIR: start after another "
         "search's last iteration, or with the net_*.subnet and .stats of a folder"
@@ -154,8 +164,21 @@ def open_objective(args: argparse.Namespace, searched: Searched, genome: Genome)
     return Objective(args.sec_obj, genome, partial(genome.cost_by, table))
 
 
+def classes_of(args: argparse.Namespace, searched: Searched) -> int:
+    """Of the data; candidates that are fine-tuned as published get a classifier of their own."""
+    tuned = args.cfg is None and args.n_epochs
+    own = known_set(searched.config.dataset) if tuned else searched.problem.space
+    return args.n_classes or own.classes
+
+
+def open_dataset(args: argparse.Namespace, searched: Searched) -> Dataset:
+    config = searched.config
+    source = (config.dataset, config.dataset_dir, config.input_size, classes_of(args, searched))
+    return load_dataset(*source, strict=config.strict_data)
+
+
 def open_accuracy(
-    args: argparse.Namespace, searched: Searched, context: DeviceContext
+    args: argparse.Namespace, searched: Searched, dataset: Dataset, context: DeviceContext
 ) -> CandidateAccuracy:
     """Images decoded once, at the greatest resolution where they are large.
 
@@ -163,11 +186,6 @@ def open_accuracy(
     config says; without, as published.
     """
     config, published, known = searched.config, args.cfg is None, known_set(searched.config.dataset)
-    space = searched.problem.space
-    own = known.classes if published and args.n_epochs else space.classes
-    classes = args.n_classes or own  # fine-tuned candidates get a classifier of their own
-    source = (config.dataset, config.dataset_dir, config.input_size, classes)
-    dataset = load_dataset(*source, strict=config.strict_data)
     if published:
         dataset = dataset.seen(known.view)
         most, images = len(dataset.train.labels) - 1, partial(CandidateImages.split, dataset.train)
@@ -191,7 +209,7 @@ def open_accuracy(
         args.n_epochs,
         args.lr or (known.lr if known else 0.01),
         args.trn_batch_size,
-        classes,
+        classes_of(args, searched),
         Augmentation(config.crop_padding, **augment),
         args.n_workers,
     )

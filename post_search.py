@@ -27,6 +27,7 @@ from utils.claim import Claim
 from utils.command import Parser, add_supernet_options, command, positive
 from utils.errors import UserError
 from utils.json_file import read_json, write_json
+from utils.places import output_folder
 from utils.table import format_table
 
 
@@ -57,7 +58,13 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     option = parser.add_argument
-    option("--save", default=".tmp", metavar="DIR", help="where networks go (default .tmp)")
+    option(
+        "--save",
+        type=output_folder,
+        default=".tmp",
+        metavar="DIR",
+        help="where networks go (default .tmp)",
+    )
     option("--expr", required=True, metavar="FILE", help="iter_k.stats of a search")
     aim = "aim: accuracy in %% and cost, in any order"
     option("--prefer", metavar="top1#80+flops#150", help=aim)

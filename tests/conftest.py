@@ -1,6 +1,7 @@
 """Spaces, golden numbers and weights that many tests share."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,10 @@ import torch
 from PIL import Image
 
 import search
+import train_cifar
+from model.nsganetv2 import nsga2_search
+from model.nsganetv2.nsga2_search import Selection
+from model.ranking import candidates
 from model.spaces.paths import Architecture
 from model.spaces.registry import open_problem, save_spec, spec_of
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
@@ -112,6 +117,7 @@ warmup_epochs: 2
 search_epochs: 2
 epochs: 2
 validation_paths: 2
+bn_recalibration_images: 128
 low_flops: 0.1
 high_flops: 0.2
 pool_size: 2
@@ -157,13 +163,72 @@ def image_folder(tmp_path, tiny_config) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory) -> Path:
-    """A folder with tiny.yml and a finished search of it under logs/tiny."""
-    folder = tmp_path_factory.mktemp("searched")
+@pytest.fixture(scope="session")
+def searched_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("searched-once")
     (folder / "tiny.yml").write_text(TINY_CONFIG.format(log_dir=folder / "logs"))
     search.main(["--cfg", str(folder / "tiny.yml")])
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_once(searched_once) -> Path:
+    options = ["--flops", "0.15", "--title", "net", "--ema", "0.5"]
+    train_cifar.main(["--cfg", str(searched_once / "tiny.yml"), *options])
+    return searched_once
+
+
+@pytest.fixture(scope="module")
+def searched(searched_once, tmp_path_factory) -> Path:
+    """A folder with tiny.yml and a finished search of it under logs/tiny."""
+    folder = tmp_path_factory.mktemp("searched")
+    for name in ("tiny.yml", "logs/tiny"):
+        moved(searched_once, folder, name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def net(trained_once, searched) -> Path:
+    """The run folder, among those of `searched`, of a network trained with an average."""
+    return moved(trained_once, searched, "logs/net")
+
+
+def moved(source: Path, target: Path, name: str) -> Path:
+    """Copy a file or folder, in which texts name the new place instead of the old one."""
+    if (source / name).is_dir():
+        shutil.copytree(source / name, target / name)
+    else:
+        shutil.copy(source / name, target / name)
+    copied = [target / name, *(target / name).rglob("*")]
+    for file in copied:
+        if file.suffix in (".yml", ".json", ".jsonl"):
+            file.write_text(file.read_text().replace(str(source), str(target)))
+    return target / name
+
+
+SMALL_SEARCHES = {
+    "hypervolume": Selection(population=40, generations=6, by_gain=True),
+    "published": Selection(population=20, generations=6, by_gain=False),
+}
+FULL_SEARCHES, FULL_NORMS = dict(nsga2_search.SELECTIONS), candidates.NORMS_IMAGES
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_searches():
+    """Evolutionary searches look less far, and their candidates' batch norms see fewer images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "NORMS_IMAGES", 100)
+        for name, selection in SMALL_SEARCHES.items():
+            patch.setitem(nsga2_search.SELECTIONS, name, selection)
+        yield
+
+
+@pytest.fixture
+def full_searches(monkeypatch):
+    """Evolutionary searches of the size that users get."""
+    monkeypatch.setattr(candidates, "NORMS_IMAGES", FULL_NORMS)
+    for name, selection in FULL_SEARCHES.items():
+        monkeypatch.setitem(nsga2_search.SELECTIONS, name, selection)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from model.spaces.elastic.space import ElasticSpace
-from model.spaces.nasbench201.space import CellSpace, to_string
+from model.spaces.nasbench201.space import positions
 from model.spaces.unified.published import from_published
 from model.spaces.unified.space import UnifiedSpace
 from model.spaces.unified.supernet import UnifiedSupernet
@@ -103,8 +103,7 @@ log_dir: logs
 
 def cell_table(path: Path, accuracy: Callable[[str], float]) -> Path:
     """A table of invented accuracies of all cells."""
-    rows = [to_string(cell) for cell in map(CellSpace().decode, CellSpace().all())]
-    lines = [f"{index},{cell},{accuracy(cell)}" for index, cell in enumerate(rows)]
+    lines = [f"{index},{cell},{accuracy(cell)}" for cell, index in positions().items()]
     path.write_text("\n".join(["index,architecture,cifar10_test_accuracy", *lines]) + "\n")
     return path
 

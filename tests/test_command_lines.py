@@ -280,6 +280,7 @@ def test_false_means_false():
         boolean("maybe")
 
 
+@pytest.mark.slow
 def test_importing_does_nothing(tmp_path):
     root = Path(search.__file__).parent
     scripts = [file.stem for file in root.glob("*.py")]

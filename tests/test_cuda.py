@@ -102,8 +102,9 @@ def test_a_training_step_on_cuda_equals_the_cpu():
     images, labels = torch.randn(8, 3, 12, 12, generator=rng()), torch.arange(8) % 7
     for supernet, device in zip(supernets, ("cpu", "cuda"), strict=True):
         context = DeviceContext(torch.device(device))
-        given = (context, *context.batch(images, labels), rng(1))
-        for logits, targets in KINDS["unified"].passes(supernet, 4, "fair", *given):
+        paths = supernet.space.sample_fair(4, rng(1))
+        given = (paths, context, *context.batch(images, labels))
+        for logits, targets in KINDS["unified"].passes(supernet, *given):
             F.cross_entropy(logits, targets).backward()
     for one, other in zip(supernets[1].parameters(), supernets[0].parameters(), strict=True):
         if other.grad is not None and float(other.grad.abs().max()) > 1e-6:

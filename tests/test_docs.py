@@ -148,6 +148,7 @@ QUICK = {
 SHORT = [block for block in of("bash", False) if not block.text.startswith(BY_RUN_TESTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", SHORT, ids=str)
 @pytest.mark.usefixtures("checkout")
 def test_what_is_not_marked_runs(block):
@@ -157,6 +158,7 @@ def test_what_is_not_marked_runs(block):
         importlib.import_module(module).main([*arguments, *QUICK.get(module, [])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({block.page for block in of("python", False)}))
 @pytest.mark.usefixtures("checkout")
 def test_python_runs(page):

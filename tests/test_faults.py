@@ -10,8 +10,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +22,8 @@ import search
 import train_cifar
 import validate
 from tests.conftest import TINY_CONFIG
-from tests.support import run
+from tests.support import run, wait_for
+from tests.worlds import Child, script
 from tools import generate
 from utils import checkpoint
 
@@ -351,7 +350,7 @@ FILES = {
     "list of networks of no kind": (
         list_with(architecture={"ks": [3], "e": [3], "d": [1], "r": 16}),
         LISTED,
-        "found.json: not a list of generated architectures (architecture: no kind of space",
+        "found.json: not a list of generated architectures (architecture: not the choices of each",
     ),
     # images
     "strict data": (
@@ -421,6 +420,7 @@ def test_a_checkpoint_that_tries_to_run_code_does_not(here, capsys):
     assert not (here / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_nan_names_step_and_checkpoint(here, monkeypatch, capsys):
     wild = (search.main, "--cfg tiny.yml --title wild --set warmup_epochs=1 optim_state.lr=1e30")
     said = "\n".join(errors_of(capsys, wild))
@@ -443,7 +443,7 @@ def test_a_loss_that_is_nan_names_step_and_checkpoint(here, monkeypatch, capsys)
 # -- kills, signals and full disks: real child processes -------------------------------------------
 
 LONGER = (
-    "--set warmup_epochs=3 search_epochs=6 epochs=3 batch_size=16 print_freq=1 generator_ema=0.9 "
+    "--set warmup_epochs=3 search_epochs=6 epochs=3 batch_size=40 print_freq=1 generator_ema=0.9 "
     "path_to_prior_pool=p.json"
 )
 COMMANDS = {
@@ -458,7 +458,7 @@ def unbroken(valid, tmp_path_factory) -> Path:
     """Both commands run without a break."""
     folder = begin(valid, tmp_path_factory.mktemp("unbroken"))
     for line in COMMANDS.values():
-        assert start(line, folder).wait(PATIENCE) == 0
+        assert start(line, folder).wait() == 0
     return folder
 
 
@@ -468,24 +468,14 @@ def begin(valid: Path, folder: Path) -> Path:
     return folder
 
 
-def start(line: str, folder: Path, **options) -> subprocess.Popen:
-    """A stage as a user starts it, with its output in files."""
-    script, *words = line.split()
-    with open(folder / "out.txt", "w") as out, open(folder / "err.txt", "w") as err:
-        command = [sys.executable, str(ROOT / script), *words]
-        return subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, **options)
+def start(line: str, folder: Path) -> Child:
+    """A stage as a user starts it."""
+    return Child(folder, script, line)
 
 
-PATIENCE = 300  # seconds
-
-
-def wait_for(child: subprocess.Popen, folder: Path, pattern: str) -> None:
+def wait_for_output(child: Child, pattern: str) -> None:
     """Until the output has the pattern, or the child ends."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and child.poll() is None:
-        if re.search(pattern, (folder / "out.txt").read_text()):
-            break
-        time.sleep(0.02)
+    wait_for(lambda: child.poll() is not None or re.search(pattern, child.said), seconds=300)
 
 
 def equal(one, other) -> bool:
@@ -545,12 +535,12 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(
     folder, moments, landed = begin(valid, tmp_path), random.Random(stage), 0
     for index, _ in enumerate(PHASES[stage]):
         child = start(COMMANDS[stage], folder)
-        wait_for(child, folder, "|".join(PHASES[stage][index:]))
+        wait_for_output(child, "|".join(PHASES[stage][index:]))
         time.sleep(moments.uniform(0, 0.2))
         child.kill()
-        landed += child.wait(PATIENCE) == -signal.SIGKILL
+        landed += child.wait() == -signal.SIGKILL
     assert landed >= len(PHASES[stage]) - 1  # on a fast machine the last one may come too late
-    assert start(COMMANDS[stage], folder).wait(PATIENCE) == 0, (folder / "err.txt").read_text()
+    assert start(COMMANDS[stage], folder).wait() == 0, (folder / "err.txt").read_text()
     assert_same_files(unbroken / "logs" / title, folder / "logs" / title)
 
 
@@ -568,16 +558,27 @@ def test_sigterm_and_ctrl_c_save_in_the_middle_of_an_epoch(
 ):
     folder = begin(valid, tmp_path)
     child = start(COMMANDS[stage], folder)
-    wait_for(child, folder, moment)
+    wait_for_output(child, moment)
     child.send_signal(number)
-    assert child.wait(PATIENCE) == 128 + number
+    assert child.wait() == 128 + number
     assert_stopped(folder, number)
     name = {"w": "supernet_last", "g": "generator_last", "e": "last"}[moment[0]]
     state = checkpoint.load(folder / "logs" / title / "checkpoints" / f"{name}.pth")
     epoch, step = (int(number) for number in re.search(r" (\d+)/.* step (\d+)", moment).groups())
     assert (state["epoch"], state["tally"]["steps"]) >= (epoch - 1, step)
-    assert start(COMMANDS[stage], folder).wait(PATIENCE) == 0
+    assert start(COMMANDS[stage], folder).wait() == 0
     assert_same_files(unbroken / "logs" / title, folder / "logs" / title)
+
+
+def in_a_session(line: str) -> None:
+    os.setsid()
+    script(line)
+
+
+def with_files_of(size: int, line: str) -> None:
+    """No file may have more bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    script(line)
 
 
 @pytest.mark.slow
@@ -587,12 +588,12 @@ def test_a_signal_to_the_whole_process_group_spares_the_readers_of_images(tmp_pa
     larger = {"input_size": 80, "low_flops": 2, "high_flops": 4, "target_step": 0.1}
     quick = {"num_workers": 2, "batch_size": 4, "print_freq": 1, "warmup_epochs": 50}
     (tmp_path / "files.yml").write_text(tiny_config(**ON_DISK, **larger, **quick))
-    child = start("search.py --cfg files.yml --title run", tmp_path, start_new_session=True)
-    wait_for(child, tmp_path, "warm-up 1/50 step 2/")
+    child = Child(tmp_path, in_a_session, "search.py --cfg files.yml --title run")
+    wait_for_output(child, "warm-up 1/50 step 2/")
     os.killpg(child.pid, signal.SIGTERM)
     time.sleep(0.05)
     os.killpg(child.pid, signal.SIGTERM)  # as `timeout` does
-    assert child.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert child.wait() == 128 + signal.SIGTERM
     assert_stopped(tmp_path, signal.SIGTERM)
     assert (tmp_path / "logs" / "run" / "checkpoints" / "supernet_last.pth").exists()
 
@@ -601,21 +602,17 @@ def test_a_signal_to_the_whole_process_group_spares_the_readers_of_images(tmp_pa
 def test_a_full_disk_is_one_line_and_loses_no_checkpoint(valid, unbroken, tmp_path):
     folder = begin(valid, tmp_path)
     child = start(COMMANDS["search"], folder)
-    wait_for(child, folder, "warm-up 1/3 loss")
-    wait_for(child, folder, "warm-up 2/3 step 2/")
+    wait_for_output(child, "warm-up 1/3 loss")
+    wait_for_output(child, "warm-up 2/3 step 2/")
     child.kill()
-    child.wait(PATIENCE)
+    child.wait()
     checkpoints = contents(folder / "logs" / "run" / "checkpoints")
     assert checkpoints
     largest = max(map(len, checkpoints.values()))
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 4, largest // 4))
-
-    child = start(COMMANDS["search"], folder, preexec_fn=limited)
-    assert child.wait(PATIENCE) == 2
+    child = Child(folder, with_files_of, largest // 4, COMMANDS["search"])
+    assert child.wait() == 2
     [line] = (folder / "err.txt").read_text().splitlines()
     assert "File too large" in line
     assert contents(folder / "logs" / "run" / "checkpoints") == checkpoints
-    assert start(COMMANDS["search"], folder).wait(PATIENCE) == 0
+    assert start(COMMANDS["search"], folder).wait() == 0
     assert_same_files(unbroken / "logs" / "run", folder / "logs" / "run")

@@ -139,7 +139,7 @@ def warm_up(file: Path) -> WarmUp:
     config = load_config(RUN / "config.yml")
     small = open_problem(config)
     supernet = small.supernet(config)
-    return WarmUp(small.kind, supernet, 5, config.part(WarmUpRecipe), CPU, file)
+    return WarmUp(small, supernet, 5, config.part(WarmUpRecipe), CPU, file)
 
 
 def write_state(folder: Path) -> None:
@@ -157,7 +157,7 @@ def read_run_folder(folder: Path) -> None:
     """As a search that is resumed, and as a page of results."""
     config = completed(load_config(RUN / "config.yml"))
     RunFolder.open("search", config, folder.name).stage = "search"
-    RunFolder(folder)._forget_after("warm-up", 1)
+    RunFolder(folder).forget_after("warm-up", 1)
     read_run(folder, "run")
 
 

@@ -135,6 +135,7 @@ def test_other_files_are_refused_in_one_line(tmp_path, monkeypatch, files, words
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_torch_hub_alone_finds_entries_and_dependencies(tmp_path):
     save_spec(tmp_path / "architecture.json", spec_named("unified"), {}, {})
     code = f"""
@@ -162,6 +163,7 @@ assert packages == set(hubconf.dependencies), packages ^ set(hubconf.dependencie
     run_alone(tmp_path, code)
 
 
+@pytest.mark.slow
 def test_another_package_of_the_same_name_is_named(tmp_path):
     (tmp_path / "utils.py").write_text("")
     code = f"""

@@ -83,6 +83,7 @@ def test_a_list_of_architectures_is_trained_from(searched, tmp_path):
     assert record["provenance"]["target"] == 0.15
 
 
+@pytest.mark.slow
 def test_a_training_resumes_and_is_validated(searched, tmp_path, monkeypatch, capsys):
     stored = {"format": "architecture/1", "space": SPACE, "choices": ROWS, "costs": {}}
     stored["provenance"] = {"source": "found.json", "target": 0.15, "unit": "M"}
@@ -172,6 +173,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ARCHIVES)
 def test_an_evolutionary_search_resumes_and_is_chosen_from(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -130,7 +130,7 @@ def test_a_broken_line_of_metrics_is_dropped(line, tmp_path):
     shutil.copy(RUN / "metrics.jsonl", tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(f"{before}{line}\n")
-    RunFolder(tmp_path)._forget_after("warm-up", 10**6)
+    RunFolder(tmp_path).forget_after("warm-up", 10**6)
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
@@ -199,6 +199,7 @@ def test_priors_of_no_cost_are_refused(mark, tmp_path, capsys):
     assert "prior_pool.json" in refused(capsys, generate.main, "--run", run, "--flops", "5")
 
 
+@pytest.mark.slow
 def test_answers_over_their_ceiling_are_refused(tmp_path, capsys):
     line = ["--run", RUN, "--flops", "5", "--at-most", "--max-params", "0.001"]
     said = refused(capsys, generate.main, *line, "--out", tmp_path / "found.json")

@@ -54,6 +54,7 @@ def test_a_finished_search_has_nothing_left_to_do(searched):
     assert {path: path.read_bytes() for path in folder.rglob("*.pth")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", ["supernet_last", "generator_last"])
 def test_a_killed_search_resumes_to_the_same_bits(searched, tiny_config, monkeypatch, stop_at):
     save, saved = RunFolder.save, []
@@ -77,6 +78,7 @@ def test_a_killed_search_resumes_to_the_same_bits(searched, tiny_config, monkeyp
         assert (unbroken / name).read_text() == (resumed / name).read_text()
 
 
+@pytest.mark.slow
 def test_published_paths_get_their_copies(tiny_config, tmp_path):
     copies = {
         "path_to_save_model": "supernet_best",
@@ -125,6 +127,7 @@ def test_a_new_title_can_start_with_the_state_of_another_run(searched):
     assert same(run_weights(folder, "supernet_last"), run_weights(first, "supernet_last"))
 
 
+@pytest.mark.slow
 def test_a_changed_config_is_refused_unless_the_old_run_moves_aside(tiny_config, capsys, tmp_path):
     line = ["--cfg", tiny_config, "--set", "warmup_epochs=1", "search_epochs=1"]
     run(search.main, *line)
@@ -154,6 +157,7 @@ def test_a_folder_that_is_no_run_and_a_run_of_another_stage_are_left_alone(
     assert says in refused(capsys, train_cifar.main, *line)
 
 
+@pytest.mark.slow
 def test_a_generator_trains_with_sgd_and_an_average_too(tiny_config):
     settings = "warmup_epochs=1 search_epochs=1 g_optim_state.optimizer=sgd generator_ema=0.9"
     run(search.main, "--cfg", tiny_config, "--set", settings)
@@ -163,6 +167,7 @@ def test_a_generator_trains_with_sgd_and_an_average_too(tiny_config):
     assert not state["model"]["tail.0.weight"].equal(state["average"]["module.tail.0.weight"])
 
 
+@pytest.mark.slow
 def test_several_targets_a_step_and_a_chained_pool(tiny_config):
     settings = "targets_per_step=4 straight_through=true hardware_loss=relative alpha=100"
     more = "pool_chain=true pool_size=6 generator_ema=0.9"

@@ -35,6 +35,7 @@ def supernet(logs) -> Path:
     return logs / "tiny" / "checkpoints" / "supernet_best.pth"
 
 
+@pytest.mark.slow
 def test_training_resumes_to_the_same_bits(tiny, logs, monkeypatch):
     run(train_cifar.main, tiny, "--flops 0.12 --title unbroken")
     evaluate, calls = from_scratch.evaluate, []
@@ -55,6 +56,7 @@ def test_training_resumes_to_the_same_bits(tiny, logs, monkeypatch):
     assert one == other
 
 
+@pytest.mark.slow
 def test_all_options_together_resume_to_the_same_bits(tiny, logs, supernet, monkeypatch):
     options = "--se True --activation hswish --drop 0.1 --drop-path 0.2 --cutout 4 --autoaugment"
     options += f" --mixup --ema 0.9 --clip-grad 1 --flops 0.12 --inherit {supernet}"
@@ -91,6 +93,7 @@ def test_training_starts_with_the_weights_of_the_supernet(searched, supernet):
     torch.testing.assert_close(network(images), whole(images, path), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_training_is_an_ordinary_one_on_disk(tiny, logs, monkeypatch):
     compiled, eager = [], partial(torch.compile, backend="eager")  # which needs no C++ compiler
 
@@ -129,6 +132,7 @@ def test_a_finished_training_resumes_without_the_supernet_it_inherited_from(
     assert (logs / "heir" / "result.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_training_takes_an_architecture_file_or_list(tiny, logs, tmp_path):
     found = tmp_path / "found.json"
     run(generate.main, "--run", logs / "tiny", "--flops 0.1,0.15,0.2 --out", found)

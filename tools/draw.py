@@ -20,6 +20,7 @@ from tools.reporting.pictures import picture_of, spoken
 from utils.checkpoint import write_text
 from utils.command import Parser, command
 from utils.errors import UserError
+from utils.places import output_file
 
 GREY = "#7f858e"  # of what has no colour of its own; on white as on black
 
@@ -28,7 +29,7 @@ GREY = "#7f858e"  # of what has no colour of its own; on white as on black
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("architecture", type=Path, metavar="FILE", help="architecture.json")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE.svg")
+    parser.add_argument("--out", required=True, type=output_file, metavar="FILE.svg")
     args = parser.parse_args(argv)
     spec, _ = load_spec(args.architecture)
     design = KINDS[spec.kind].design_of(spec)

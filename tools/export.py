@@ -41,6 +41,7 @@ from utils import checkpoint
 from utils.command import Parser, command, not_negative, positive
 from utils.errors import UserError
 from utils.images import Images
+from utils.places import output_file
 from utils.runtime import stream
 from utils.table import format_table
 from utils.timing import Timer
@@ -102,7 +103,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_network_options(parser)
     option, opsets = parser.add_argument, onnx_file.OPSETS
     option("--format", required=True, choices=FORMATS)
-    file = {"required": True, "type": Path, "metavar": "FILE"}
+    file = {"required": True, "type": output_file, "metavar": "FILE"}
     option("--out", **file, help="the file to write; of timm a .py")
     option("--verify", action="store_true", help="write it only if its logits are PyTorch's")
     number = {"type": positive, "metavar": "N"}

@@ -51,6 +51,7 @@ from utils.command import (
 )
 from utils.config import load_config
 from utils.errors import UserError
+from utils.places import output_file
 from utils.runtime import describe_environment, stream
 from utils.statistics import kendall_tau
 from utils.table import format_table
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--out", type=Path, help="the table (YAML)")
+    what.add_argument("--out", type=output_file, help="the table (YAML)")
     given = "compare networks with this table; measure no other"
     what.add_argument("--lut", type=Path, metavar="FILE", help=given)
     option = parser.add_argument

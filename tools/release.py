@@ -34,6 +34,7 @@ from utils.command import Parser, command
 from utils.engine import DeviceContext, evaluate
 from utils.errors import UserError
 from utils.json_file import read_json
+from utils.places import output_folder
 from utils.table import format_table
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     what = {"nargs": "+", "type": Path, "metavar": "RUN_DIR"}
     parser.add_argument("runs", **what, help="of search.py, or of a trained network")
-    where = {"required": True, "type": Path, "metavar": "DIR"}
+    where = {"required": True, "type": output_folder, "metavar": "DIR"}
     parser.add_argument("--out", **where, help="gets a folder of each run's name")
     args = parser.parse_args(argv)
     released: dict[Path, Callable[[Path], float | None]] = {}
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 def all_or_none(out: Path, writers: dict[Path, Callable[[Path], T]]) -> dict[Path, T]:
     """Let each writer fill its folder in `out`; they appear only when all are complete."""
     unfinished = {folder: folder.with_name(f".{folder.name}.unfinished") for folder in writers}
-    was_there, results = out.exists(), {}
+    made, results = [folder for folder in (out, *out.parents) if not folder.exists()], {}
     try:
         for folder, write in writers.items():
             shutil.rmtree(unfinished[folder], ignore_errors=True)
@@ -76,9 +77,9 @@ def all_or_none(out: Path, writers: dict[Path, Callable[[Path], T]]) -> dict[Pat
     finally:
         for folder in unfinished.values():
             shutil.rmtree(folder, ignore_errors=True)
-        if not was_there:
-            with suppress(OSError):  # not empty: it holds what is released
-                out.rmdir()
+        with suppress(OSError):  # not empty: it holds what is released
+            for folder in made:
+                folder.rmdir()
 
 
 @dataclass(frozen=True)

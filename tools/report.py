@@ -26,6 +26,7 @@ from tools.reporting.run_results import Found, RunResults, read_run
 from utils.checkpoint import write_text
 from utils.command import Parser, command
 from utils.errors import UserError
+from utils.places import output_file
 
 
 @command
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="what a stage wrote")
     place = "default: report.html in the first RUN_DIR"
-    parser.add_argument("--out", type=Path, metavar="FILE", help=place)
+    parser.add_argument("--out", type=output_file, metavar="FILE", help=place)
     args = parser.parse_args(argv)
     if args.out is not None and args.out.is_dir():
         raise UserError(f"--out {args.out}: it is a folder; a file is to be written")

@@ -19,6 +19,7 @@ from model.spaces.contracts import Genome
 from utils import distributed
 from utils.checkpoint import remove_unfinished, write_text
 from utils.claim import Claim
+from utils.data_record import DATA_FILE, DataRecord
 from utils.errors import UserError
 from utils.json_file import read_json
 
@@ -69,6 +70,7 @@ class SearchFolder:
         # (error, cost) of the hypervolume, fixed by iteration 0
         self.reference: tuple[float, float] | None = None
         self._claim: Claim | None = None
+        self._data: DataRecord | None = None
 
     @classmethod
     def open(cls, path: Path, settings: dict, resume: str) -> "SearchFolder":
@@ -97,6 +99,16 @@ class SearchFolder:
             reason = "it must be auto, none, or a folder with iter_*.stats or net_*.subnet"
             raise UserError(f"--resume {resume}: {reason}")
         return cls(path, settings, origin)
+
+    def check_data(self, record: DataRecord) -> None:
+        """UserError when the search that is resumed had other images.
+
+        Searches that were started before there were records take the first one that they see.
+        """
+        self._data, file = record, self.path / DATA_FILE
+        if file.exists():
+            kept = read_json(file, DataRecord, "the record of a search's data")
+            kept.refuse_changes(record, self.path)
 
     # -- resuming ----------------------------------------------------------------------------------
 
@@ -144,6 +156,8 @@ class SearchFolder:
         if distributed.rank() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
             self._claim = Claim.lock(self.path)
+            if self._data and not (self.path / DATA_FILE).exists():
+                write_text(self.path / DATA_FILE, self._data.to_json())
             for inside in ("", "iter_*/", "failed/"):  # the folder may hold more than the search
                 remove_unfinished(self.path, inside)
         distributed.wait()

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import train_cifar
 import validate
 from model.trained import open_own
 from tests.support import refused, run
@@ -40,10 +39,9 @@ def painted(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(searched) -> Path:
+def trained(net) -> Path:
     """The checkpoint of a network that was trained on digits."""
-    run(train_cifar.main, "--cfg", searched / "tiny.yml", "--flops 0.15 --title net")
-    return searched / "logs" / "net" / "checkpoints" / "last.pth"
+    return net / "checkpoints" / "last.pth"
 
 
 # -- folders without parts -------------------------------------------------------------------------
@@ -100,6 +98,7 @@ def adapted(folder: Path, trained: Path, data: Path, more: str = "") -> dict:
     return json.loads((folder / "mine" / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_network_learns_colours_and_its_checkpoint_says_all(trained, painted, tmp_path, capsys):
     result = adapted(tmp_path, trained, painted)
     assert result["top1"] >= 90  # by eye there is no doubt
@@ -135,6 +134,7 @@ def test_what_is_finished_is_not_trained_again(trained, painted, tmp_path):
     assert (tmp_path / "mine" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_the_same(trained, painted, tmp_path):
     first = adapted(tmp_path, trained, painted, "--epochs 2")
     for file in [*(tmp_path / "mine").glob("checkpoints/*"), tmp_path / "mine" / "result.json"]:
@@ -151,6 +151,7 @@ def test_few_images_are_enough_and_one_class_is_not(trained, tmp_path, capsys):
     assert "it has one class" in refused(capsys, adapt.main, "--checkpoint", trained, "--data", one)
 
 
+@pytest.mark.slow
 def test_larger_images_are_read_from_disk(trained, painted, tmp_path):
     result = adapted(tmp_path, trained, painted, "--epochs 1 --img-size 72")
     own = open_own(Path(result["checkpoint"]))

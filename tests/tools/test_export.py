@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-import train_cifar
 from model.layers.bn_folding import folded, plain
 from model.spaces.elastic.net_config import net_config
 from model.spaces.elastic.network import MobileNetV3
@@ -142,6 +141,7 @@ def test_folding_changes_no_logit_and_leaves_no_norm_behind_a_convolution(networ
 # -- formats ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [plain, folded])
 def test_onnx_files_give_the_same_logits(networks, change, tmp_path):
     onnx, _ = with_onnx("onnx"), with_onnx("onnxruntime")
@@ -162,6 +162,7 @@ def test_onnx_files_give_the_same_logits(networks, change, tmp_path):
         assert_same(network, onnx_file.runner(file), size)
 
 
+@pytest.mark.slow
 def test_programs_give_the_same_logits(networks, tmp_path):
     for network, size in networks[2:3]:
         program_file.write(tmp_path / "net.pt2", folded(network), size, {"a": 1})
@@ -177,6 +178,7 @@ def test_modules_of_timm_give_the_same_logits_and_count_their_features(networks,
         assert_same(network, as_timm(tmp_path / "net.py", network, size), size)
 
 
+@pytest.mark.slow
 def test_networks_of_the_published_spaces_are_timm_s_to_the_last_digits(imagenet_space, tmp_path):
     """In double precision: deep random networks amplify the rounding of single precision."""
     mobile, genes = ElasticSpace(width=1.2), ElasticSpace().sample(1, np.random.default_rng(0))[0]
@@ -236,6 +238,7 @@ def foreign(folder: Path, code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_timm_builds_the_networks_in_a_process_without_this_project(tmp_path):
     expected = {}
     for name, network, size in (
@@ -275,6 +278,7 @@ for name, (images, logits) in torch.load("expected.pth").items():
     assert found.splitlines()[2] == "mobile (3, 20, 20) (0.1, 0.2, 0.3) (1.0, 1.0, 2.0) 1.0 squash"
 
 
+@pytest.mark.slow
 def test_pytorch_loads_programs_in_a_process_without_this_project(tmp_path):
     network = unified(mixed_space(se=True), activation="hswish")[2]
     program_file.write(tmp_path / "net.pt2", plain(network), 12, {"mean": [0.5]})
@@ -296,11 +300,9 @@ assert json.loads(about["network.json"]) == {"mean": [0.5]}
 
 
 @pytest.fixture(scope="module")
-def trained(searched) -> Path:
-    """The run folder of a network trained for an epoch, with an average of its weights."""
-    options = ["--flops", "0.15", "--title", "net", "--ema", "0.9", "--set", "epochs=1"]
-    train_cifar.main(["--cfg", f"{searched}/tiny.yml", *options])
-    return searched / "logs" / "net"
+def trained(net) -> Path:
+    """The run folder of a network, with an average of its weights."""
+    return net
 
 
 @pytest.fixture
@@ -343,6 +345,7 @@ def test_a_checkpoint_becomes_a_verified_onnx_file(command, trained, tmp_path, c
     assert len(json.loads(about["mean"])) == len(json.loads(about["std"])) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "ending", "options"),
     [("torch-export", ".pt2", ["--fuse"]), ("timm", ".py", []), ("torch-export", ".pt2", [])],
@@ -391,6 +394,7 @@ def test_int8_is_calibrated_on_training_images_and_reported_beside_single_precis
 FORMATS = [("onnx", ".onnx"), ("torch-export", ".pt2"), ("timm", ".py")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "ending"), FORMATS)
 def test_what_has_other_logits_is_not_written(command, tmp_path, monkeypatch, capsys, kind, ending):
     mapped = timm_module.mapped
@@ -417,6 +421,7 @@ def test_what_has_other_logits_is_not_written(command, tmp_path, monkeypatch, ca
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_know_no_architecture_are_described_by_a_config(
     command, trained, searched, tmp_path, capsys
 ):
@@ -451,7 +456,7 @@ REFUSED = {
     "torch-export --opset 17 --out a": "--opset: it goes with --format onnx",
     "onnx --opset 9 --out a": "argument --opset: invalid choice: 9",
     "onnx --images 9 --out a": "--images: it goes with --verify or --int8",
-    "torch-export --out .": "--out .: a file is to be written here, but it is a folder",
+    "torch-export --out .": "--out: .: a file is to be written here, but it is a folder",
     "torch-export --img-size 9 --out a": "--img-size goes with --model",
     "torch-export --out a nowhere --checkpoint b": "b: there is no such checkpoint",
 }

@@ -32,6 +32,7 @@ def test_all_targets_are_answered_in_order(searched, tmp_path, capsys):
     assert "generator_best_avg.pth" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_exactly_and_under_ceilings(searched, tmp_path, capsys):
     out = tmp_path / "found.json"
     line = ["--run", searched / "logs" / "tiny", "--out", out, "--flops"]

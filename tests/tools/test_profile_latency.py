@@ -35,6 +35,7 @@ def base_of(table: str) -> float:
     return UnifiedLatency(Latencies.read(table), space).base
 
 
+@pytest.mark.slow
 def test_how_good_a_table_is_is_printed_and_kept(capsys):
     record = measure("--runs 2 --networks 4")
     assert "mean absolute percentage error" in capsys.readouterr().out
@@ -59,6 +60,7 @@ def test_what_cannot_be_measured_is_refused(capsys, argv, words):
     assert words in refused(capsys, profile_latency.main, "--out", "other.yaml", *argv.split())
 
 
+@pytest.mark.slow
 def test_onnxruntime_measures_too():
     pytest.importorskip("onnxruntime")
     record = measure("--runs 1 --calibration 1 --networks 2 --backend onnxruntime")

@@ -2,13 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-import train_cifar
 import validate
 from model.sgnas.answers import ReadyGenerator
 from model.sgnas.runs import find_generator, run_config, supernet_of
@@ -31,9 +31,8 @@ def generator_of(run: Path) -> ReadyGenerator:
 
 
 @pytest.fixture(scope="module")
-def network(searched) -> Path:
-    train_cifar.main(["--cfg", str(searched / "tiny.yml"), "--flops", "0.15", "--title", "net"])
-    return searched / "logs" / "net"
+def network(net) -> Path:
+    return net
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +73,7 @@ def test_a_released_search_generates_what_the_search_did(searched, released):
     assert str(searched) not in (released / "tiny" / "config.yml").read_text()
 
 
+@pytest.mark.slow
 def test_a_page_can_be_made_of_it(released, tmp_path, capsys):
     report.main(f"{released}/tiny {released}/net --out {tmp_path}/report.html".split())
     assert "0 remarks" in capsys.readouterr().out
@@ -154,3 +154,13 @@ def test_elastic_networks_are_drawn_as_high_as_their_expansion_ratios(tmp_path):
     texts = re.findall(r">([^<>]+)</text>", (tmp_path / "net.svg").read_text())
     assert texts[-2:] == ["3x3", "7x7"]
     assert {"block", "expansion ratio"} < set(texts)
+
+
+def test_what_is_refused_leaves_no_folder_above_it(network, tmp_path, capsys):
+    broken = shutil.copytree(network, tmp_path / "broken")
+    (broken / "checkpoints" / "last.pth").write_bytes(b"no checkpoint")
+    before = sorted(tmp_path.iterdir())
+    assert "not a readable checkpoint" in refused(
+        capsys, release.main, broken, "--out", tmp_path / "some" / "where" / "new"
+    )
+    assert sorted(tmp_path.iterdir()) == before

@@ -28,6 +28,11 @@ class Answer:
     params_m: float
 
     @property
+    def blocks(self) -> int:
+        """Number of choices that are no skip."""
+        return sum(map(len, self.architecture.kernels))
+
+    @property
     def name(self) -> str:
         """The same for the same architecture, however it was found."""
         return hashlib.sha256(json.dumps(self.architecture.choices).encode()).hexdigest()[:8]
@@ -35,11 +40,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Judged:
-    """The supernet accuracy of an answer, and its test accuracy after each training; all in %."""
+    """What the supernet says of an answer, and its test accuracy in % after each training.
+
+    Args:
+        supernet: top-1 in % on held-out images.
+        loss: cross entropy on these.
+    """
 
     answer: Answer
     supernet: float
+    loss: float
     tests: tuple[float, ...]
+
+    @classmethod
+    def of(cls, answer: Answer, signals: dict[str, float], tests: tuple[float, ...]) -> "Judged":
+        return cls(answer, signals["supernet"], signals["supernet_loss"], tests)
 
     @property
     def test(self) -> float:
@@ -65,6 +80,7 @@ class RankedTraining:
     kind: str | None = None
     architecture: Any = None
     choices: Any = None  # the architecture, in older files
+    supernet_loss: float | None = None  # older files do not say it
 
 
 def print_tables(judged: list[Judged], unit: str, epochs: int, folder: Path) -> None:
@@ -101,13 +117,17 @@ def print_ranking(ranked: list[Judged], unit: str) -> None:
 
 
 def print_taus(judged: list[Judged]) -> None:
-    """Whether supernet accuracy predicts test accuracy, and better than cost does."""
-    rows = [(one.test, one.supernet, one.answer.cost) for one in judged]
-    tests, supernet, costs = np.array(rows).T
-    gained = kendall_difference(supernet, costs, tests)
-    print(f"Kendall tau of the supernet: {with_interval(kendall(supernet, tests))}")
+    """Whether the supernet's loss predicts test accuracy, and better than what costs nothing."""
+    rows = [
+        (one.test, -one.loss, one.supernet, one.answer.cost, one.answer.blocks) for one in judged
+    ]
+    tests, loss, supernet, costs, blocks = np.array(rows, dtype=float).T
+    gained = kendall_difference(loss, costs, tests)
+    print(f"Kendall tau of the supernet's loss: {with_interval(kendall(loss, tests))}")
+    print(f"Kendall tau of its accuracy: {with_interval(kendall(supernet, tests))}")
     print(f"Kendall tau of cost alone: {with_interval(kendall(costs, tests))}")
-    print(f"the supernet's above that of cost: {with_interval(gained)}")
+    print(f"Kendall tau of the number of blocks: {with_interval(kendall(blocks, tests))}")
+    print(f"the loss's above that of cost: {with_interval(gained)}")
 
 
 def with_interval(found: tuple[float, float, float]) -> str:

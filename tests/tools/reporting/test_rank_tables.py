@@ -15,7 +15,7 @@ from tools.reporting.rank_tables import (
 
 def judged(target: float, supernet: float, *tests: float) -> Judged:
     answer = Answer(RANDOM, target, Architecture(((int(100 * supernet),),)), target, 0.1)
-    return Judged(answer, supernet, tests)
+    return Judged(answer, supernet, -supernet, tests)
 
 
 def test_the_name_of_an_architecture_is_that_of_its_folder():
@@ -42,7 +42,7 @@ def test_agreement_is_that_within_targets(capsys):
 def test_answers_stand_among_random_ones_of_equal_cost(capsys):
     found = Answer(GENERATOR, 4.0, Architecture(((3,),)), 4.0, 0.1)
     scores = np.array([50.0, 52.0, 54.0, 56.0])
-    print_standing([Judged(found, 55.0, (60.0,)), judged(4, 51.0, 50.0)], {4.0: scores})
+    print_standing([Judged(found, 55.0, 1.0, (60.0,)), judged(4, 51.0, 50.0)], {4.0: scores})
     [line] = capsys.readouterr().out.splitlines()
     said = "by the supernet, 4 random ones of 4 have 53.00 +- 2.58 %; "
     assert line == f"{said}generator's answer is above 75% of them"
