@@ -116,6 +116,7 @@ horizontal_flip: false
 warmup_epochs: 2
 search_epochs: 2
 epochs: 2
+paths_per_step: 2
 validation_paths: 2
 bn_recalibration_images: 128
 low_flops: 0.1

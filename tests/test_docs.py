@@ -141,7 +141,10 @@ def test_every_command_is_understood(block, monkeypatch):
 # What makes a command short, behind its own flags.
 QUICK = {
     "search": ["--set", "warmup_epochs=1", "epochs=1", "search_epochs=1", "validation_paths=1"],
-    "tools.profile_latency": ["--runs", "1", "--calibration", "1", "--networks", "2"],
+    "tools.profile_latency": [
+        *("--runs", "1", "--calibration", "1", "--networks", "2"),
+        *("--set", "l_cfgs=[[6, 32, [3, 5, skip], 2, 3, false]]", "static_layers=[0]"),
+    ],
 }
 
 

@@ -443,7 +443,7 @@ def test_a_loss_that_is_nan_names_step_and_checkpoint(here, monkeypatch, capsys)
 # -- kills, signals and full disks: real child processes -------------------------------------------
 
 LONGER = (
-    "--set warmup_epochs=3 search_epochs=6 epochs=3 batch_size=40 print_freq=1 generator_ema=0.9 "
+    "--set warmup_epochs=3 search_epochs=4 epochs=3 batch_size=48 print_freq=1 generator_ema=0.9 "
     "path_to_prior_pool=p.json"
 )
 COMMANDS = {
@@ -520,7 +520,7 @@ PHASES = {
     "search": [
         "run folder",
         *(f"warm-up {n}/3 step" for n in (1, 2, 3)),
-        *(f"generator {n}/6 step" for n in (1, 3, 5)),
+        *(f"generator {n}/4 step" for n in (1, 2, 3)),
     ],
     "train_cifar": [f"epoch {n}/3 step" for n in (1, 2, 3)],
 }
@@ -549,7 +549,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(
     ("stage", "title", "number", "moment"),
     [
         ("search", "run", signal.SIGTERM, "warm-up 2/3 step 5/"),
-        ("search", "run", signal.SIGINT, "generator 3/6 step 3/"),
+        ("search", "run", signal.SIGINT, "generator 2/4 step 2/"),
         ("train_cifar", "net", signal.SIGTERM, "epoch 2/3 step 10/"),
     ],
 )

@@ -122,13 +122,16 @@ def launcher(processes: int, restarts: int, line: str) -> None:
 # -- processes that work together ----------------------------------------------------------------
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def in_world(size: int, work: Callable, folder: Path, *arguments) -> list:
     """What `work(*arguments)`, a function of a module, returns in each of `size` processes."""
     _serve()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = (size, port, work, folder, arguments)
+    given = (size, free_port(), work, folder, arguments)
     torch_processes.start_processes(_member, given, nprocs=size, start_method="forkserver")
     return [torch.load(folder / f"result{rank}.pth", weights_only=False) for rank in range(size)]
 
@@ -136,6 +139,7 @@ def in_world(size: int, work: Callable, folder: Path, *arguments) -> list:
 def _member(
     rank: int, size: int, port: int, work: Callable, folder: Path, arguments: tuple
 ) -> None:
+    os.chdir(folder)
     torch.set_num_threads(1)  # processes of several threads would wait for each other on few cores
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -7,8 +7,6 @@ the same order. Only the first process, of rank 0, writes files and prints.
 import datetime
 import itertools
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,10 +20,10 @@ from torch import distributed as dist
 from torch.distributed import rendezvous
 
 from utils.errors import UserError
+from utils.signs_of_life import Heartbeat, end_with_launcher
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)  # for a process that is still busy where the others wait
-LEAVING = 30  # seconds to save in, once the launcher is gone
 ARRIVING = datetime.timedelta(minutes=5)  # for a process that still starts
 CONNECTING, TRIES = datetime.timedelta(seconds=20), 5
 
@@ -57,25 +55,6 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
-def _end_with_launcher() -> None:
-    """End this process when `torchrun` is gone: nobody else would ever end it.
-
-    It is asked to stop first, as by SIGTERM, so that it can save; where that does not help within
-    `LEAVING` seconds, as it waits for a process that is gone already, it just ends.
-    """
-    launcher = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(LEAVING)
-        os.write(2, b"the launcher of this process is gone, and so is this process\n")
-        os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
-
-
 @contextmanager
 def joined() -> Iterator[None]:
     """Within, this process works together with those that its launcher has started.
@@ -86,10 +65,12 @@ def joined() -> Iterator[None]:
         yield
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:  # by hand, the parent may be a shell that ends
-        _end_with_launcher()
+        end_with_launcher()
     _connect()
+    heartbeat = Heartbeat(_rendezvous()[0], rank(), size())
     try:
-        yield
+        with heartbeat:
+            yield
     finally:
         dist.destroy_process_group()
 
@@ -98,11 +79,9 @@ def _connect() -> None:
     """Connect to the other processes; RuntimeError when that fails `TRIES` times.
 
     Connections of gloo are lost now and then where workers restart after one was killed, and gloo
-    would wait for them forever: so all try together, and again if any of them failed. The store
-    outlives the workers, so that each start of them has keys of its own.
+    would wait for them forever: so all try together, and again if any of them failed.
     """
-    store, process, processes = next(rendezvous("env://"))
-    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store, process, processes = _rendezvous()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     failure = None
     for attempt in range(TRIES):
@@ -125,6 +104,16 @@ def _connect() -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
     raise RuntimeError(f"{processes} processes cannot be connected") from failure
+
+
+def _rendezvous() -> tuple[dist.Store, int, int]:
+    """A new connection to the store of this run, the rank of this process, and their number.
+
+    The store outlives the workers, so that each start of them has keys of its own.
+    """
+    store, process, processes = next(rendezvous("env://"))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+    return dist.PrefixStore(f"start {start}", store), process, processes
 
 
 def _meet(store: dist.Store, name: str, processes: int) -> None:

@@ -50,7 +50,7 @@ def world(tmp_path_factory) -> Path:
     space = open_problem(load_config(folder / "three.yml")).space
     spec = spec_of(space, space.decode(space.sample(1, rng())[0]))
     save_spec(folder / "net.json", spec, {}, {})
-    flags = ["--epochs", "40", "--batch-size", "24", "--lr", "0.05"]
+    flags = ["--epochs", "25", "--batch-size", "24", "--lr", "0.05"]
     line = ["--cfg", folder / "three.yml", "--architecture", folder / "net.json", *flags]
     train_cifar.main([str(word) for word in [*line, "--title", "net"]])
     return folder

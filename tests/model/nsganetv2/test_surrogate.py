@@ -84,12 +84,12 @@ def test_the_seed_decides_every_bit_and_the_global_streams_stay(networks, name):
     torch.manual_seed(7)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
     surrogate = make_surrogate(name, 3)
-    surrogate.fit(X[:30, :5], y[:30])
+    surrogate.fit(X[:20, :5], y[:20])
     first = surrogate.predict(at[:, :5])
     assert first.shape == (len(at),)
     assert first.dtype == np.float64
-    assert np.array_equal(first, learned(name, X[:30, :5], y[:30], at[:, :5], seed=3))
-    surrogate.fit(X[:30, :5], y[:30])
+    assert np.array_equal(first, learned(name, X[:20, :5], y[:20], at[:, :5], seed=3))
+    surrogate.fit(X[:20, :5], y[:20])
     assert np.array_equal(first, surrogate.predict(at[:, :5])), "fitting again starts from scratch"
     assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
@@ -109,11 +109,11 @@ DEGENERATE = {
     "as many rows as columns": (noise(4, 4), noise(4)),
     "as many rows as a linear tail needs": (noise(5, 4), noise(5)),
     "equal rows": (np.ones((6, 4)), noise(6)),
-    "each row twice, with two targets": (np.repeat(noise(12, 4), 2, axis=0), noise(24)),
-    "equal rows of large numbers": (np.repeat(noise(12, 4), 2, axis=0) * [1, 1, 1, 1e4], noise(24)),
-    "a constant column": (noise(12, 4) * [1, 0, 1, 1] + 3, noise(12)),
-    "dependent columns": (noise(12, 4) @ np.diag([1, 1, 1, 0]) @ noise(4, 4, seed=1), noise(12)),
-    "equal targets": (noise(12, 4), np.full(12, 5.0)),
+    "each row twice, with two targets": (np.repeat(noise(8, 4), 2, axis=0), noise(16)),
+    "equal rows of large numbers": (np.repeat(noise(8, 4), 2, axis=0) * [1, 1, 1, 1e4], noise(16)),
+    "a constant column": (noise(9, 4) * [1, 0, 1, 1] + 3, noise(9)),
+    "dependent columns": (noise(9, 4) @ np.diag([1, 1, 1, 0]) @ noise(4, 4, seed=1), noise(9)),
+    "equal targets": (noise(9, 4), np.full(9, 5.0)),
 }
 
 

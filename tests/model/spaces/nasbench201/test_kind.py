@@ -14,7 +14,7 @@ from model.sgnas.warm_up import supernet_payload
 from model.spaces.nasbench201.kind import KIND, CellSpec
 from model.spaces.nasbench201.space import CellSpace, from_string
 from model.spaces.nasbench201.supernet import CellSupernet
-from model.spaces.registry import record_of, spec_of_record
+from model.spaces.registry import load_spec, record_of, spec_of_record
 from tests.conftest import rng
 from tests.support import BEST_CELL, CELLS_CONFIG, cell_table, refused
 from utils import checkpoint
@@ -63,8 +63,9 @@ def test_cells_are_searched_evolved_and_trained_by_the_same_commands(tmp_path, m
     options = ["--cfg", "cells.yml", "--supernet_path", supernet]
     evolution = "--n_doe 10 --n_iter 3 --iterations 1 --n_epochs 0 --vld_size 60 --save evolved"
     msunas.main([*options, *evolution.split()])
-    post_search.main([*options, "--expr", "evolved/iter_1.stats", "--save", "chosen"])
-    file = next((tmp_path / "chosen").glob("*/architecture.json"))
+    post_search.main([*options, "--expr", "evolved/iter_1.stats", "--save", "chosen", "-n", "3"])
+    chosen = (tmp_path / "chosen").glob("*/architecture.json")
+    file = min(chosen, key=lambda file: load_spec(file)[0].macs_m)
     training = ["--cfg", "cells.yml", "--architecture", str(file), "--title", "trained"]
     line = refused(capsys, train_cifar.main, *training, "--inherit", supernet)
     assert "it has 1 cells in each stage, the network 5" in line
