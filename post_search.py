@@ -41,18 +41,28 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--prefer {args.prefer}: this search minimised {objective}, not {preference.cost_name}"
         )
-    searched = open_search(args)
+    without = stats.get("evaluate") in ("training-free", "trained")
+    searched = open_search(args, needs_supernet=not without)
     kind = searched.problem.kind
     genome = kind.genome(searched.problem.space)
     archive = archive_of(stats, genome, Path(args.expr))
     errors, costs = ([getattr(r, name) for r in archive] for name in ("error", "cost"))
+    if preference and stats.get("scale"):
+        reason = "the errors of this search are penalties, not those of accuracies"
+        raise UserError(f"--prefer {args.prefer}: {reason}")
     chosen = choose(errors, costs, preference, args.n)
     name = preference.cost_name if preference else objective or "flops"
     rows = []
     for record in (archive[index] for index in chosen):
-        network = kind.extract(searched.supernet, genome.choice(record.genes))
-        rows.append(write(record, genome, network, name, args))
-    print(format_table(["network", "top-1 % (inherited)", name, "flops M", "params M"], rows))
+        network = None
+        if searched.supernet is not None:
+            network = kind.extract(searched.supernet, genome.choice(record.genes))
+        judged = ("penalty", record.error) if stats.get("scale") else ("top1", 100 - record.error)
+        rows.append(write(record, genome, network, name, judged, args))
+    title = {"penalty": "penalty", "top1": "top-1 %"}[judged[0]]
+    if searched.supernet is not None:
+        title += " (inherited)"
+    print(format_table(["network", title, name, "flops M", "params M"], rows))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -75,9 +85,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def write(
-    record: Record, genome: Genome, network: nn.Module, cost_name: str, args: argparse.Namespace
+    record: Record,
+    genome: Genome,
+    network: nn.Module | None,
+    cost_name: str,
+    judged: tuple[str, float],
+    args: argparse.Namespace,
 ) -> list[str]:
-    """One network with all its files; a folder of another network is left alone."""
+    """One network with all its files; a folder of another network is left alone.
+
+    Without `network`, one that has inherited its weights, there is its architecture alone.
+    """
     row, supernet = np.array(record.genes), args.supernet_path
     subnet, spec = genome.to_json(row), genome.spec(row)
     path = Path(args.save) / f"net-{cost_name}@{record.cost:.0f}"
@@ -87,14 +105,15 @@ def write(
     checkpoint.remove_unfinished(path)  # what a kill left
     (macs,), (parameters,) = genome.costs(row[None])
     costs = {"macs_m": round(float(macs), 6), "params_m": round(float(parameters), 6)}
-    for name, text in KINDS[spec.kind].published_files(network).items():
-        checkpoint.write_text(path / name, text)
-    provenance = {"how": "post_search", "top1": 100 - record.error, "sec_obj": cost_name}
+    if network is not None:
+        for name, text in KINDS[spec.kind].published_files(network).items():
+            checkpoint.write_text(path / name, text)
+        checkpoint.save(path / "net.inherited", {"state_dict": network.state_dict()})
+    provenance = {"how": "post_search", judged[0]: judged[1], "sec_obj": cost_name}
     provenance |= {"resolution": spec.image_size, "supernet": supernet, "subnet": subnet}
     save_spec(path / "architecture.json", spec, costs, provenance)
-    checkpoint.save(path / "net.inherited", {"state_dict": network.state_dict()})
     write_json(path / "net.subnet", subnet)
-    numbers = (100 - record.error, record.cost, macs, parameters)
+    numbers = (judged[1], record.cost, macs, parameters)
     return [str(path), *(f"{number:.2f}" for number in numbers)]
 
 

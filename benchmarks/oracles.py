@@ -24,9 +24,7 @@ from model.spaces.contracts import Genes, Genome
 from model.spaces.elastic.kind import ElasticGenome
 from model.spaces.elastic.space import ElasticSpace
 from utils import checkpoint
-from utils.engine import DeviceContext
 from utils.errors import UserError
-from utils.runtime import pick_device
 
 FUNCTIONS = ("decode", "complexity", "evaluate", "REF")
 # the published ones, or its own
@@ -92,12 +90,11 @@ class SupernetOracle:
         options += ["--vld_size", str(images)] if images else []
         args = msunas.parse_arguments(options)
         searched = open_search(args)
-        config, problem = searched.config, searched.problem
+        problem = searched.problem
         self.name, self.genome = Path(cfg).stem, problem.kind.genome(problem.space)
         self.objective = Objective("flops", self.genome)
-        context = DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
         dataset = msunas.open_dataset(args, searched)
-        self.accuracy = msunas.open_accuracy(args, searched, dataset, context)
+        self.accuracy = msunas.open_accuracy(args, searched, dataset)
         files = {"supernet": checkpoint.digest(supernet_path), "config": checkpoint.digest(cfg)}
         validated = repr((self.accuracy.images.validated, data)).encode()
         self.known = _Known(known, files | {"images": hashlib.sha256(validated).hexdigest()})

@@ -108,7 +108,7 @@ TINY_CONFIG = """
 dataset: digits
 classes: 10
 input_size: 16
-batch_size: 64
+batch_size: 128
 seed: 1
 log_dir: {log_dir}
 crop_padding: 1

@@ -443,7 +443,7 @@ def test_a_loss_that_is_nan_names_step_and_checkpoint(here, monkeypatch, capsys)
 # -- kills, signals and full disks: real child processes -------------------------------------------
 
 LONGER = (
-    "--set warmup_epochs=3 search_epochs=4 epochs=3 batch_size=48 print_freq=1 generator_ema=0.9 "
+    "--set warmup_epochs=3 search_epochs=4 epochs=3 batch_size=96 print_freq=1 generator_ema=0.9 "
     "path_to_prior_pool=p.json"
 )
 COMMANDS = {
@@ -549,7 +549,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(
     ("stage", "title", "number", "moment"),
     [
         ("search", "run", signal.SIGTERM, "warm-up 2/3 step 5/"),
-        ("search", "run", signal.SIGINT, "generator 2/4 step 2/"),
+        ("search", "run", signal.SIGINT, "generator 2/4 step 1/"),
         ("train_cifar", "net", signal.SIGTERM, "epoch 2/3 step 10/"),
     ],
 )

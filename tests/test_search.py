@@ -160,7 +160,7 @@ def test_a_folder_that_is_no_run_and_a_run_of_another_stage_are_left_alone(
 @pytest.mark.slow
 def test_a_generator_trains_with_sgd_and_an_average_too(tiny_config):
     settings = "warmup_epochs=1 search_epochs=1 g_optim_state.optimizer=sgd generator_ema=0.9"
-    run(search.main, "--cfg", tiny_config, "--set", settings)
+    run(search.main, "--cfg", tiny_config, "--set batch_size=64", settings)
     checkpoints = tiny_config.parent / "logs" / "tiny" / "checkpoints"
     state = checkpoint.load(checkpoints / "generator_last.pth")
     assert "momentum_buffer" in state["optimizer"]["state"][0]

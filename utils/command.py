@@ -105,13 +105,16 @@ def add_checkpoint_minutes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-minutes", **option, help=text)
 
 
+PUBLISHED_SUPERNET = "./data/ofa_mbv3_d234_e346_k357_w1.0"
+
+
 def add_supernet_options(parser: argparse.ArgumentParser) -> None:
     """Add which supernet an evolutionary search is about."""
-    default = "./data/ofa_mbv3_d234_e346_k357_w1.0"
     option = parser.add_argument
     option("--space", metavar="KIND", help="of the supernet (default: as --cfg says)")
     option("--cfg", help="config file (YAML): space, data set and normalisation")
-    option("--supernet_path", default=default, metavar="CHECKPOINT")
+    published = f"trained supernet (default, where one is needed: {PUBLISHED_SUPERNET})"
+    option("--supernet_path", metavar="CHECKPOINT", help=published)
     option("--n_classes", type=positive, help="classes (default: as --cfg says, or 1000)")
     add_config_options(parser)
 

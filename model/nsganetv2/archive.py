@@ -7,14 +7,18 @@ iteration; search.json says what is searched. Architectures are stored as their 
 
 import json
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from msgspec import Meta
 
+from model.nsganetv2.evaluation import Evaluation
 from model.nsganetv2.nsga2_search import Record, Search
+from model.ranking.combined import FixedScale
+from model.ranking.score_file import ScoreFile
 from model.spaces.contracts import Genome
 from utils import distributed
 from utils.checkpoint import remove_unfinished, write_text
@@ -43,6 +47,8 @@ class IterationStats(TypedDict, total=False):
     foretold: list[tuple[float, float]]  # what older searches call predictions
     failed: list[Written]
     sec_obj: str
+    evaluate: str  # absent: supernet
+    scale: FixedScale | None
 
 
 class NetStats(TypedDict):
@@ -67,6 +73,8 @@ class SearchFolder:
     def __init__(self, path: Path, settings: dict, origin: Path | None = None):
         self.path, self.settings, self.origin = path, settings, origin
         self.validation: list[int] = []  # indices of the images that validate candidates
+        self.evaluate = "supernet"  # how candidates are judged
+        self.evaluation: Evaluation | None = None  # what does
         # (error, cost) of the hypervolume, fixed by iteration 0
         self.reference: tuple[float, float] | None = None
         self._claim: Claim | None = None
@@ -84,7 +92,7 @@ class SearchFolder:
                 reason = "it holds a search; choose another folder, or --resume auto resumes it"
                 raise UserError(f"--save {path}: {reason}")
             # the first searches had no choice of a selection
-            before = {"selection": "published"}
+            before = {"selection": "published", "evaluate": "supernet"}
             before |= read_json(saved, _SearchJson, "the search.json of a search").settings
             changed = [key for key in settings if settings[key] != before.get(key)]
             if changed:
@@ -129,6 +137,10 @@ class SearchFolder:
             return -1
         done, file = last
         stats = read_archive(file)
+        judged = stats.get("evaluate", "supernet")
+        if judged != self.evaluate:
+            reason = f"its errors are those of --evaluate {judged}, not {self.evaluate}"
+            raise UserError(f"{file}: {reason}")
         missing = [key for key in ("predictions", "reference", "sec_obj") if key not in stats]
         if missing:
             raise UserError(f"{file}: no search can resume from it, it lacks {', '.join(missing)}")
@@ -140,6 +152,8 @@ class SearchFolder:
         search.failed = {_genes_of(record, search.genome, source) for record, source in failed}
         search.add(_recosted(archive_of(stats, search.genome, file), search))
         search.predictions = stats["predictions"]
+        if self.evaluation is not None:
+            self.evaluation.scale = stats.get("scale")
         same_cost = stats["sec_obj"] == search.objective.name
         self.reference = stats["reference"] if same_cost else search.worst()
         if new:
@@ -172,19 +186,32 @@ class SearchFolder:
 
     def first_archive(self, search: Search) -> list[Record]:
         """The archive in the net_*.subnet and .stats of `origin`; empty without."""
-        rows = []
-        for file in _nets(self.origin) if self.origin else []:
+        rows, files = [], _nets(self.origin) if self.origin else []
+        if files and self.evaluate != "supernet":
+            reason = f"its accuracies are not those of --evaluate {self.evaluate}"
+            raise UserError(f"--resume {self.origin}: {reason}")
+        for file in files:
             stats = read_json(file.with_suffix(".stats"), NetStats, "the .stats of a network")
             rows.append((read_json(file, Written), 100 - stats["top1"], 0.0))
         return _recosted(archive_of({"archive": rows}, search.genome, self.origin), search)
 
-    def stats(self, iteration: int, index: int, record: Written) -> NetStats | None:
-        """What an earlier, unfinished run of this iteration measured of this very architecture."""
+    def stats(
+        self, iteration: int, index: int, record: Written, needed: Iterable[str] = ("top1",)
+    ) -> dict[str, float | None] | None:
+        """What an earlier, unfinished run of this iteration measured of this very architecture.
+
+        None when it is not there, cut off, NaN, or lacks one of `needed`: it is evaluated again.
+        """
         subnet, stats = (self._net(iteration, index, suffix) for suffix in (".subnet", ".stats"))
         try:
-            return read_json(stats, NetStats) if read_json(subnet, Written) == record else None
-        except UserError:  # not there, cut off, or NaN: it is evaluated again
+            if read_json(subnet, Written) != record:
+                return None
+            if "top1" in needed:
+                read_json(stats, NetStats)
+            found = read_json(stats, dict[str, float | None])
+        except UserError:
             return None
+        return found if all(found.get(name) is not None for name in needed) else None
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -219,8 +246,16 @@ class SearchFolder:
             # of an origin, too
             "failed": [to_json(row) for row in sorted(search.failed)],
             "sec_obj": search.objective.name,
+            "evaluate": self.evaluate,
         }
+        if self.evaluation is not None and self.evaluation.scale is not None:
+            record["scale"] = asdict(self.evaluation.scale)
         self._write_once(f"iter_{iteration}.stats", record)
+
+    def scores(self, columns: Iterable[str]) -> ScoreFile:
+        """The signals of a pool of architectures, in signals.jsonl; all processes call it."""
+        self._begin()
+        return ScoreFile.open(self.path / "signals.jsonl", {"seed": self.settings["seed"]}, columns)
 
     def _write_once(self, name: str, record: dict) -> None:
         """Write what all processes know, by the first of them."""

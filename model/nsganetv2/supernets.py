@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from model.spaces.registry import KINDS, Problem, kind_named, open_problem, open_supernet
+from utils.command import PUBLISHED_SUPERNET
 from utils.config import Config, as_overrides, load_config
 from utils.errors import UserError
 from utils.image_sets import known_set
@@ -19,19 +20,25 @@ PUBLISHED = Path(__file__).parents[2] / "config_file" / "once_for_all_config.yml
 
 @dataclass(frozen=True)
 class Searched:
-    """The config of a search, its problem and its trained supernet."""
+    """The config of a search, its problem and its trained supernet, where it needs one."""
 
     config: Config
     problem: Problem
-    supernet: nn.Module
+    supernet: nn.Module | None
 
 
-def open_search(args: argparse.Namespace) -> Searched:
-    """The supernet of a command line with `add_supernet_options`, by --cfg or by its checkpoint.
+def open_search(args: argparse.Namespace, needs_supernet: bool = True) -> Searched:
+    """What a command line with `add_supernet_options` is about, by --cfg or by a checkpoint.
+
+    The published supernet is the default where one is needed; otherwise --cfg is.
 
     UserError when the flags do not fit together, or when the supernet was trained for other
     classes, unless candidates are fine-tuned with a classifier of their own.
     """
+    if needs_supernet:
+        args.supernet_path = args.supernet_path or PUBLISHED_SUPERNET
+    elif not (args.cfg or args.supernet_path):
+        raise UserError("--cfg: without a supernet it must say the space")
     if args.space is not None:
         kind_named(args.space, "--space")
     searched = _by_config(args) if args.cfg else _by_checkpoint(args)
@@ -53,7 +60,8 @@ def _by_config(args: argparse.Namespace) -> Searched:
     flags = {key: value for key, value in data.items() if value is not None}
     config = load_config(args.cfg, [*args.set, *as_overrides(flags)])
     problem = open_problem(config)
-    return Searched(config, problem, problem.trained_supernet(config, args.supernet_path))
+    path = args.supernet_path
+    return Searched(config, problem, problem.trained_supernet(config, path) if path else None)
 
 
 def _by_checkpoint(args: argparse.Namespace) -> Searched:

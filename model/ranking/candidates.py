@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model.ranking.bn_recalibration import reset_norms
 from model.ranking.supernet_accuracy import SupernetAccuracy
-from model.spaces.contracts import Choice, SpaceKind
+from model.spaces.contracts import Choice, NetworkSpec, SpaceKind
 from utils.data import SearchImages
 from utils.engine import DeviceContext, Score, evaluate
 from utils.images import ImageData, Images, decoded
@@ -69,6 +69,7 @@ class FineTuning:
 
     epochs: int = 0
     lr: float = 0.01
+    weight_decay: float = 4e-5
     batch_size: int = 128
     classes: int = 0
     augment: Augmentation = field(default_factory=Augmentation)
@@ -80,7 +81,7 @@ class CandidateAccuracy:
     """Scores candidates, each at its own resolution: with the weights of the supernet, or tuned."""
 
     kind: SpaceKind
-    supernet: nn.Module
+    supernet: nn.Module | None  # None: networks are trained from scratch alone
     images: CandidateImages
     normalise: Normalisation
     context: DeviceContext
@@ -88,25 +89,40 @@ class CandidateAccuracy:
     tuning: FineTuning = FineTuning()
     seed: int = 0
 
-    def score(self, choice: Choice, resolution: int, name: str = "candidate") -> Score:
-        """The score of an architecture; `name` says which random numbers its fine-tuning draws."""
+    @property
+    def in_place(self) -> SupernetAccuracy:
+        """Scores candidates with the weights of the supernet as they are."""
         validation = loader(self.images.validate, self.batch_size, self.normalise)
         norms = loader(self.images.norms, NORMS_BATCH, self.normalise)
-        parts = (self.kind, self.supernet, validation, norms, self.context)
+        return SupernetAccuracy(self.kind, self.supernet, validation, norms, self.context)
+
+    def score(self, choice: Choice, resolution: int, name: str = "candidate") -> Score:
+        """The score of an architecture; `name` says which random numbers its fine-tuning draws."""
+        in_place = self.in_place
         if not self.tuning.epochs:
-            return SupernetAccuracy(*parts).score(choice)
+            return in_place.score(choice)
+        validation, norms = in_place.validation, in_place.recalibration
         network = self.context.put(self.kind.extract(self.supernet, choice))
         network.reset_classifier(self.tuning.classes, stream(self.seed, "classifier", name))
         reset_norms(network, Resized(norms, resolution).epoch(), self.context)
-        self._fine_tune(network, resolution, name)
+        self._tune(network, resolution, name)
         return evaluate(network.eval(), Resized(validation, resolution), self.context)
 
-    def _fine_tune(self, network: nn.Module, resolution: int, name: str) -> None:
+    def score_from_scratch(self, spec: NetworkSpec, name: str) -> Score:
+        """The score of a network that is trained from fresh weights, by the same recipe."""
+        network = spec.network({}, stream(self.seed, "from scratch", name))
+        network = self.context.put(network)
+        self._tune(network, spec.image_size, name)
+        validation = loader(self.images.validate, self.batch_size, self.normalise)
+        return evaluate(network.eval(), Resized(validation, spec.image_size), self.context)
+
+    def _tune(self, network: nn.Module, resolution: int, name: str) -> None:
         tuning, seed = self.tuning, stream(self.seed, "fine-tuning", name).initial_seed()
         how = (self.normalise, tuning.augment, seed, tuning.workers)
         batches = Resized(loader(self.images.train, tuning.batch_size, *how), resolution)
+        decay = tuning.weight_decay
         optimizer = torch.optim.SGD(
-            network.parameters(), tuning.lr, momentum=0.9, weight_decay=4e-5, nesterov=True
+            network.parameters(), tuning.lr, momentum=0.9, weight_decay=decay, nesterov=True
         )
         schedule = Schedule("cosine", tuning.lr, tuning.epochs, len(batches))
         loss = nn.CrossEntropyLoss()

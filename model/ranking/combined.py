@@ -18,6 +18,8 @@ from utils.statistics import kendall_tau
 
 FALLING = frozenset({"supernet_loss"})  # signals of which less is better
 RIDGES = tuple(10.0**power for power in range(-2, 4))  # strengths of the prior that are tried
+NORMAL_RANGE = 1.349  # between the quartiles of a standard normal distribution
+FARTHEST = 3.0  # standard deviations that the worst value of a signal counts for
 FEWEST = 4  # trained networks that a calibration can learn from
 
 # the signals of each way to rank that needs no trained network
@@ -57,6 +59,44 @@ def sum_of_log_ranks(signals: Columns) -> NDArray:
     return log_ranks(rising(signals)).sum(axis=1)
 
 
+@dataclass(frozen=True)
+class FixedScale:
+    """Log-ranks that stay what they are when networks are added.
+
+    In place of its rank within a set, a value has its quantile within a normal distribution that a
+    first set fixes.
+
+    Args:
+        centre: the median of each signal, by its name.
+        spread: its interquartile range, in units of that of a standard normal distribution.
+    """
+
+    centre: dict[str, float]
+    spread: dict[str, float]
+
+    @classmethod
+    def of(cls, signals: Columns) -> "FixedScale":
+        """The scale that a first set of networks fixes."""
+        low, centre, high = np.quantile(rising(signals), [0.25, 0.5, 0.75], axis=0)
+        spread = (high - low) / NORMAL_RANGE
+        names = tuple(signals)
+        return cls(
+            dict(zip(names, centre.tolist(), strict=True)),
+            dict(zip(names, spread.tolist(), strict=True)),
+        )
+
+    def penalties(self, signals: Columns) -> NDArray:
+        """`[N]`, less is better: the sum over the signals of -log of the quantile.
+
+        A signal that was the same for half of the first set says nothing.
+        """
+        named = {name: signals[name] for name in self.centre}
+        spread = np.array(list(self.spread.values()))
+        off = rising(named) - np.array(list(self.centre.values()))
+        z = np.where(spread > 0, off / np.where(spread > 0, spread, 1), 0).clip(min=-FARTHEST)
+        return -torch.special.log_ndtr(torch.from_numpy(z)).numpy().sum(axis=1)
+
+
 # -- calibration -----------------------------------------------------------------------------------
 
 
@@ -70,11 +110,13 @@ class Calibration:
             `equal` log-ranks, and of the `calibrated` score, there each network is predicted by a
             regression that has not seen it.
         trained: k.
+        deviation: of those predictions from the normal scores of the accuracies, root mean square.
     """
 
     scores: NDArray
     tau: dict[str, float]
     trained: int
+    deviation: float
 
     @property
     def best_part(self) -> str:
@@ -99,9 +141,10 @@ def calibrated(signals: Columns, trained: Sequence[int], accuracies: NDArray) ->
     parts = dict(zip(signals, rising(signals)[trained].T, strict=True))
     parts["equal"] = sum_of_log_ranks(signals)[trained]
     tau = {name: float(kendall_tau(part, y, constant=0)) for name, part in parts.items()}
-    left_out = [predicted_without(i, X, y) for i in range(len(y))]
-    tau["calibrated"] = float(kendall_tau(np.array(left_out), y, constant=0))
-    return Calibration(features(signals) @ fitted(X, y), tau, len(trained))
+    left_out = np.array([predicted_without(i, X, y) for i in range(len(y))])
+    tau["calibrated"] = float(kendall_tau(left_out, y, constant=0))
+    deviation = float(np.sqrt(np.mean((left_out - y) ** 2)))
+    return Calibration(features(signals) @ fitted(X, y), tau, len(trained), deviation)
 
 
 def features(signals: Columns) -> NDArray:

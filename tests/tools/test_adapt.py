@@ -100,7 +100,7 @@ def adapted(folder: Path, trained: Path, data: Path, more: str = "") -> dict:
 
 @pytest.mark.slow
 def test_a_network_learns_colours_and_its_checkpoint_says_all(trained, painted, tmp_path, capsys):
-    result = adapted(tmp_path, trained, painted)
+    result = adapted(tmp_path, trained, painted, "--epochs 40")
     assert result["top1"] >= 90  # by eye there is no doubt
     said = capsys.readouterr().out
     assert re.search(r"4\d training and 1\d test images of 3 classes at 16 pixels", said)

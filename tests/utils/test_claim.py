@@ -90,7 +90,7 @@ def only_one_ran(ended: list[tuple[int, str]]) -> None:
 
 @pytest.mark.slow
 def test_of_two_processes_under_one_title_one_runs_and_is_whole(tmp_path, tiny_config):
-    given = f"--cfg {tiny_config} --set search_epochs=0 --title"
+    given = f"--cfg {tiny_config} --set warmup_epochs=1 search_epochs=0 --title"
     only_one_ran(both(tmp_path, f"search.py {given} two"))
     search.main(f"{given} one".split())
     two, one = (run_weights(tmp_path / "logs" / title, "supernet_last") for title in ("two", "one"))
@@ -100,7 +100,7 @@ def test_of_two_processes_under_one_title_one_runs_and_is_whole(tmp_path, tiny_c
 
 @pytest.mark.slow
 def test_a_run_in_progress_is_neither_resumed_nor_moved_aside(tmp_path, tiny_config, capsys):
-    given = ["--cfg", tiny_config, "--title", "run", "--set", "search_epochs=0"]
+    given = ["--cfg", tiny_config, "--title", "run", "--set", "warmup_epochs=1", "search_epochs=0"]
     search.main([str(word) for word in given])
     other = holding(tmp_path / "logs" / "run", tmp_path)
     capsys.readouterr()

@@ -244,9 +244,9 @@ def said_by(main, words: str) -> str:
 
 SEARCH = "--cfg tiny.yml --title search --set warmup_epochs=1 search_epochs=1"
 SCRATCH = "--cfg tiny.yml --flops 0.15 --architecture found.json --set epochs=2"
-EVOLVE = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --n_doe 4 --n_iter 2"
+EVOLVE = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --n_doe 3 --n_iter 1"
 EVOLVE += " --iterations 1 --vld_size 40 --save found"
-RANK = "logs/search --count 3 --set epochs=1 --out ranking"
+RANK = "logs/search --count 2 --set epochs=1 --out ranking"
 SCORE = "logs/search --count 3 --images 2 --out scores"
 
 
@@ -301,7 +301,7 @@ def test_two_processes_search_as_one_does(said, folder, tmp_path):
         for name in ("found1", "found2")
     )
     assert one == two
-    assert len(one) == 4 + 2
+    assert len(one) == 3 + 1
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_two_processes_rank_and_score_as_one_does(said, folder, monkeypatch):
     monkeypatch.chdir(folder)
     rank.main(f"{RANK}1".split())
     score.main(f"{SCORE}1.jsonl".split())
-    for name, count in (("ranking{}/results.jsonl", 3), ("scores{}.jsonl", 3), ("scores{}.csv", 4)):
+    for name, count in (("ranking{}/results.jsonl", 2), ("scores{}.jsonl", 3), ("scores{}.csv", 4)):
         one, two = ((folder / name.format(n)).read_text() for n in (1, 2))
         assert one == two
         assert one.count("\n") == count
@@ -319,14 +319,14 @@ def stopped_in_the_second_epoch(folder: Path, title: str) -> None:
     """As by a signal, which all processes obey."""
     os.chdir(folder)
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 60)
+        stop_after(patch, 30)
         with pytest.raises(SystemExit):
-            train_cifar.main(f"{SCRATCH} batch_size=32 --title {title}".split())
+            train_cifar.main(f"{SCRATCH} batch_size=64 --title {title}".split())
 
 
 def resumed(folder: Path, title: str) -> None:
     os.chdir(folder)
-    train_cifar.main(f"{SCRATCH} batch_size=32 --title {title}".split())
+    train_cifar.main(f"{SCRATCH} batch_size=64 --title {title}".split())
 
 
 @pytest.mark.slow
@@ -358,7 +358,7 @@ def test_torchrun_starts_a_stage_and_says_an_error_once(folder):
 def test_a_killed_worker_is_replaced(folder, tmp_path):
     for name in ("tiny.yml", "found.json"):
         shutil.copy(folder / name, tmp_path)
-    line = f"train_cifar.py {SCRATCH} epochs=3 batch_size=24 --title net"
+    line = f"train_cifar.py {SCRATCH} epochs=3 batch_size=48 --title net"
     run = Child(tmp_path, launcher, 2, 3, line)
     metrics = tmp_path / "logs" / "net" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n"))

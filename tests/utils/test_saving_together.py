@@ -18,12 +18,12 @@ EVERY_STEP = "1e-9"
 
 def search_run(folder: Path, title: str, minutes: str) -> None:
     options = f"--cfg {folder / 'tiny.yml'} --title {title} --checkpoint-minutes {minutes}"
-    search.main([*options.split(), "--set", "batch_size=96", "warmup_epochs=1", "search_epochs=0"])
+    search.main([*options.split(), "--set", "batch_size=240", "warmup_epochs=1", "search_epochs=0"])
 
 
 def scratch_run(folder: Path, title: str, minutes: str) -> None:
     options = f"--cfg {folder / 'tiny.yml'} --flops 0.15 --architecture {folder / 'found.json'}"
-    options += f" --title {title} --checkpoint-minutes {minutes} --ema 0.9 --batch-size 96"
+    options += f" --title {title} --checkpoint-minutes {minutes} --ema 0.9 --batch-size 240"
     train_cifar.main([*options.split(), "--epochs", "1"])
 
 

@@ -15,6 +15,7 @@ from model.spaces.elastic.latency import ElasticLatency
 from model.spaces.registry import load_spec, open_problem
 from tests.conftest import TINY_CONFIG
 from tests.model.nsganetv2.problems import CONFIG, SPACE, supernet_file
+from tests.support import refused
 from tools import profile_latency
 from utils import checkpoint
 from utils.config import load_config
@@ -276,3 +277,100 @@ def test_a_search_does_not_resume_with_other_images(search, read, tmp_path, caps
     said = capsys.readouterr().err
     assert "its data have changed since it started: train: class '3' had 7 images" in said
     assert not (tmp_path / "found" / "iter_2").exists()
+
+
+# -- without accuracies, or with trainings ---------------------------------------------------------
+
+FEW = "--cfg tiny.yml --n_doe 6 --n_iter 2 --iterations 1"
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch, read):
+    """`msunas.py` on the tiny unified space, and what its last iteration wrote."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yml").write_text(TINY_CONFIG.format(log_dir="logs"))
+
+    def run(line: str) -> dict:
+        msunas.main(f"{FEW} {line}".split())
+        return read(f"{line.split()[-1]}/iter_1.stats")
+
+    return run
+
+
+def test_by_formulas_a_search_needs_neither_supernet_nor_images(tiny, read, monkeypatch, tmp_path):
+    monkeypatch.setattr(msunas, "load_dataset", None)
+    found = tiny("--evaluate training-free --save free")
+    assert (found["evaluate"], len(found["archive"])) == ("training-free", 8)
+    one = read("free/iter_0/net_0.stats")
+    assert {"expressivity", "progressivity", "trainability", "cost", "blocks"} < one.keys()
+    assert "top1" not in one
+    errors = [error for _, error, _ in found["archive"]]
+    assert min(errors) > 0
+    again = read("free/iter_0.stats")
+    assert again["archive"] == found["archive"][:6], "later ones change no penalty of before"
+    (tmp_path / "free" / "iter_1.stats").unlink()
+    assert tiny("--evaluate training-free --save free")["archive"] == found["archive"]
+
+    post_search.main(["--cfg", "tiny.yml", "--expr", "free/iter_1.stats", "--save", "chosen"])
+    [folder, *_] = (tmp_path / "chosen").iterdir()
+    spec, record = load_spec(folder / "architecture.json")
+    assert record["provenance"]["penalty"] > 0
+    assert spec.network({}) is not None
+    assert not (folder / "net.inherited").exists()
+
+
+@pytest.mark.slow
+def test_formulas_and_a_supernet_judge_together(tiny, searched, read):
+    supernet = searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"
+    found = tiny(f"--evaluate combined --supernet_path {supernet} --vld_size 60 --save both")
+    assert found["scale"]["centre"].keys() == {
+        *("expressivity", "progressivity", "trainability", "cost", "supernet_loss")
+    }
+    assert len(found["archive"]) == 8
+
+
+@pytest.mark.slow
+def test_candidates_are_trained_and_signals_say_which(tiny, read, tmp_path, monkeypatch):
+    line = "--evaluate trained --pool 10 --n_epochs 1 --vld_size 60 --save trained"
+    found = tiny(line)
+    assert found["surrogate"]["winner"] == "calibrated"
+    lines = (tmp_path / "trained" / "signals.jsonl").read_text().splitlines()
+    assert len(lines) == 10
+    pool = [json.loads(line)["architecture"] for line in lines]
+    assert all(architecture in pool for architecture, *_ in found["archive"])
+    (tmp_path / "trained" / "iter_1.stats").unlink()
+    monkeypatch.setattr(CandidateAccuracy, "score_from_scratch", None)  # all of it is on disk
+    assert tiny(line)["archive"] == found["archive"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--evaluate trained --n_epochs 0", "--n_epochs 0: --evaluate trained trains each"),
+        ("--evaluate magic", "--evaluate"),
+        ("--evaluate training-free --resume old", "not those of --evaluate training-free"),
+    ],
+)
+def test_evaluations_that_cannot_be_are_a_line(tiny, tmp_path, capsys, options, says):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "net_0.subnet").write_text("[]")
+    (tmp_path / "old" / "net_0.stats").write_text('{"top1": 50}')
+    line = f"{FEW} {options} --save new"
+    assert says in refused(capsys, msunas.main, *line.split())
+    assert not (tmp_path / "new").exists()
+
+
+def test_penalties_are_not_taken_for_accuracies(tiny, tmp_path, capsys):
+    tiny("--evaluate training-free --save free")
+    supernet_file(tmp_path / "supernet.pth")
+    more = f"{FEW} --n_epochs 0 --vld_size 60 --resume free --save new"
+    line = refused(capsys, msunas.main, *more.split(), "--evaluate", "trained", "--n_epochs", 1)
+    assert "its errors are those of --evaluate training-free, not trained" in line
+    prefer = "--cfg tiny.yml --expr free/iter_1.stats --prefer top1#80+flops#1 --save chosen"
+    assert "penalties, not those of accuracies" in refused(
+        capsys, post_search.main, *prefer.split()
+    )
+    without = ["--evaluate", "training-free", "--save", "nothing"]
+    assert "--cfg: without a supernet it must say the space" in refused(
+        capsys, msunas.main, *without
+    )

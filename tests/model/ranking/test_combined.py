@@ -6,6 +6,7 @@ from scipy.stats import rankdata
 
 from model.ranking.combined import (
     Calibration,
+    FixedScale,
     calibrated,
     features,
     log_ranks,
@@ -37,6 +38,31 @@ def test_the_sum_of_log_ranks_is_0_for_a_network_that_is_best_by_all_signals():
     assert found[0] == 0
     assert found[1] == pytest.approx(2 * np.log(1 / 3)), "the greatest loss is the worst"
     assert found[2] == pytest.approx(2 * np.log(2 / 3))
+
+
+def test_on_a_fixed_scale_the_median_costs_log_2_and_what_is_better_less():
+    first = {"expressivity": np.arange(101.0), "supernet_loss": np.arange(101.0)}
+    scale = FixedScale.of(first)
+    found = scale.penalties(
+        {"expressivity": np.array([50, 100, 50]), "supernet_loss": np.array([50, 0, 100])}
+    )
+    assert found[0] == pytest.approx(2 * np.log(2))
+    assert found[1] < found[0] < found[2], "a great loss is bad"
+
+
+def test_a_fixed_scale_ranks_its_first_set_much_as_log_ranks_do():
+    signals = {name: RANDOM.normal(size=200) for name in "abc"}
+    found = -FixedScale.of(signals).penalties(signals)
+    assert kendall_tau(found, sum_of_log_ranks(signals)) > 0.9
+    more = {name: np.append(values, 9.0) for name, values in signals.items()}
+    again = -FixedScale.of(signals).penalties(more)[:-1]
+    np.testing.assert_array_equal(again, found, "new networks change no other one")
+
+
+def test_on_a_fixed_scale_no_value_counts_without_end_and_a_constant_one_not_at_all():
+    scale = FixedScale.of({"a": np.arange(9.0), "b": np.ones(9)})
+    far, farther = scale.penalties({"a": np.array([-1e6, -1e9]), "b": np.array([1, 5])})
+    assert far == farther < 10
 
 
 def test_normal_scores_are_symmetric_quantiles():
@@ -105,7 +131,7 @@ def test_the_tau_of_a_calibration_is_of_networks_it_has_not_seen():
 def test_a_score_that_is_worse_than_its_best_part_is_not_safe():
     taus = {"cost": 0.5, "blocks": 0.7, "equal": 0.6}
     for own, safe in ((0.65, False), (0.7, True)):
-        found = Calibration(np.zeros(3), {**taus, "calibrated": own}, 5)
+        found = Calibration(np.zeros(3), {**taus, "calibrated": own}, 5, 0.5)
         assert (found.best_part, found.is_safe) == ("blocks", safe)
 
 

@@ -80,7 +80,7 @@ def test_with_a_generator_both_stages_are_measured(tiny_config, monkeypatch, sam
     problem = open_problem(config)
     supernet = problem.supernet(config)
     needs = forecast_of(problem, supernet, config, CPU)
-    assert needs.warmup_seconds == needs.generator_seconds == 4.0  # 16 of 64 images
+    assert needs.warmup_seconds == needs.generator_seconds == 8.0  # 16 of 128 images
     images, largest = torch.randn(16, 3, 16, 16), problem.space.extremes()[1]
     hard = forecast.saved_bytes(lambda: supernet.train()(images, largest), supernet)
     assert needs.peak_bytes > forecast.trained_bytes(supernet) + 4 * hard, "mixtures take more"

@@ -1,0 +1,91 @@
+"""A search that can afford few evaluations: among architectures whose signals are known.
+
+Where a candidate is trained from scratch, each evaluation takes minutes, and sizes and
+training-free terms next to nothing. So these are measured of a pool of random architectures first;
+a ridge regression learns from each network that was trained how much the signals count
+(`model/ranking/combined.py`), and the next ones are those of the pool that are expected to add most
+hypervolume. This is the idea of NSGANetV2 (Lu et al., ECCV 2020), with signals for genes.
+
+Axes: P architectures of the pool, G genes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from model.nsganetv2.nsga2_search import EXPLORATION_WEIGHT, NADIR, Proposal, Search
+from model.nsganetv2.pareto import non_dominated
+from model.nsganetv2.subset_selection import Candidates, select_by_gain
+from model.ranking.combined import (
+    FEWEST,
+    NORMAL_RANGE,
+    Calibration,
+    Columns,
+    calibrated,
+    sum_of_log_ranks,
+)
+from model.spaces.contracts import Genes
+
+LEAST_SPREAD = 0.1  # of errors in %, so that equal ones do not make all gains 0
+
+
+@dataclass
+class Pool:
+    """Different architectures: canonical genes `[P, G]` and their signals `[P]` by name."""
+
+    genes: Genes
+    signals: Columns
+
+    def __post_init__(self):
+        self.index = {tuple(row): i for i, row in enumerate(self.genes.tolist())}
+
+
+@dataclass
+class PoolSearch(Search):
+    """A `Search` whose candidates are those of a pool; see the module.
+
+    `open_pool` is called when the first candidates are wanted.
+    """
+
+    open_pool: Callable[[], Pool] = field(kw_only=True)
+    calibration: Calibration | None = None  # of the last proposal
+
+    @cached_property
+    def pool(self) -> Pool:
+        return self.open_pool()
+
+    def doe(self, count: int, rng: np.random.Generator, extremes: bool = True) -> Genes:
+        """Half of them by equal log-ranks of all signals, so that they may be answers already.
+
+        The others at random: the regression learns little from good networks alone.
+        """
+        penalties = -sum_of_log_ranks(self.pool.signals)
+        costs = self.objective(self.pool.genes)
+        reference = NADIR * np.array([penalties.max(), costs.max()])
+        std = np.full(len(costs), EXPLORATION_WEIGHT * penalties.std())
+        candidates = Candidates(penalties, std, costs)
+        by_rank = select_by_gain(candidates, np.empty((0, 2)), reference, (count + 1) // 2)
+        others = rng.permutation(len(costs))
+        others = others[~np.isin(others, by_rank)][: count - len(by_rank)]
+        return self.pool.genes[np.concatenate([by_rank, others])]
+
+    def propose(self, count: int, rng: np.random.Generator) -> Proposal:
+        """`count` architectures of the pool, of those that are not in the archive."""
+        genes, errors, costs = self.arrays()
+        left = np.array([self.pool.index[tuple(row)] for row in self._unseen(self.pool.genes)], int)
+        if len(genes) < FEWEST or len(left) == 0:
+            return Proposal(self.pool.genes[left[:0]], np.empty(0), "calibrated")
+        known = [self.pool.index[tuple(row)] for row in genes.tolist()]
+        self.calibration = calibrated(self.pool.signals, known, -errors)
+        # from normal scores to errors in %
+        low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75])
+        spread = max((high - low) / NORMAL_RANGE, LEAST_SPREAD)
+        predicted = middle - spread * self.calibration.scores[left]
+        std = np.full(len(left), EXPLORATION_WEIGHT * spread * self.calibration.deviation)
+        points = np.column_stack([errors, costs])
+        candidates = Candidates(predicted, std, self.objective(self.pool.genes[left]))
+        front = points[non_dominated(points)]
+        chosen = select_by_gain(candidates, front, self._reference(points), count)
+        return Proposal(self.pool.genes[left[chosen]], predicted[chosen], "calibrated")
