@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from model.nsganetv2.nsga2_search import EXPLORATION_WEIGHT, NADIR, Proposal, Search
+from model.nsganetv2.nsga2_search import EXPLORATION_WEIGHT, Proposal, Search
 from model.nsganetv2.pareto import non_dominated
 from model.nsganetv2.subset_selection import Candidates, select_by_gain
 from model.ranking.combined import (
@@ -57,19 +58,19 @@ class PoolSearch(Search):
         return self.open_pool()
 
     def doe(self, count: int, rng: np.random.Generator, extremes: bool = True) -> Genes:
-        """Half of them by equal log-ranks of all signals, so that they may be answers already.
+        """Half of them are of the first fronts by cost and equal log-ranks of all signals.
 
-        The others at random: the regression learns little from good networks alone.
+        They may be answers already. The others are random: from good networks alone the regression
+        would learn little.
         """
         penalties = -sum_of_log_ranks(self.pool.signals)
-        costs = self.objective(self.pool.genes)
-        reference = NADIR * np.array([penalties.max(), costs.max()])
-        std = np.full(len(costs), EXPLORATION_WEIGHT * penalties.std())
-        candidates = Candidates(penalties, std, costs)
-        by_rank = select_by_gain(candidates, np.empty((0, 2)), reference, (count + 1) // 2)
-        others = rng.permutation(len(costs))
-        others = others[~np.isin(others, by_rank)][: count - len(by_rank)]
-        return self.pool.genes[np.concatenate([by_rank, others])]
+        points = np.column_stack([penalties, self.objective(self.pool.genes)])
+        order = rng.permutation(len(points))
+        fronts = NonDominatedSorting().do(points[order], return_rank=True)[1]
+        promising = order[np.argsort(fronts, kind="stable")[: (count + 1) // 2]]
+        others = order[~np.isin(order, promising)]
+        chosen = np.concatenate([promising, others])[:count]
+        return self.pool.genes[chosen]
 
     def propose(self, count: int, rng: np.random.Generator) -> Proposal:
         """`count` architectures of the pool, of those that are not in the archive."""

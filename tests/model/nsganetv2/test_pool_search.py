@@ -1,7 +1,6 @@
 """Searches with few evaluations: toys whose good architectures are known."""
 
 import numpy as np
-import pytest
 
 from model.nsganetv2.nsga2_search import SELECTIONS, Objective, Record
 from model.nsganetv2.pareto import non_dominated
@@ -41,9 +40,9 @@ def test_it_starts_with_the_front_by_equal_ranks_and_with_random_ones():
     known = [search.pool.index[tuple(row)] for row in genes.tolist()]
     penalties = -sum_of_log_ranks(search.pool.signals)
     front = non_dominated(np.column_stack([penalties, search.objective(search.pool.genes)]))
-    assert front[known[:6]].mean() > 0.5
-    assert front[known[6:]].mean() < 0.5
-    assert penalties.argmin() in known
+    assert front[known[:4]].all()
+    assert not front[known[6:]].any(), "a few of many"
+    assert max(penalties[known[:6]]) < max(penalties[known[6:]])
 
 
 def test_what_it_learns_from_trainings_decides_what_is_trained_next():
@@ -57,8 +56,9 @@ def test_what_it_learns_from_trainings_decides_what_is_trained_next():
     assert best <= known + 5
     assert np.mean([record.error for record in found]) < 45, "random ones have 50"
     tau = search.calibration.tau
-    assert tau["calibrated"] > tau["equal"] > tau["noise"]
-    assert proposal.predicted == pytest.approx([record.error for record in found], abs=15)
+    assert tau["calibrated"] > max(0.6, tau["noise"])
+    expected = [record.error for record in found]
+    assert np.corrcoef(proposal.predicted, expected)[0, 1] > 0.9
 
 
 def test_the_same_seed_proposes_the_same():
