@@ -6,11 +6,14 @@ Architecture Generator", CVPR 2021. Stage 1 is `warm_up`, stage 2 `train_generat
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.ranking import reliability
 from model.ranking.supernet_accuracy import AccuracyRecipe, SupernetAccuracy
 from model.sgnas.answer_ranking import answer_ranking
 from model.sgnas.answers import (
@@ -202,6 +205,30 @@ def warm_up(
 
     run.train("warm-up", "supernet_last", training, config.warmup_epochs, one_epoch)
     kind.load(supernet, run.checkpoint("supernet_best"))
+    say_reliability(accuracy, problem, images, config, run)
+
+
+def say_reliability(
+    accuracy: SupernetAccuracy,
+    problem: Problem,
+    images: SearchImages,
+    config: Config,
+    run: RunFolder,
+) -> None:
+    """Say once what the supernet's own images tell of its ranking."""
+    file = run.file("reliability.json")
+    if distributed.of_first(file.exists()):
+        return
+    rng = stream(config.seed, "reliability")
+    choices = problem.kind.sample(problem.space, reliability.RANKED, rng)
+    costs = np.asarray(problem.table(choices), dtype=np.float64)
+    recipe = config.part(AccuracyRecipe)
+    found = reliability.reliability_of(accuracy, images.validate, recipe, choices, costs)
+    if distributed.rank() == 0:
+        run.write_text(file.name, json.dumps(asdict(found)) + "\n")
+        print(found)
+        for doubt in found.doubts:
+            print(f"warning: {doubt}", flush=True)
 
 
 def write_validation(costs: list[float], top1: list[float], config: Config, run: RunFolder) -> None:

@@ -13,7 +13,7 @@ import search
 import train_cifar
 from model.nsganetv2 import nsga2_search
 from model.nsganetv2.nsga2_search import Selection
-from model.ranking import candidates
+from model.ranking import candidates, reliability
 from model.spaces.paths import Architecture
 from model.spaces.registry import open_problem, save_spec, spec_of
 from model.spaces.unified.space import LayerSpec, UnifiedSpace
@@ -216,9 +216,10 @@ FULL_SEARCHES, FULL_NORMS = dict(nsga2_search.SELECTIONS), candidates.NORMS_IMAG
 
 @pytest.fixture(scope="session", autouse=True)
 def _small_searches():
-    """Evolutionary searches look less far, and their candidates' batch norms see fewer images."""
+    """Searches look less far, and judge supernets and batch norms of candidates by less."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "NORMS_IMAGES", 100)
+        patch.setattr(reliability, "RANKED", 3)
         for name, selection in SMALL_SEARCHES.items():
             patch.setitem(nsga2_search.SELECTIONS, name, selection)
         yield

@@ -117,10 +117,12 @@ def entropy(features: Tensor) -> Tensor:
     E = -sum over i of p_i log p_i, where p are the eigenvalues of the covariance, divided by their
     sum. Constant features have an entropy of 0, uncorrelated ones of equal variance log C.
     """
-    x = features.transpose(0, 1).flatten(1).double()  # [C, BHW]
+    x = features.transpose(0, 1).flatten(1)  # [C, BHW]
     x = x - x.mean(dim=1, keepdim=True)
-    eigenvalues = torch.linalg.eigvalsh(x @ x.T).clamp(min=0)
-    p = eigenvalues / eigenvalues.sum().clamp(min=torch.finfo(x.dtype).tiny)  # 0 where constant
+    eigenvalues = torch.linalg.eigvalsh((x @ x.T).double()).clamp(min=0)
+    p = eigenvalues / eigenvalues.sum().clamp(
+        min=torch.finfo(torch.float64).tiny
+    )  # 0 where constant
     return -torch.xlogy(p, p).sum()
 
 

@@ -299,7 +299,7 @@ def mixture(
     counted = [(n, p) for n, p in pairs if isinstance(p, Tensor) or p > NEGLIGIBLE]
     parts = [(operation(name)(x), share) for name, share in counted]
     parts = [y if isinstance(share, float) and share == 1 else share * y for y, share in parts]
-    return sum(parts) if parts else None
+    return sum(parts[1:], parts[0]) if parts else None
 
 
 class PathSupernet(nn.Module):
