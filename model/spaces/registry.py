@@ -16,6 +16,7 @@ from model.spaces.contracts import CostTable, NetworkSpec, SearchSpace, SpaceKin
 from model.spaces.elastic import kind as elastic
 from model.spaces.elastic import net_config
 from model.spaces.nasbench201 import kind as nasbench201
+from model.spaces.nasbench_macro import kind as nasbench_macro
 from model.spaces.unified import kind as unified
 from utils import checkpoint
 from utils.config import Config
@@ -29,6 +30,7 @@ KINDS: dict[str, SpaceKind] = {
     "unified": unified.KIND,
     "elastic": elastic.KIND,
     "nasbench201": nasbench201.KIND,
+    "nasbench_macro": nasbench_macro.KIND,
     "none": net_config.KIND,  # one network, described by its net.config
 }
 
