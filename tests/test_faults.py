@@ -169,7 +169,10 @@ CONFIGS = {
         "no such checkpoint",
     ),
     "copy onto a folder": ({"path_to_save_model": "images"}, "but it is a folder"),
-    "unknown kind": ({"supernet": "x"}, "must be unified or elastic or nasbench201 or nasbench_macro"),
+    "unknown kind": (
+        {"supernet": "x"},
+        "it must be unified or elastic or nasbench201",
+    ),
     "no space": ({"supernet": "nasbench201"}, "space: this key is missing"),
 }
 TEXTS = {

@@ -51,6 +51,10 @@ class BlockGenome(PathGenome):
     def canonical(self, genes: Genes) -> Genes:
         return self.space.canonical(torch.from_numpy(np.asarray(genes))).numpy()
 
+    def choice(self, row: Genes) -> torch.Tensor:
+        """In canonical form, for which weights are trained."""
+        return super().choice(self.canonical(np.asarray(row)[None])[0])
+
 
 class BlockKind(PathKind):
     name, keys = "nasbench_macro", BlockKeys

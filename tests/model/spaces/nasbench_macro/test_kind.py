@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +73,7 @@ def test_genes_are_canonical():
     assert genes.tolist() == [[0, 2, 1, 2], [2, 2, 0, 2]]
     assert genome.to_json(genes[0]) == [["e2k3"], [None], ["e3k5"], [None]]
     assert genome.from_json("1020") == genes[0].tolist()
+    assert genome.choice(np.array([0, 2, 2, 1])).equal(genome.choice(genes[0]))
 
 
 def test_a_network_inherits_from_a_supernet_of_its_width(tmp_path):
