@@ -14,6 +14,7 @@ equal cost when it costs 0.9 to 1 times as much.
 import json
 from argparse import Namespace
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -90,11 +91,12 @@ def config_of(run: Path, overrides: list[str]) -> Config:
 # -- ranking ---------------------------------------------------------------------------------------
 
 
+@cache
 def all_genes() -> dict[str, NDArray]:
     """All networks by their digits, in an order drawn by seed 0."""
     paths = SPACE.all()
-    rows = GENOME.of_paths(paths[torch.randperm(len(paths), generator=stream(0, "ranking"))])
-    return {GENOME.spec(row).name: row for row in rows}
+    paths = paths[torch.randperm(len(paths), generator=stream(0, "ranking"))]
+    return dict(zip(SPACE.digits(paths), GENOME.of_paths(paths), strict=True))
 
 
 def rank(run: Path, config: Config, args: Namespace) -> None:
@@ -154,7 +156,7 @@ class Scored:
         scores = {"supernet": -loss, "training_free": sum_of_log_ranks(rows), "combined": combined}
         scores |= {"cost": rows["cost"]}
         scores["blocks"] = np.array([float(every[name]["blocks"]) for name in names])
-        paths = torch.stack([GENOME.choice(row) for row in genes.values()])
+        paths = GENOME.paths(np.stack(list(genes.values())))
         return cls(names, paths, rows["cost"], scores)
 
 
@@ -268,8 +270,8 @@ def prediction_lines(scored: Scored) -> list[str]:
 def answer_lines(answers: dict[str, Tensor], seed: int) -> list[str]:
     lines = []
     for method, paths in answers.items():
-        for target, row in zip(TARGETS, GENOME.of_paths(paths), strict=True):
-            record = {"target": target, "method": method, "arch": GENOME.spec(row).name}
+        for target, name in zip(TARGETS, SPACE.digits(paths), strict=True):
+            record = {"target": target, "method": method, "arch": name}
             lines.append(json.dumps({**record, "seed": seed}) + "\n")
     return lines
 

@@ -9,7 +9,7 @@ from torch import nn
 from model.spaces.contracts import Design, Genes, SpaceKind
 from model.spaces.nasbench_macro.benchmark_table import BlockTable
 from model.spaces.nasbench_macro.keys import BlockKeys
-from model.spaces.nasbench_macro.space import BlockSpace, from_digits, to_digits
+from model.spaces.nasbench_macro.space import BlockSpace, from_digits
 from model.spaces.nasbench_macro.supernet import BlockNetwork, BlockSupernet
 from model.spaces.paths import Architecture, PathGenome, PathKind, PathSpec
 from utils import checkpoint
@@ -40,9 +40,7 @@ class BlockSpec(PathSpec):
     @property
     def name(self) -> str:
         """The digits of the canonical form."""
-        index = self.space.encode(self.architecture).argmax(dim=-1).T
-        path = self.space.of_index(self.space.canonical(index)[0, :, None])
-        return to_digits(self.space, self.space.decode(path))
+        return self.space.digits(self.space.encode(self.architecture)[None])[0]
 
 
 class BlockGenome(PathGenome):

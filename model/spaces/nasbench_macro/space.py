@@ -102,6 +102,12 @@ class BlockSpace(PathSpace):
             start += depth
         return torch.cat(parts, dim=1)
 
+    def digits(self, paths: Tensor) -> list[str]:
+        """Those of the canonical forms of hard `paths [N, L, 1, K]`; 0 is identity."""
+        index = self.canonical(paths.argmax(dim=-1)[..., 0])
+        numbers = (index + 1) % self.shape[2]
+        return ["".join(map(str, row)) for row in numbers.tolist()]
+
     def all(self) -> Tensor:
         """A path `[M, L, 1, K]` of each different network; the last layer changes fastest."""
         choices = torch.arange(len(self.blocks) + 1)
