@@ -34,7 +34,7 @@ eval_step: 30
 pool_size: 4
 pool_tolerance: 14
 priors_per_target: 4
-answer_ranking: training-free
+answer_ranking: supernet
 optim_state: {optimizer: sgd, lr: 0.05, momentum: 0.9, weight_decay: 0.0005}
 log_dir: logs
 """
