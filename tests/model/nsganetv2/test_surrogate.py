@@ -84,12 +84,12 @@ def test_the_seed_decides_every_bit_and_the_global_streams_stay(networks, name):
     torch.manual_seed(7)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
     surrogate = make_surrogate(name, 3)
-    surrogate.fit(X[:20, :5], y[:20])
+    surrogate.fit(X[:12, :5], y[:12])
     first = surrogate.predict(at[:, :5])
     assert first.shape == (len(at),)
     assert first.dtype == np.float64
-    assert np.array_equal(first, learned(name, X[:20, :5], y[:20], at[:, :5], seed=3))
-    surrogate.fit(X[:20, :5], y[:20])
+    assert np.array_equal(first, learned(name, X[:12, :5], y[:12], at[:, :5], seed=3))
+    surrogate.fit(X[:12, :5], y[:12])
     assert np.array_equal(first, surrogate.predict(at[:, :5])), "fitting again starts from scratch"
     assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002

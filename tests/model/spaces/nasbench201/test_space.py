@@ -48,7 +48,9 @@ def test_costs_are_those_of_every_row_of_the_published_table():
     with published_table().open(newline="") as file:
         rows = list(csv.DictReader(file))
     names, table = [row["architecture"] for row in rows], LookUpTable(SPACE)
-    paths = torch.stack([SPACE.encode(from_string(name)) for name in names])
+    paths = SPACE.all()[[positions()[name] for name in names]]
+    some = torch.stack([SPACE.encode(from_string(name)) for name in names[::20]])
+    assert paths[::20].equal(some)
     expected = torch.tensor([float(row["macs_m"]) for row in rows])
     torch.testing.assert_close(table(paths), expected, rtol=0, atol=2e-5)
     parameters = torch.tensor([float(row["params_m"]) for row in rows], dtype=torch.float64)
