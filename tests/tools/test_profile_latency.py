@@ -25,8 +25,8 @@ def tiny(tiny_config, tmp_path, monkeypatch) -> None:
 
 FEW_PARTS = (
     "l_cfgs=[[6,8,[3,skip],2,2,false]]",
-    "low_flops=0.05",
-    "high_flops=0.06",
+    "low_flops=0.06",
+    "high_flops=0.08",
     "eval_step=0.005",
 )
 
