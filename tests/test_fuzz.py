@@ -49,7 +49,7 @@ from utils.data import Split
 from utils.errors import UserError
 from utils.run_folder import RunFolder
 
-COUNT = int(os.environ.get("FUZZ_COUNT", "50"))
+COUNT = int(os.environ.get("FUZZ_COUNT", "30"))
 RELEASE = Path(open_own.__code__.co_filename).parents[1] / "release" / "digits"
 RUN, NET = RELEASE / "digits_config", RELEASE / "digits_3M"
 GENOME = ElasticGenome(SMALL_ELASTIC)

@@ -145,7 +145,7 @@ def test_folding_changes_no_logit_and_leaves_no_norm_behind_a_convolution(networ
 @pytest.mark.parametrize("change", [plain, folded])
 def test_onnx_files_give_the_same_logits(networks, change, tmp_path):
     onnx, _ = with_onnx("onnx"), with_onnx("onnxruntime")
-    for network, size in networks:
+    for network, size in networks if change is folded else networks[:1]:
         file, texts = tmp_path / "net.onnx", {"name": "a b", "mean": [0.5]}
         onnx_file.write(file, change(network), size, 15, texts)
         model = onnx.load(file)

@@ -245,8 +245,8 @@ def said_by(main, words: str) -> str:
 SEARCH = "--cfg tiny.yml --title search --set warmup_epochs=1 search_epochs=1"
 SCRATCH = "--cfg tiny.yml --flops 0.15 --architecture found.json --set epochs=2"
 EVOLVE = "--cfg tiny.yml --supernet_path supernet.pth --n_epochs 1 --n_doe 3 --n_iter 1"
-EVOLVE += " --iterations 1 --vld_size 40 --save found"
-RANK = "logs/search --count 2 --set epochs=1 --out ranking"
+EVOLVE += " --iterations 1 --vld_size 40 --trn_batch_size 320 --save found"
+RANK = "logs/search --count 2 --set epochs=1 batch_size=320 --out ranking"
 SCORE = "logs/search --count 3 --images 2 --out scores"
 
 
@@ -255,7 +255,7 @@ def all_stages(folder: Path) -> dict[str, str]:
     os.chdir(folder)
     said = {"refused": said_by(search.main, "--cfg tiny.yml --set classes=7")}
     said["search"] = said_by(search.main, SEARCH)
-    said["train"] = said_by(train_cifar.main, f"{SCRATCH} --title two")
+    said["train"] = said_by(train_cifar.main, f"{SCRATCH} batch_size=256 --title two")
     said["validate"] = said_by(validate.main, "--checkpoint logs/two/checkpoints/last.pth --json")
     said["msunas"] = said_by(msunas.main, f"{EVOLVE}2")
     said["rank"] = said_by(rank.main, f"{RANK}2")

@@ -110,10 +110,10 @@ def test_a_stopped_run_resumes(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes(tmp_path):
-    write_folder(tmp_path / "train", classes=4, images=160, size=(60, 60))
+    write_folder(tmp_path / "train", classes=4, images=160, size=(40, 40))
     line = f"utils/folder2lmdb.py {tmp_path}"
     killed, file = Child(tmp_path, script, line), lmdb_file(tmp_path, "train")
-    wait_for(lambda: file.exists() and file.stat().st_size > 2**19)
+    wait_for(lambda: file.exists() and file.stat().st_size > 2**18)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
     assert Child(tmp_path, script, line).wait() == 0

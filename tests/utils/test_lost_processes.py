@@ -57,14 +57,14 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path, tiny_config):
 
 @pytest.mark.slow
 def test_both_processes_may_be_killed_one_after_the_other(tmp_path, tiny_config):
-    run = evolution(tmp_path, 40, restarts=3)
+    run = evolution(tmp_path, 24, restarts=3)
     for rank in (1, 0):  # those that start again must not meet what the first ones left
         before = measured(tmp_path)
         wait_for(lambda before=before: measured(tmp_path) > before)
         os.kill(run.workers[rank], signal.SIGKILL)
         wait_for(lambda: len(run.workers) == 2)
     assert run.wait() == 0, run.errors
-    assert len(json.loads((tmp_path / "found" / "iter_0.stats").read_text())["archive"]) == 40
+    assert len(json.loads((tmp_path / "found" / "iter_0.stats").read_text())["archive"]) == 24
 
 
 def member(rank: int, port: int) -> None:
