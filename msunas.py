@@ -38,6 +38,7 @@ from model.nsganetv2.pool_search import Pool, PoolSearch
 from model.nsganetv2.supernets import Searched, open_search
 from model.nsganetv2.surrogate import SURROGATES
 from model.ranking.candidates import CandidateAccuracy, CandidateImages, FineTuning
+from model.ranking.combined import FEWEST
 from model.ranking.signals import Signals, different_architectures
 from model.ranking.training_free import TrainingFree
 from model.spaces.contracts import Genome
@@ -154,6 +155,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     option("--test", action="store_true", help=test)
     option("--seed", type=not_negative, default=0)
     args = parser.parse_args(argv)
+    if args.evaluate == "trained" and args.n_doe < FEWEST:
+        raise UserError(f"--n_doe {args.n_doe}: --evaluate trained begins with {FEWEST} or more")
     if args.evaluate == "trained" and not args.n_epochs:
         raise UserError("--n_epochs 0: --evaluate trained trains each candidate")
     args.predictor = args.predictor or ("rbf" if args.selection == "published" else "ard")
@@ -283,7 +286,7 @@ def open_signals(
 ) -> Signals:
     """Sizes and training-free terms, and the scores of the supernet where there is one."""
     terms = TrainingFree(seed=args.seed, device=pick_device(searched.config.cuda))
-    in_place = accuracy.in_place if searched.supernet else None
+    in_place = accuracy.in_place if accuracy and searched.supernet else None
     return Signals(genome, searched.problem.table, terms, in_place)
 
 

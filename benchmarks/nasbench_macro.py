@@ -40,6 +40,7 @@ from utils.command import Parser, command, positive
 from utils.config import Config
 from utils.data import load_dataset
 from utils.errors import UserError
+from utils.places import output_file
 from utils.runtime import pick_device, stream
 from utils.statistics import kendall_tau
 from utils.table import format_table
@@ -63,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--table", metavar="FILE", help="the published accuracies")
     folders = {"nargs": "*", "type": Path, "default": [], "metavar": "DIR"}
     add("--searches", **folders, help="msunas.py, one for each RUN")
-    add("--predictions", type=Path, metavar="FILE", help="write the scores of the first RUN")
-    add("--answers", type=Path, metavar="FILE", help="write the answers of all runs")
+    add("--predictions", type=output_file, metavar="FILE", help="write the scores of the first RUN")
+    add("--answers", type=output_file, metavar="FILE", help="write the answers of all runs")
     pairs = {"nargs": "+", "default": [], "metavar": "KEY=VALUE"}
     add("--set", **pairs, help="override the config of the runs")
     args = parser.parse_args(argv)

@@ -76,12 +76,14 @@ class PoolSearch(Search):
         """`count` architectures of the pool, of those that are not in the archive."""
         genes, errors, costs = self.arrays()
         left = np.array([self.pool.index[tuple(row)] for row in self._unseen(self.pool.genes)], int)
-        if len(genes) < FEWEST or len(left) == 0:
+        # an archive that was begun elsewhere may have others
+        trained = [i for i, row in enumerate(genes.tolist()) if tuple(row) in self.pool.index]
+        if len(trained) < FEWEST or len(left) == 0:
             return Proposal(self.pool.genes[left[:0]], np.empty(0), "calibrated")
-        known = [self.pool.index[tuple(row)] for row in genes.tolist()]
-        self.calibration = calibrated(self.pool.signals, known, -errors)
+        known = [self.pool.index[tuple(row)] for row in genes[trained].tolist()]
+        self.calibration = calibrated(self.pool.signals, known, -errors[trained])
         # from normal scores to errors in %
-        low, middle, high = np.quantile(errors, [0.25, 0.5, 0.75])
+        low, middle, high = np.quantile(errors[trained], [0.25, 0.5, 0.75])
         spread = max((high - low) / NORMAL_RANGE, LEAST_SPREAD)
         predicted = middle - spread * self.calibration.scores[left]
         std = np.full(len(left), EXPLORATION_WEIGHT * spread * self.calibration.deviation)

@@ -110,6 +110,7 @@ class CandidateAccuracy:
 
     def score_from_scratch(self, spec: NetworkSpec, name: str) -> Score:
         """The score of a network that is trained from fresh weights, by the same recipe."""
+        spec = spec.with_classes(self.tuning.classes or spec.classes)
         network = spec.network({}, stream(self.seed, "from scratch", name))
         network = self.context.put(network)
         self._tune(network, spec.image_size, name)

@@ -319,6 +319,13 @@ def test_by_formulas_a_search_needs_neither_supernet_nor_images(tiny, read, monk
     assert not (folder / "net.inherited").exists()
 
 
+def test_formulas_do_not_ask_a_supernet_that_is_there(tiny, searched, monkeypatch):
+    monkeypatch.setattr(msunas, "load_dataset", None)
+    supernet = searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"
+    found = tiny(f"--evaluate training-free --supernet_path {supernet} --save free")
+    assert "supernet_loss" not in found["scale"]["centre"]
+
+
 @pytest.mark.slow
 def test_formulas_and_a_supernet_judge_together(tiny, searched, read):
     supernet = searched / "logs" / "tiny" / "checkpoints" / "supernet_best.pth"
@@ -347,6 +354,7 @@ def test_candidates_are_trained_and_signals_say_which(tiny, read, tmp_path, monk
     ("options", "says"),
     [
         ("--evaluate trained --n_epochs 0", "--n_epochs 0: --evaluate trained trains each"),
+        ("--evaluate trained --n_doe 3", "--n_doe 3: --evaluate trained begins with 4 or more"),
         ("--evaluate magic", "--evaluate"),
         ("--evaluate training-free --resume old", "not those of --evaluate training-free"),
     ],

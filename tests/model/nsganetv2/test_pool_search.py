@@ -80,6 +80,16 @@ def test_a_pool_that_is_trained_out_or_too_few_trainings_propose_nothing():
     assert len(search.propose(2, draws(0)).genes) == 0
 
 
+def test_an_archive_may_have_networks_that_the_pool_lacks():
+    search = search_of(pool())
+    search.add(trained(search, search.doe(8, draws(1))))
+    foreign = next(
+        r for r in GENOME.sample(500, draws(9)).tolist() if tuple(r) not in search.pool.index
+    )
+    search.add([Record(tuple(foreign), 30.0, 1.0)])
+    assert len(search.propose(3, draws(0)).genes) == 3
+
+
 def test_equal_errors_are_no_reason_to_stop():
     search = search_of(pool())
     genes = search.doe(8, draws(1))
