@@ -212,6 +212,11 @@ class Config:
         False,
         "the learning rate of a warm-up step falls earlier for smaller networks than for larger",
     )
+    used_weights_only: bool = key(
+        False,
+        "a warm-up step moves only the weights that its paths use; without, momentum and weight "
+        "decay move the others, too (false: published)",
+    )
     step_size: Count = key(80, "epochs between two decays")
     decay_ratio: Positive = key(0.1, "the factor of a decay")
     lr_warmup_steps: Natural = key(0, "steps of linear warm-up of the learning rate")

@@ -2,8 +2,9 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ class Recipe:
     checkpoint: Path | None  # what a failed run goes back to; errors name it
     clip_grad: float = 0.0  # largest norm of the gradient of a step; 0: any
     pass_share: float = 1.0  # factor of the loss of each pass
+    # whether a step moves only what its passes use; without, momentum and decay move the rest, too
+    used_only: bool = False
     # keeps small gradients alive in float16
     scaler: torch.amp.GradScaler = field(
         default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
@@ -97,10 +100,10 @@ def train_epoch(
     """
     optimizer, context, scaler = recipe.optimizer, recipe.context, recipe.scaler
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    # With a gradient of zero, weights that no path has used yet decay from the first step on.
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    clear = partial(optimizer.zero_grad, set_to_none=recipe.used_only)
+    if not recipe.used_only:
+        # With a gradient of zero, weights that no path has used yet decay from the first step on.
+        zero_missing(parameters)
     check_stop_together()
     for images, labels in batches.epoch(epoch, meter.steps):
         # Every step has random streams of its own, so that an epoch can resume anywhere. All
@@ -115,7 +118,7 @@ def train_epoch(
         recipe.schedule.apply(optimizer, epoch * len(batches) + meter.steps)
 
         # Each pass is differentiated before the next one starts: one graph is alive at a time.
-        optimizer.zero_grad(set_to_none=False)
+        clear()
         passes, losses, hits, seen = 0, 0.0, 0, 0
         try:
             with batch_of(read):
@@ -130,12 +133,14 @@ def train_epoch(
                     passes, seen = passes + 1, seen + len(logits)
         except OneValue:
             passes, losses, hits, seen = 0, 0.0, 0, 0
-            optimizer.zero_grad(set_to_none=False)
+            clear()
         if not passes:  # a broken image costs a batch, but no run
             say_dropped(progress.title, meter.steps, read)
 
         # All processes step by the mean of their gradients, and agree on stopping and saving.
-        distributed.average(parameter.grad for parameter in parameters)
+        if recipe.used_only:
+            zero_missing(used_anywhere(parameters))
+        distributed.average(p.grad for p in parameters if p.grad is not None)
         passes, losses, hits, seen, *requests = distributed.totals(
             passes, losses, hits, seen, *pending_requests()
         )
@@ -159,6 +164,19 @@ def train_epoch(
     check_weights(parameters, progress.title, recipe.checkpoint)
     if distributed.size() > 1:  # several processes do not stop while they validate
         handle_requests(stop=False, save=True)
+
+
+def zero_missing(parameters: Iterable[nn.Parameter]) -> None:
+    """Give those that have no gradient one of zeros."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def used_anywhere(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that have a gradient in any process; all call it."""
+    uses = distributed.totals(*(parameter.grad is not None for parameter in parameters))
+    return [parameter for parameter, count in zip(parameters, uses, strict=True) if count]
 
 
 def say_dropped(what: str, step: int, images: int) -> None:

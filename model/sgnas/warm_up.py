@@ -37,6 +37,7 @@ class WarmUpRecipe(LearningRecipe):
     paths_per_step: int = 4
     path_sampling: str = "fair"
     lr_by_complexity: bool = False
+    used_weights_only: bool = False
     warmup_epochs: int = 1
 
     @property
@@ -106,7 +107,14 @@ class WarmUp:
         self.kind, self.supernet, self.context = problem.kind, supernet, context
         self.sampled = (recipe.paths_per_step, recipe.path_sampling)
         parameters = supernet.parameters()
-        self.recipe = recipe.build(parameters, steps_per_epoch, context, "warm-up", checkpoint)
+        self.recipe = recipe.build(
+            parameters,
+            steps_per_epoch,
+            context,
+            "warm-up",
+            checkpoint,
+            used_only=recipe.used_weights_only,
+        )
         lr, table = recipe.optim_state.lr, problem.table
         self.complexity = ComplexityAwareRate.of(table, lr) if recipe.lr_by_complexity else None
         self.epochs, self.meter, self.best_top1 = 0, EpochMeter(), -1.0

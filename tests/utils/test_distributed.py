@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,33 @@ def test_processes_stay_the_same_to_the_bit(tmp_path):
             torch.testing.assert_close(value, (first["own"][key] + second["own"][key]) / 2)
     # each saw images of its own
     assert any(not first["own"][key].equal(second["own"][key]) for key in first["own"])
+
+
+def step_of_one_branch() -> list[torch.Tensor]:
+    """Weights of two branches after a step that uses the first; only one process has images."""
+    branches = nn.ModuleList([nn.Conv2d(1, 3, 1, bias=False) for _ in range(2)])
+    for branch in branches:
+        nn.init.ones_(branch.weight)
+    recipe = replace(recipe_of(branches, lr=0.1), used_only=True)
+    recipe.optimizer.param_groups[0]["weight_decay"] = 0.5
+    count = 0 if distributed.rank() else 2
+    batches = Batches([(torch.ones(count, 1, 1, 1), torch.zeros(count, dtype=torch.long))])
+
+    def forwards(images, labels, rng):
+        return [(branches[0](images).flatten(1), labels)]
+
+    with Progress("epoch 1/1", 1) as progress:
+        train_epoch(forwards, recipe, batches, 0, EpochMeter(), progress)
+    return [branch.weight.detach() for branch in branches]
+
+
+def test_a_process_without_images_steps_by_what_others_use(tmp_path):
+    first, second = in_world(2, step_of_one_branch, tmp_path)
+    ones = torch.ones(3, 1, 1, 1)
+    assert first[0].equal(second[0])
+    assert not first[0].equal(ones)
+    for _, unused in (first, second):
+        assert unused.equal(ones)  # not even decayed
 
 
 def step_with_a_broken_image() -> str:

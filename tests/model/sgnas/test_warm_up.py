@@ -9,6 +9,9 @@ from torch import nn
 
 from model.costs.lookup_table import LookUpTable
 from model.sgnas.warm_up import ComplexityAwareRate, WarmUp, WarmUpRecipe
+from model.spaces.nasbench_macro.benchmark_table import BlockTable
+from model.spaces.nasbench_macro.space import BlockSpace
+from model.spaces.nasbench_macro.supernet import BlockSupernet
 from model.spaces.registry import KINDS, Problem
 from model.spaces.unified.supernet import UnifiedSupernet
 from tests.conftest import mixed_space, rng
@@ -120,3 +123,28 @@ def test_the_rate_of_a_warm_up_depends_on_complexity_where_it_is_asked(tiny_conf
     [path] = PROBLEM.space.sample_fair(1, stream(recipe.seed, "warm-up", 0, 1))
     g = float(ComplexityAwareRate.of(PROBLEM.table, 1.0).exponents(path[None])[0])
     assert used == pytest.approx(recipe.optim_state.lr * 0.5 ** (g if by_complexity else 1))
+
+
+@pytest.mark.parametrize("used_only", [False, True])
+def test_a_step_moves_what_its_path_uses_and_the_rest_only_as_published(tiny_config, used_only):
+    """Momentum and decay move weights that no path of the step uses, unless they are left alone."""
+    one_path = ["paths_per_step=1", "path_sampling=uniform", "lr_warmup_steps=0"]
+    given = [*one_path, f"used_weights_only={str(used_only).lower()}"]
+    recipe = load_config(tiny_config, given).part(WarmUpRecipe)
+    space = BlockSpace(image_size=16, widths=(8, 12), depths=(1, 3), strides=(2, 2), classes=7)
+    problem = Problem(space, BlockTable({}))
+    supernet, other = BlockSupernet(space, rng()), BlockSupernet(space, rng())
+    warm_up = WarmUp(problem, supernet, 1, recipe, CPU, NOWHERE)
+    images, labels = torch.randn(8, 3, 12, 12, generator=rng(0)), torch.arange(8) % 7
+    with Progress("test", 1) as progress:
+        warm_up.epoch(Batches([(images, labels)]), 0, progress)
+
+    [path] = space.sample(1, stream(recipe.seed, "warm-up", 0, 0))
+    nn.functional.cross_entropy(other(images, path), labels).backward()
+    used = set()
+    for (name, new), old in zip(supernet.named_parameters(), other.parameters(), strict=True):
+        if old.grad is not None:
+            used.add(name)
+        moves = old.grad is not None or (not used_only and bool(old.any()))  # zeros do not decay
+        assert new.equal(old) != moves, name
+    assert 0 < len(used) < len(list(other.parameters()))
