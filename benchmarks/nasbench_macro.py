@@ -2,18 +2,19 @@
 
     python3 -m benchmarks.nasbench_macro rank RUN [--count 600] [--free FILE]
     python3 -m benchmarks.nasbench_macro report RUN [RUN ...] --table FILE [--searches DIR ...]
-        [--free FILE] [--predictions FILE] [--answers FILE]
+        [--free FILE] [--trained FILE] [--predictions FILE] [--answers FILE]
 
 `rank` scores networks into RUN/ranking.jsonl with the supernet of a run of search.py, on its
 held-out images, and all 3,969 without training into FILE (default RUN/free.jsonl), which several
 runs may share. `report` looks up what rankings and answers are worth; it alone knows of the table,
-which may lack networks: they are counted, and left out. A target is a ceiling, and a network is of
-equal cost when it costs 0.9 to 1 times as much.
+which may lack networks: they are counted, and left out. With `--trained`, results.jsonl of
+tools.rank, the ranking `calibrated` learns from these networks how much each signal counts. A
+target is a ceiling, and a network is of equal cost when it costs 0.9 to 1 times as much.
 """
 
 import json
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from torch import Tensor
 
 from benchmarks.nasbench201 import expected_best
 from model.nsganetv2.answers import searched_paths
-from model.ranking.combined import WAYS, Columns, sum_of_log_ranks
+from model.ranking.architecture_files import read_trained
+from model.ranking.combined import WAYS, Columns, calibrated, sum_of_log_ranks
 from model.ranking.score_file import ScoreFile, Values
-from model.ranking.signals import Signals
-from model.ranking.training_free import TrainingFree
+from model.ranking.signals import SIZES, SUPERNET, Signals
+from model.ranking.training_free import TERMS, TrainingFree
 from model.sgnas.answer_ranking import answer_ranking
 from model.sgnas.runs import find_generator, run_config, supernet_of
 from model.sgnas.supernet_scores import accuracy_of, held_out_images, scored_by
@@ -47,6 +49,7 @@ from utils.table import format_table
 
 SPACE = BlockSpace()
 GENOME = KIND.genome(SPACE)
+FREE = (*TERMS, *SIZES)  # signals that need no training
 BANDS = (40, 50, 60, 80)  # ceilings in M
 TARGETS = tuple(range(30, 91, 2))
 EQUAL = 0.9  # least cost of a network of equal cost, in ceilings
@@ -62,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--count", type=positive, default=600, help="networks for the supernet (default 600)")
     add("--free", type=Path, metavar="FILE", help="training-free scores (default RUN/free.jsonl)")
     add("--table", metavar="FILE", help="the published accuracies")
+    add("--trained", type=Path, metavar="FILE", help="networks trained here, by tools.rank")
     folders = {"nargs": "*", "type": Path, "default": [], "metavar": "DIR"}
     add("--searches", **folders, help="msunas.py, one for each RUN")
     add("--predictions", type=output_file, metavar="FILE", help="write the scores of the first RUN")
@@ -127,11 +131,15 @@ def fill(signals: Signals, genes: dict[str, NDArray], file: Path, by: dict) -> N
 
 @dataclass(frozen=True)
 class Scored:
-    """Networks by their digits, and scores `[N]` by what gives them; more is better."""
+    """Networks by their digits, and scores `[N]` by what gives them; more is better.
+
+    `signals` are as they were measured; those of the supernet are NaN where it scored no network.
+    """
 
     names: list[str]
     paths: Tensor
     costs: NDArray
+    signals: Columns
     scores: Columns
 
     @classmethod
@@ -148,17 +156,30 @@ class Scored:
             raise UserError(f"{free}, {ranking}: networks have no scores yet; {run} scores them")
         names = list(genes)
         known = np.array([name in own for name in names])
-        rows = {n: np.array([every[i][n] for i in names], float) for n in WAYS["training-free"]}
-        loss = np.full(len(names), np.nan)
-        loss[known] = [own[name]["supernet_loss"] for name in names if name in own]
-        both = {**{n: v[known] for n, v in rows.items()}, "supernet_loss": loss[known]}
+        signals = {n: np.array([every[i][n] for i in names], float) for n in FREE}
+        for signal in SUPERNET:
+            signals[signal] = np.full(len(names), np.nan)
+            signals[signal][known] = [own[name][signal] for name in names if name in own]
         combined = np.full(len(names), np.nan)
-        combined[known] = sum_of_log_ranks(both)
-        scores = {"supernet": -loss, "training_free": sum_of_log_ranks(rows), "combined": combined}
-        scores |= {"cost": rows["cost"]}
-        scores["blocks"] = np.array([float(every[name]["blocks"]) for name in names])
+        combined[known] = sum_of_log_ranks({n: signals[n][known] for n in WAYS["combined"]})
+        free = sum_of_log_ranks({n: signals[n] for n in WAYS["training-free"]})
+        scores = {"supernet": -signals["supernet_loss"], "training_free": free}
+        scores |= {"combined": combined, "cost": signals["cost"], "blocks": signals["blocks"]}
         paths = GENOME.paths(np.stack(list(genes.values())))
-        return cls(names, paths, rows["cost"], scores)
+        return cls(names, paths, signals["cost"], signals, scores)
+
+    def calibrated(self, trained: dict[str, float]) -> "Scored":
+        """With the score that networks of known accuracy, by their digits, make of all signals."""
+        known = ~np.isnan(self.signals["supernet_loss"])
+        place = {name: i for i, name in enumerate(np.array(self.names)[known].tolist())}
+        lacking = [name for name in trained if name not in place]
+        if lacking:
+            raise UserError(f"--trained: the supernet has not scored {', '.join(lacking)}")
+        signals = {name: values[known] for name, values in self.signals.items()}
+        index, reached = [place[name] for name in trained], np.array(list(trained.values()))
+        scores = np.full(len(self.names), np.nan)
+        scores[known] = calibrated(signals, index, reached).scores
+        return replace(self, scores={**self.scores, "calibrated": scores})
 
 
 # -- what they are worth ---------------------------------------------------------------------------
@@ -242,6 +263,9 @@ def report(args: Namespace, configs: list[Config]) -> None:
     searches = args.searches or len(configs) * [None]
     for run, config, search in zip(args.runs, configs, searches, strict=True):
         scored = Scored.read(args.free or run / "free.jsonl", run / "ranking.jsonl")
+        if args.trained:
+            reached = read_trained(args.trained, GENOME)
+            scored = scored.calibrated({name: top1 for name, (_, top1) in reached.items()})
         truth = table.accuracy(scored.paths).numpy()
         all_taus.append(taus(scored, truth))
         answers = answers_of(run, config, search, scored)

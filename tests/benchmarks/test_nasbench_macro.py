@@ -7,10 +7,12 @@ import pytest
 
 import msunas
 import search
+from benchmarks import band_look_ups
 from benchmarks import nasbench_macro as benchmark
 from model.ranking.score_file import ScoreFile
 from model.spaces.nasbench_macro.benchmark_table import BlockTable
 from tests.support import refused
+from utils.errors import UserError
 
 CONFIG = """
 dataset: digits
@@ -94,6 +96,49 @@ def test_what_an_answer_is_worth_is_told_by_its_band(table):
     assert benchmark.worth(worst, known)["above random"] < 0
     large = known.paths[[int(known.costs.argmax())] * len(benchmark.TARGETS)]
     assert benchmark.worth(large, known)["over"] == len(benchmark.TARGETS)
+
+
+@pytest.fixture
+def ranking(tmp_path, names):
+    """Scores by a supernet that saw every second network, and is mistaken."""
+    file, rng = tmp_path / "ranking.jsonl", np.random.default_rng(1)
+    scores = ScoreFile.open(file, {"seed": 0})
+    loss = rng.normal(size=len(names)).tolist()
+    lines = [
+        json.dumps({"id": name, "supernet": 50.0, "supernet_loss": one, "by": scores.by}) + "\n"
+        for name, one in zip(names[::2], loss[::2], strict=True)
+    ]
+    file.write_text("".join(lines))
+    return file
+
+
+def test_trained_networks_say_which_signals_count(free, ranking, names):
+    scored = benchmark.Scored.read(free, ranking)
+    few = names[::200]
+    better = scored.calibrated({name: accuracy(name) for name in few})
+    truth = np.array([accuracy(name) for name in names])
+    tau = benchmark.taus(better, truth)["all"]
+    assert tau["calibrated"] > tau["combined"] + 0.1
+    assert abs(tau["supernet"]) < 0.05
+    assert np.isnan(better.scores["calibrated"][1])
+    with pytest.raises(UserError, match=f"--trained: the supernet has not scored {names[1]}"):
+        scored.calibrated(dict.fromkeys(names[:5], 1.0))
+
+
+def test_searches_that_know_more_look_up_less(free, ranking, table, names):
+    """Genes tell this truth, free signals know it, and a supernet of noise does not help."""
+    scored = benchmark.Scored.read(free, ranking)
+    band = band_look_ups.Band.of(60, scored, BlockTable.load(table))
+    good = (band.accuracies >= band.accuracies.max() - band_look_ups.ENOUGH).sum()
+    by_chance = (len(band.accuracies) + 1) / (good + 1)
+    mean = {
+        method: np.mean([band_look_ups.look_ups(method, seed, band) for seed in range(20)])
+        for method in band_look_ups.METHODS
+    }
+    assert 0.5 * by_chance < mean["random"] < 2 * by_chance
+    assert mean["published"] < 0.7 * mean["random"]
+    assert mean["free"] < mean["published"]
+    assert mean["free"] <= mean["supernet"]
 
 
 @pytest.mark.slow
