@@ -437,6 +437,9 @@ def report(search: Search, evaluation: Evaluation, folder: SearchFolder) -> None
     front = front[np.argsort(costs[front])]
     rows = [[f"{costs[i]:.2f}", f"{evaluation.shown(errors[i]):.2f}"] for i in front]
     print(format_table([search.objective.name, evaluation.title], rows))
+    learned = search.calibration() if isinstance(search, PoolSearch) else None
+    if learned:
+        print(learned.report())
     print(f"front of {len(errors)} architectures; {folder.path}: iter_k.stats, iter_k.png, iter_k/")
 
 

@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     order = write_csv(file, ids, table)
     print_best(ids, table, order, problem.unit)
     if calibration:
-        print_trust(calibration)
+        print(calibration.report())
     print(f"{len(ids)} architectures, best first, in {file}; as they were scored in {args.out}")
 
 
@@ -208,17 +208,6 @@ def print_best(ids: list[str], table: Columns, order: list[int], unit: str) -> N
     names = {"cost": f"cost {unit}", "params_m": "params M", "supernet": "supernet top-1 %"}
     rows = [[ids[i], *(f"{column[i]:.4g}" for column in table.values())] for i in order[:SHOWN]]
     print(format_table(["id", *(names.get(name, name) for name in table)], rows))
-
-
-def print_trust(calibration: Calibration) -> None:
-    """How well each way to rank agrees with what the trained networks reached."""
-    tau = calibration.tau
-    rows = [[name, f"{value:.3f}"] for name, value in sorted(tau.items(), key=lambda kv: -kv[1])]
-    columns = ["ranked by", f"Kendall tau, {calibration.trained} trained networks"]
-    print(format_table(columns, rows))
-    if not calibration.is_safe:
-        part = calibration.best_part
-        print(f"warning: {part} alone ranks better than calibrated; trust {part}")
 
 
 if __name__ == "__main__":

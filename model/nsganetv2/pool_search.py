@@ -51,7 +51,6 @@ class PoolSearch(Search):
     """
 
     open_pool: Callable[[], Pool] = field(kw_only=True)
-    calibration: Calibration | None = None  # of the last proposal
 
     @cached_property
     def pool(self) -> Pool:
@@ -74,21 +73,30 @@ class PoolSearch(Search):
 
     def propose(self, count: int, rng: np.random.Generator) -> Proposal:
         """`count` architectures of the pool, of those that are not in the archive."""
-        genes, errors, costs = self.arrays()
+        _, errors, costs = self.arrays()
         left = np.array([self.pool.index[tuple(row)] for row in self._unseen(self.pool.genes)], int)
-        # an archive that was begun elsewhere may have others
-        trained = [i for i, row in enumerate(genes.tolist()) if tuple(row) in self.pool.index]
-        if len(trained) < FEWEST or len(left) == 0:
+        learned = self.calibration()
+        if learned is None or len(left) == 0:
             return Proposal(self.pool.genes[left[:0]], np.empty(0), "calibrated")
-        known = [self.pool.index[tuple(row)] for row in genes[trained].tolist()]
-        self.calibration = calibrated(self.pool.signals, known, -errors[trained])
         # from normal scores to errors in %
+        trained = [i for i, row in enumerate(self.archive) if row.genes in self.pool.index]
         low, middle, high = np.quantile(errors[trained], [0.25, 0.5, 0.75])
         spread = max((high - low) / NORMAL_RANGE, LEAST_SPREAD)
-        predicted = middle - spread * self.calibration.scores[left]
-        std = np.full(len(left), EXPLORATION_WEIGHT * spread * self.calibration.deviation)
+        predicted = middle - spread * learned.scores[left]
+        std = np.full(len(left), EXPLORATION_WEIGHT * spread * learned.deviation)
         points = np.column_stack([errors, costs])
         candidates = Candidates(predicted, std, self.objective(self.pool.genes[left]))
         front = points[non_dominated(points)]
         chosen = select_by_gain(candidates, front, self._reference(points), count)
         return Proposal(self.pool.genes[left[chosen]], predicted[chosen], "calibrated")
+
+    def calibration(self) -> Calibration | None:
+        """What the evaluated networks say of the signals; None where these are too few.
+
+        An archive that was begun elsewhere may have networks that the pool has not.
+        """
+        known = [record for record in self.archive if record.genes in self.pool.index]
+        if len(known) < FEWEST:
+            return None
+        index = [self.pool.index[record.genes] for record in known]
+        return calibrated(self.pool.signals, index, -np.array([record.error for record in known]))

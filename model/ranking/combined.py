@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from model.ranking.training_free import TERMS
 from utils.statistics import kendall_tau
+from utils.table import format_table
 
 FALLING = frozenset({"supernet_loss"})  # signals of which less is better
 RIDGES = tuple(10.0**power for power in range(-2, 4))  # strengths of the prior that are tried
@@ -127,6 +128,16 @@ class Calibration:
     def is_safe(self) -> bool:
         """Whether the calibrated score ranks at least as well as its best part."""
         return self.tau["calibrated"] >= self.tau[self.best_part]
+
+    def report(self) -> str:
+        """A table of how well each way to rank agrees with what the trained networks reached."""
+        tau = sorted(self.tau.items(), key=lambda item: -item[1])
+        columns = ["ranked by", f"Kendall tau, {self.trained} trained networks"]
+        said = format_table(columns, [[name, f"{value:.3f}"] for name, value in tau])
+        if self.is_safe:
+            return said
+        part = self.best_part
+        return f"{said}\nwarning: {part} alone ranks better than calibrated; trust {part}"
 
 
 def calibrated(signals: Columns, trained: Sequence[int], accuracies: NDArray) -> Calibration:

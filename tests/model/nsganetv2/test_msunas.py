@@ -337,9 +337,10 @@ def test_formulas_and_a_supernet_judge_together(tiny, searched, read):
 
 
 @pytest.mark.slow
-def test_candidates_are_trained_and_signals_say_which(tiny, read, tmp_path, monkeypatch):
+def test_candidates_are_trained_and_signals_say_which(tiny, read, tmp_path, monkeypatch, capsys):
     line = "--evaluate trained --pool 10 --n_epochs 1 --vld_size 60 --save trained"
     found = tiny(line)
+    assert f"Kendall tau, {len(found['archive'])} trained networks" in capsys.readouterr().out
     assert found["surrogate"]["winner"] == "calibrated"
     lines = (tmp_path / "trained" / "signals.jsonl").read_text().splitlines()
     assert len(lines) == 10

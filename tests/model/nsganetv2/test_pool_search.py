@@ -55,7 +55,7 @@ def test_what_it_learns_from_trainings_decides_what_is_trained_next():
     best, known = [min(record.error for record in r) for r in (found, search.archive)]
     assert best <= known + 5
     assert np.mean([record.error for record in found]) < 45, "random ones have 50"
-    tau = search.calibration.tau
+    tau = search.calibration().tau
     assert tau["calibrated"] > max(0.6, tau["noise"])
     expected = [record.error for record in found]
     assert np.corrcoef(proposal.predicted, expected)[0, 1] > 0.9
