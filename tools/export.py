@@ -154,7 +154,8 @@ def about(trained: Trained) -> dict:
     return {
         "architecture": {**record_of(trained.spec), "options": trained.options},
         **{name: list(map(float, trained.data[name])) for name in ("mean", "std")},
-        "image_size": trained.image_size,
+        **{"image_size": trained.image_size, "read_size": trained.read_size},
+        "resize": trained.view or "squash",
         "classes": trained.classes,
         **({"class_names": trained.class_names} if trained.class_names else {}),
         "dataset": trained.data["dataset"],
