@@ -5,32 +5,17 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import validate
 from model.trained import open_own
 from tests.support import refused, run
+from tests.tools.painted import paint
 from tools import adapt
 from tools.reporting.run_results import read_run
 from utils.data import load_dataset, load_test_images
 from utils.errors import UserError
-
-COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
-
-
-def paint(folder: Path, per_class: int) -> Path:
-    """Noisy images of three colours, of varied sizes: a folder for each."""
-    draw = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for number in range(per_class):
-            height, width = draw.integers(12, 40, 2)
-            pixels = np.clip(draw.normal(colour, 40, (height, width, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
