@@ -115,9 +115,20 @@ class BlockSpace(PathSpace):
         return self.of_index(found[(found == self.canonical(found)).all(dim=1)][..., None])
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """`count` canonical paths `[N, L, 1, K]`: each layer uniform, identities moved last."""
-        drawn = torch.randint(len(self.blocks) + 1, (count, sum(self.depths)), generator=rng)
-        return self.of_index(self.canonical(drawn)[..., None])
+        """`count` canonical paths `[N, L, 1, K]`; each different network is equally likely.
+
+        Layers drawn one by one, with identities moved last, would seldom reach the last layer of a
+        stage: a supernet whose paths are drawn so ranks worse (docs/nasbench_macro.md).
+        """
+        blocks, parts = len(self.blocks), []
+        for depth in self.depths:
+            first = torch.randint(blocks + 1, (count, 1), generator=rng)
+            # of the layers behind the first, the first m are blocks, in blocks ** m ways
+            ways = blocks ** torch.arange(depth, dtype=torch.float64)
+            m = torch.multinomial(ways, count, replacement=True, generator=rng)
+            rest = torch.randint(blocks, (count, depth - 1), generator=rng)
+            parts += [first, torch.where(torch.arange(depth - 1) < m[:, None], rest, blocks)]
+        return self.of_index(torch.cat(parts, dim=1)[..., None])
 
     def sample_fair(self, count: int, rng: torch.Generator) -> Tensor:
         index = super().sample_fair(count, rng).argmax(dim=-1)[..., 0]

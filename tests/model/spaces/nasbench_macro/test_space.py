@@ -1,5 +1,6 @@
 """The space of NAS-Bench-Macro by its published numbers, and others of its layout."""
 
+import collections
 import itertools
 import json
 
@@ -48,6 +49,13 @@ def test_canonical_forms_are_those_of_sorting_by_hand():
         for row in index.tolist()
     ]
     assert SMALL.canonical(index).tolist() == expected
+
+
+def test_each_different_network_is_sampled_as_often():
+    names = SMALL.digits(SMALL.all())
+    drawn = collections.Counter(SMALL.digits(SMALL.sample(200 * len(names), rng())))
+    assert drawn.keys() == set(names)
+    assert all(130 < drawn[name] < 270 for name in names), "200 +- 5 standard deviations"
 
 
 def test_all_that_is_sampled_is_canonical_and_every_choice_comes():
