@@ -36,19 +36,20 @@ from model.training.from_scratch import ScratchRecipe, train_from_scratch
 from tools import export
 from tools.finding.plan import NEAR, Plan, parse_budget
 from tools.formats import onnx_file
-from utils.checkpoint import write_text
 from utils.command import Parser, add_config_options, command, not_negative, positive
 from utils.data_record import DataRecord
+from utils.distributed import of_first, rank
 from utils.engine import DeviceContext
 from utils.errors import UserError
 from utils.forecast import random_batch, seconds
-from utils.json_file import read_json
+from utils.json_file import read_json, write_json
 from utils.places import output_folder
 from utils.run_folder import RunFolder
 from utils.runtime import pick_device, stream
 from utils.table import format_table
 from utils.timing import Timer
 
+BEST, RANDOM = "best ranked", "random"
 EPOCHS = (5, 200)  # of a training, at least and at most
 STEPS = 6000  # of a training, at most
 FOR_TRAINING = 0.8  # of the time
@@ -69,7 +70,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     budget = {"type": parse_budget, "action": "append", "required": True, "metavar": "20M"}
     option("--at-most", **budget, help="millions of multiply-adds; several give several networks")
     option("--minutes", type=positive, default=60, help="about so many in all (default 60)")
-    option("--count", type=positive, default=200, help="architectures ranked of each (default 200)")
+    option("--count", type=positive, default=200, help="ranked of each budget (default 200)")
     out = {"type": output_folder, "default": "found", "metavar": "DIR"}
     option("--out", **out, help="where all goes (default found)")
     option("--img-size", type=positive, metavar="PIXELS", help="default: as the images are, to 64")
@@ -78,6 +79,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_config_options(parser)
     args = parser.parse_args(argv)
     args.out = Path(args.out)
+    if args.count < 2:
+        raise UserError("--count 1: at least 2 are compared")
     return args
 
 
@@ -85,7 +88,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 class Candidate:
     """An architecture to train: which one it is, for which budget."""
 
-    method: str  # "best ranked" or "random"
+    method: str  # BEST or RANDOM
     budget: float
     spec: NetworkSpec
 
@@ -107,24 +110,35 @@ def find(args: argparse.Namespace, say: Callable[[str], None]) -> list[dict]:
     say(f"trains {len(candidates)} networks for {plan.config.epochs} epochs, {steps} steps each")
     if args.dry_run:
         return []
-    done = [(one, train(one, plan)) for one in candidates]
-    rows = [finished(one, result, plan, args) for one, result in done]
-    write_text(args.out / "networks.json", json.dumps([r for r, _ in rows if r], indent=1) + "\n")
+    done, rows = [], []
+    for one in sorted(candidates, key=lambda one: one.method != BEST):  # answers come first
+        result = train(one, plan)
+        trained = open_own(Path(result["checkpoint"]))
+        done.append((one, result, milliseconds(trained.network, trained.image_size)))
+        if one.method == BEST:
+            rows.append(row_of(*done[-1], trained, args))
+            write(args.out / "networks.json", rows)  # usable, whatever comes later
     report(done, rows, plan, args, say)
-    return [row for row, _ in rows if row]
+    return rows
+
+
+def write(file: Path, value: dict | list | int) -> None:
+    """Plain values as JSON; one of several processes writes."""
+    if rank() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, value, indent=1)
 
 
 def check_same(args: argparse.Namespace, plan: Plan) -> None:
     """Keep what was asked for in OUT; UserError when another search is there."""
     asked = {"budgets": list(plan.budgets), "minutes": args.minutes, "count": args.count}
     asked |= {"config": plan.config.to_dict()}
-    file, text = args.out / "plan.json", json.dumps(asked, indent=1, sort_keys=True) + "\n"
-    if file.exists():
-        if json.loads(text) != read_json(file, dict, "the plan of a search"):
+    file = args.out / "plan.json"
+    if of_first(file.exists()):
+        if json.loads(json.dumps(asked)) != read_json(file, dict, "the plan of a search"):
             raise UserError(f"--out {args.out}: it holds another search; choose another folder")
     elif not args.dry_run:
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_text(file, text)
+        write(file, asked)
 
 
 # -- search ----------------------------------------------------------------------------------------
@@ -138,13 +152,9 @@ def ranked(budget: float, plan: Plan, args: argparse.Namespace) -> list[Candidat
     count = 2 if args.dry_run else args.count
     genes = different_architectures(genome, problem.table, count, rng, between)
     first, *_ = genes.values()
-    if args.dry_run:
-        best = first
-    else:
-        best = best_ranked(genes, budget, plan, args)
-    specs = {"best ranked": genome.spec(best), "random": genome.spec(first)}
-    if specs["best ranked"] == specs["random"] and len(genes) > 1:
-        specs["random"] = genome.spec(list(genes.values())[1])
+    best = first if args.dry_run else best_ranked(genes, budget, plan, args)
+    others = [row for row in genes.values() if not np.array_equal(row, best)]
+    specs = {BEST: genome.spec(best), RANDOM: genome.spec(others[0])}
     return [Candidate(method, budget, spec) for method, spec in specs.items()]
 
 
@@ -175,7 +185,7 @@ def best_ranked(
 def epochs_for(candidates: list[Candidate], plan: Plan, args: argparse.Namespace) -> int:
     """Epochs of each training, by the time of a step; those of before, when it resumes."""
     file = args.out / "epochs.json"
-    if file.exists():
+    if of_first(file.exists()):
         return read_json(file, int, "a number of epochs")
     config = plan.config
     context = context_of(plan)
@@ -190,11 +200,11 @@ def epochs_for(candidates: list[Candidate], plan: Plan, args: argparse.Namespace
 
         total += seconds(step, context)
     steps = max(1, len(plan.dataset.train.labels) // config.batch_size)
-    possible = int(60 * FOR_TRAINING * args.minutes / (total * steps))
+    possible = of_first(int(60 * FOR_TRAINING * args.minutes / (total * steps)))
     least, most = EPOCHS
     epochs = max(least, min(possible, most, max(least, STEPS // steps)))
     if not args.dry_run:
-        write_text(file, f"{epochs}\n")
+        write(file, epochs)
     return epochs
 
 
@@ -221,15 +231,11 @@ def train(one: Candidate, plan: Plan) -> dict:
 # -- results ---------------------------------------------------------------------------------------
 
 
-def finished(
-    one: Candidate, result: dict, plan: Plan, args: argparse.Namespace
-) -> tuple[dict | None, float]:
-    """The row of networks.json of a network that is handed out, and milliseconds of any."""
-    trained = open_own(Path(result["checkpoint"]))
-    ms = milliseconds(trained.network, trained.image_size)
-    if one.method != "best ranked":
-        return None, ms
-    row = {
+def row_of(
+    one: Candidate, result: dict, ms: float, trained: Trained, args: argparse.Namespace
+) -> dict:
+    """The row of networks.json of a network that is handed out, with its ONNX file."""
+    return {
         "budget": f"{one.budget:g}M",
         "macs_m": result["macs_m"],
         "latency_ms": round(ms, 4),
@@ -239,7 +245,6 @@ def finished(
         "onnx": as_onnx(trained, args.out / f"net-{one.budget:g}M.onnx"),
         "architecture": one.spec.to_json(),
     }
-    return row, ms
 
 
 @torch.inference_mode()
@@ -265,8 +270,8 @@ def as_onnx(trained: Trained, file: Path) -> str | None:
 
 
 def report(
-    done: list[tuple[Candidate, dict]],
-    rows: list[tuple[dict | None, float]],
+    done: list[tuple[Candidate, dict, float]],
+    rows: list[dict],
     plan: Plan,
     args: argparse.Namespace,
     say: Callable[[str], None],
@@ -275,20 +280,19 @@ def report(
     table = [
         [f"{one.budget:g} M", one.method, f"{result['macs_m']:.3f}", f"{ms:.2f}",
          f"{result['params_m']:.3f}", f"{result['top1']:.2f}"]
-        for (one, result), (_, ms) in zip(done, rows, strict=True)
+        for one, result, ms in done
     ]  # fmt: skip
     columns = ["budget", "network", "cost M", "ms", "params M", "test top-1 %"]
     say(format_table(columns, table))
     usual = plan.dataset.train.labels.bincount().argmax()
     constant = 100 * float((plan.dataset.test.labels == usual).float().mean())
     say(f"{len(plan.dataset.test.labels)} test images; the most frequent class: {constant:.2f} %")
-    handed = [row for row, _ in rows if row]
-    best = max(handed, key=lambda row: row["top1"])
+    best = max(rows, key=lambda row: row["top1"])
     say(per_class(Path(best["checkpoint"]), plan))
     say(f"{args.out}/networks.json says what was found. Next:")
     say(f"  python3 -m tools.predict {best['onnx'] or best['checkpoint']} IMAGE")
     say(f"  python3 validate.py --checkpoint {best['checkpoint']}")
-    folders = " ".join(str(Path(row["checkpoint"]).parents[1]) for row in handed)
+    folders = " ".join(str(Path(row["checkpoint"]).parents[1]) for row in rows)
     say(f"  python3 -m tools.report {folders} --out {args.out}/report.html")
 
 
