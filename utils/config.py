@@ -212,7 +212,7 @@ class Config:
         False,
         "the learning rate of a warm-up step falls earlier for smaller networks than for larger",
     )
-    used_weights_only: bool = key(
+    step_used_only: bool = key(
         False,
         "a warm-up step moves only the weights that its paths use; without, momentum and weight "
         "decay move the others, too (false: published)",

@@ -37,7 +37,7 @@ class WarmUpRecipe(LearningRecipe):
     paths_per_step: int = 4
     path_sampling: str = "fair"
     lr_by_complexity: bool = False
-    used_weights_only: bool = False
+    step_used_only: bool = False
     warmup_epochs: int = 1
 
     @property
@@ -113,7 +113,7 @@ class WarmUp:
             context,
             "warm-up",
             checkpoint,
-            used_only=recipe.used_weights_only,
+            used_only=recipe.step_used_only,
         )
         lr, table = recipe.optim_state.lr, problem.table
         self.complexity = ComplexityAwareRate.of(table, lr) if recipe.lr_by_complexity else None

@@ -129,7 +129,7 @@ def test_the_rate_of_a_warm_up_depends_on_complexity_where_it_is_asked(tiny_conf
 def test_a_step_moves_what_its_path_uses_and_the_rest_only_as_published(tiny_config, used_only):
     """Momentum and decay move weights that no path of the step uses, unless they are left alone."""
     one_path = ["paths_per_step=1", "path_sampling=uniform", "lr_warmup_steps=0"]
-    given = [*one_path, f"used_weights_only={str(used_only).lower()}"]
+    given = [*one_path, f"step_used_only={str(used_only).lower()}"]
     recipe = load_config(tiny_config, given).part(WarmUpRecipe)
     space = BlockSpace(image_size=16, widths=(8, 12), depths=(1, 3), strides=(2, 2), classes=7)
     problem = Problem(space, BlockTable({}))
