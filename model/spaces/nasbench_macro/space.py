@@ -118,7 +118,7 @@ class BlockSpace(PathSpace):
         """`count` canonical paths `[N, L, 1, K]`; each different network is equally likely.
 
         Layers drawn one by one, with identities moved last, would seldom reach the last layer of a
-        stage: a supernet whose paths are drawn so ranks worse (docs/nasbench_macro.md).
+        stage (docs/nasbench_macro.md).
         """
         blocks, parts = len(self.blocks), []
         for depth in self.depths:
