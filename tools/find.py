@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 # as a command, this file is found in its folder, and the rest one folder up
 if __name__ == "__main__":
@@ -26,6 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from model.layers.bn_folding import plain
 from model.ranking.combined import WAYS, sum_of_log_ranks
 from model.ranking.score_file import ScoreFile
 from model.ranking.signals import Signals, different_architectures
@@ -33,7 +35,7 @@ from model.ranking.training_free import TERMS, TrainingFree
 from model.spaces.contracts import Genes, NetworkSpec
 from model.trained import Trained, open_own
 from model.training.from_scratch import ScratchRecipe, train_from_scratch
-from tools import export
+from tools.export import about
 from tools.finding.plan import NEAR, Plan, parse_budget
 from tools.formats import onnx_file
 from utils.command import Parser, add_config_options, command, not_negative, positive
@@ -213,13 +215,22 @@ def context_of(plan: Plan) -> DeviceContext:
     return DeviceContext(pick_device(config.cuda), config.channels_last, config.amp)
 
 
-def train(one: Candidate, plan: Plan) -> dict:
+class _Result(TypedDict):
+    """What is read of the result.json of a finished training."""
+
+    macs_m: float
+    params_m: float
+    top1: float
+    checkpoint: str
+
+
+def train(one: Candidate, plan: Plan) -> _Result:
     """What result.json says of a candidate; a finished training is only read."""
     config, context = plan.config, context_of(plan)
     record = DataRecord.of("imagefolder", config.dataset_dir, plan.dataset)
     run = RunFolder.open("tools.find", config, one.title, data=record)
     if run.continues and run.file("result.json").exists():
-        return read_json(run.file("result.json"), dict, "the result of a training")
+        return read_json(run.file("result.json"), _Result, "the result of a training")
     provenance = {"source": f"tools.find, {one.method}", "target": one.budget, "unit": "M"}
     provenance["classes"] = list(plan.dataset.names)
     recipe = config.part(ScratchRecipe)
@@ -263,9 +274,8 @@ def as_onnx(trained: Trained, file: Path) -> str | None:
     except UserError as error:
         print(f"no ONNX file: {str(error).removeprefix('--format onnx: ')}", flush=True)
         return None
-    network = export.plain(trained.network)
-    opset = onnx_file.USUAL_OPSET
-    onnx_file.write(file, network, trained.image_size, opset, export.about(trained))
+    size, opset = trained.image_size, onnx_file.USUAL_OPSET
+    onnx_file.write(file, plain(trained.network), size, opset, about(trained))
     return str(file)
 
 

@@ -125,7 +125,7 @@ def by_onnx(file: Path) -> tuple[View, Logits]:
             texts[key] if key == "resize" else parse_json(texts[key], Any, f"{file}: {key}", "JSON")
         )
     view = as_type(found, View, f"{file}", "a file of tools.export: its metadata")
-    return view, onnx_file.runner(file)
+    return view, onnx_file.runner_of(session)
 
 
 @torch.inference_mode()

@@ -93,7 +93,7 @@ class PoolSearch(Search):
     def calibration(self) -> Calibration | None:
         """What the evaluated networks say of the signals; None where these are too few.
 
-        An archive that was begun elsewhere may have networks that the pool has not.
+        An archive that was started elsewhere may have networks that are not in the pool.
         """
         known = [record for record in self.archive if record.genes in self.pool.index]
         if len(known) < FEWEST:

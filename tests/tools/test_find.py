@@ -67,8 +67,11 @@ def test_a_folder_becomes_networks_within_their_budgets(painted, tmp_path, capsy
         assert plan.NEAR * budget <= row["macs_m"] <= budget
         validate.main(["--checkpoint", row["checkpoint"], "--json"])
         assert json.loads(capsys.readouterr().out)["top1"] == row["top1"]
-        predict.main([row["onnx"], str(painted / "red" / "00.png")])
-        assert "red" in capsys.readouterr().out
+        said = []
+        for network in (row["onnx"], row["checkpoint"]):
+            predict.main([network, str(painted / "red" / "00.png")])
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1]
 
     before = Path(rows[0]["checkpoint"]).read_bytes()
     monkeypatch.setattr(find, "train_from_scratch", None)  # all of it is there

@@ -87,7 +87,11 @@ def open_session(model: bytes, device: torch.device = CPU):
 
 def runner(file: Path) -> Callable[[Tensor], Tensor]:
     """`run(images [B, 3, S, S]) -> logits [B, classes]` by onnxruntime on the CPU."""
-    session = open_session(file.read_bytes())
+    return runner_of(open_session(file.read_bytes()))
+
+
+def runner_of(session) -> Callable[[Tensor], Tensor]:
+    """The same, of a session of `open_session`."""
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": as_numpy(images)})[0])
